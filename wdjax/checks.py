@@ -1,0 +1,105 @@
+"""Refusals at build time that let traced values pass."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from wdjax.types import Schedule, Strength
+
+
+def is_known(value: Any) -> bool:
+    """Whether `value` is a number already: not a tracer that `jit`, `vmap` or `grad` carries."""
+    return not isinstance(value, Tracer)
+
+
+def check_number(
+    name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, above: bool = False
+) -> None:
+    """Checks that `value` is a finite scalar in `[low, high]`, or above `low` if `above`.
+
+    A traced value has a shape but no number yet, so only its shape and dtype are checked; its
+    range is the caller's promise.
+
+    Raises:
+      ValueError: if `value` is not a real scalar, or is known and out of range or not finite.
+    """
+    dtype = getattr(value, "dtype", None)
+    real = (
+        isinstance(value, int | float) and not isinstance(value, bool)
+        if dtype is None
+        else jnp.issubdtype(dtype, np.integer) or jnp.issubdtype(dtype, np.floating)
+    )
+    if not real:
+        raise ValueError(f"`{name}` must be a number, got {value!r} of {type(value).__name__}.")
+    if np.shape(value) != ():
+        raise ValueError(
+            f"`{name}` must be a scalar, got shape {np.shape(value)}. "
+            "To try several values at once, vmap over the function that builds with one."
+        )
+    if not is_known(value):
+        return
+    number = float(value)
+    inside = (number > low if above else number >= low) and number <= high
+    if not (math.isfinite(number) and inside):
+        bounds = f"> {low:g}" if above else f">= {low:g}" if math.isfinite(low) else ""
+        bounds += f"{' and ' if bounds else ''}<= {high:g}" if math.isfinite(high) else ""
+        raise ValueError(
+            f"`{name}` must be finite{' and ' + bounds if bounds else ''}, got {name}={number:g}."
+        )
+
+
+def check_strength(name: str, value: Strength) -> None:
+    """Checks that `value` is a scalar and, when it is already known, finite and >= 0.
+
+    Raises:
+      ValueError: if it is not; to disable a penalty or a decay pass 0.
+    """
+    check_number(name, value, low=0.0)
+
+
+def check_strength_or_schedule(name: str, value: Strength | Schedule) -> None:
+    """Checks a strength as `check_strength` does; a schedule (a callable) is let through.
+
+    Raises:
+      ValueError: if `value` is neither a callable nor a known or traced scalar >= 0.
+    """
+    if not callable(value):
+        check_strength(name, value)
+
+
+def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None = None) -> None:
+    """Checks that `value` is a Python or NumPy integer in `[low, high]`.
+
+    Raises:
+      ValueError: if it is not an integer, or out of range.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be an integer, got {value!r}.")
+    if value < low or (high is not None and value > high):
+        bound = f">= {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"`{name}` must be {bound}, got {name}={value}.")
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.4)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_one_of(name: str, value: Any, options: Iterable[str]) -> None:
+    """Checks that `value` is one of `options`.
+
+    Raises:
+      ValueError: if it is not; the message lists the options and names the nearest.
+    """
+    options = list(options)
+    if value not in options:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(options)}; got {value!r}."
+            f"{nearest(value, options)}"
+        )
