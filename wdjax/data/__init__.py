@@ -1,0 +1,1 @@
+"""Data: in memory, from TFDS, streamed, and augmented on the device."""

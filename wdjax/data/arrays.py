@@ -1,0 +1,458 @@
+"""Data that fits in memory: shipped sets, `.npz` and `.csv` files, and what a run does to them."""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from wdjax.checks import check_number, check_one_of, check_positive_int, nearest
+from wdjax.data.files import read_csv, read_npz
+from wdjax.types import Batch
+
+LOSSES = ("cross_entropy", "squared_error")
+CLASS_SETS = ("digits", "breast_cancer", "wine", "iris")
+NUMBER_SETS = ("diabetes",)
+
+
+class Dataset(NamedTuple):
+    """Host arrays with their meaning, before any split; `make_dataset` checks and builds one.
+
+    An image is `[row, column, channel]` of floats, in [0, 1] where it was made of bytes; a table
+    row is `[column]`; a text is `[time]` of integer tokens.
+    """
+
+    name: str
+    inputs: np.ndarray
+    """`[example, ...]`: float32, or int32 tokens."""
+    targets: np.ndarray
+    """`[example]` int32 labels (`[example, time]` for language), or float32 to regress on."""
+    kind: str
+    """`"image"`, `"table"` or `"text"`."""
+    num_outputs: int
+    """Classes, or the numbers to predict per example: 1 for ordinary regression."""
+    class_names: tuple[str, ...] = ()
+    """What label 0, 1, ... is called, where the source says so."""
+    weights: np.ndarray | None = None
+    """float32 >= 0 in the shape of the losses; None counts every example fully."""
+
+
+class Scaling(NamedTuple):
+    """`standardised = (values - mean) * scale`, column by column."""
+
+    mean: Array
+    scale: Array
+
+
+def load_data(
+    name_or_path: str | os.PathLike,
+    *,
+    target: str | None = None,
+    loss: str = "cross_entropy",
+) -> Dataset:
+    """Loads a data set into host memory, checked.
+
+    - `digits` (1,797 images, `[8, 8, 1]`, grey / 16), `breast_cancer`, `wine`, `iris` (tables)
+      and `diabetes` (regression, raw units) ship with scikit-learn;
+    - `FILE.npz` holds arrays `inputs` and `targets` and nothing pickled;
+    - `FILE.csv` has a header; the target is its last column, or the one named `target`.
+
+    Under `"cross_entropy"` targets are labels 0..C-1, or words, which become the labels of their
+    sorted order; under `"squared_error"` they are numbers.
+
+    Raises:
+      ValueError: for an unknown name or column (with the nearest), a file that is missing or
+        cannot be read, or arrays that `make_dataset` refuses.
+    """
+    check_one_of("loss", loss, LOSSES)
+    name, suffix = os.fspath(name_or_path), Path(name_or_path).suffix.lower()
+    if target is not None and suffix != ".csv":
+        raise ValueError(
+            f"`target` names a column of a .csv file, got target={target!r} for data {name!r}; "
+            "leave it out."
+        )
+    if suffix == ".npz":
+        inputs, targets = read_npz(Path(name))
+        return make_dataset(inputs, targets, loss=loss, name=Path(name).stem)
+    if suffix == ".csv":
+        inputs, targets = read_csv(Path(name), target, loss)
+        return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, kind="table")
+    if name in CLASS_SETS + NUMBER_SETS:
+        return _load_shipped(name, loss)
+    known = CLASS_SETS + NUMBER_SETS
+    raise ValueError(
+        f"data {name!r} is neither a data set known here ({', '.join(known)}) nor a path that "
+        f"ends in .npz or .csv.{nearest(name, known)}"
+    )
+
+
+def make_dataset(
+    inputs: np.ndarray | Sequence,
+    targets: np.ndarray | Sequence,
+    *,
+    loss: str = "cross_entropy",
+    name: str = "data",
+    kind: str | None = None,
+    num_outputs: int | None = None,
+    class_names: Sequence[str] = (),
+) -> Dataset:
+    """Checks arrays and gives them their meaning.
+
+    Bytes of three or more axes are images and are divided by 255; an image without a channel
+    axis gets one. Other inputs become float32 as they are, one column if they have one axis.
+
+    Args:
+      inputs: `[example, ...]` numbers.
+      targets: `[example]` labels 0..C-1, each with an example, or words (`"cross_entropy"`);
+        `[example]` or `[example, output]` numbers (`"squared_error"`).
+      kind: `"image"`, `"table"` or `"text"` (tokens, kept as int32); None decides by shape:
+        an image has three or four axes.
+      num_outputs: the number of classes, where `targets` may lack some of them.
+
+    Raises:
+      ValueError: for empty data, different lengths, objects or words among the inputs, values
+        that are not finite (the first is named), or targets that the loss cannot use.
+    """
+    check_one_of("loss", loss, LOSSES)
+    inputs, targets = _plain_array("inputs", inputs), _plain_array("targets", targets)
+    if len(inputs) == 0:
+        raise ValueError("`inputs` holds no examples; give at least one row.")
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"`inputs` has {len(inputs)} examples and `targets` {len(targets)}; "
+            "give one target per example."
+        )
+    if kind is None:
+        kind = "image" if inputs.ndim in (3, 4) else "table"
+    check_one_of("kind", kind, ("image", "table", "text"))
+    inputs = _checked_inputs(inputs, kind)
+    if loss == "squared_error":
+        targets = _checked_numbers(targets)
+        outputs = 1 if targets.ndim == 1 else targets.shape[1]
+        return Dataset(name, inputs, targets, kind, outputs)
+    if targets.dtype.kind in "US":
+        words, targets = np.unique(targets.astype(str), return_inverse=True)
+        class_names = tuple(words.tolist())
+    labels, num_outputs = _checked_labels(targets, num_outputs)
+    return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names))
+
+
+def split_off_test(
+    dataset: Dataset, *, fraction: float = 0.2, seed: int = 0, stratify: bool = True
+) -> tuple[Dataset, Dataset]:
+    """Splits once into a part to choose on and a test part, by scikit-learn's `train_test_split`.
+
+    The test part has `ceil(fraction * n)` examples; with `stratify`, labels keep their shares in
+    both (regression targets are split at random). Equal seeds give equal splits.
+
+    Raises:
+      ValueError: for a fraction that is not within (0, 1) or leaves a part empty, or a class
+        too small to be in both parts.
+    """
+    from sklearn.model_selection import train_test_split
+
+    check_number("fraction", fraction, low=0.0, high=1.0, above=True)
+    num_examples = len(dataset.inputs)
+    num_test = math.ceil(fraction * num_examples)
+    if not 0 < num_test < num_examples:
+        raise ValueError(
+            f"`fraction` = {fraction:g} leaves {num_examples - num_test} of {num_examples} "
+            "examples to choose on; take a smaller fraction or more data."
+        )
+    by_class = stratify and _has_labels(dataset)
+    if by_class:
+        _check_smallest_class(dataset, 2, "be in both the choosing and the test part")
+        if min(num_test, num_examples - num_test) < dataset.num_outputs:
+            raise ValueError(
+                f"`fraction` = {fraction:g} leaves {num_test} test and {num_examples - num_test} "
+                f"choosing examples for {dataset.num_outputs} classes; each part needs one of "
+                "each class: change the fraction, or split with stratify=False."
+            )
+    choose, test = train_test_split(
+        np.arange(num_examples),
+        test_size=num_test,
+        random_state=seed,
+        stratify=dataset.targets if by_class else None,
+    )
+    return take(dataset, np.sort(choose)), take(dataset, np.sort(test))
+
+
+def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """The examples at `rows`, as a data set of the same meaning."""
+    weights = None if dataset.weights is None else dataset.weights[rows]
+    return dataset._replace(
+        inputs=dataset.inputs[rows], targets=dataset.targets[rows], weights=weights
+    )
+
+
+def check_folds(dataset: Dataset, num_folds: int, *, stratify: bool = True) -> None:
+    """Checks that every fold can get an example, and with `stratify` one of every class.
+
+    Raises:
+      ValueError: if `num_folds` is not between 2 and the number of examples, or a class has
+        fewer examples than there are folds.
+    """
+    check_positive_int("folds", num_folds, low=2, high=len(dataset.inputs))
+    if stratify and _has_labels(dataset):
+        _check_smallest_class(dataset, num_folds, f"be in each of {num_folds} folds")
+
+
+def add_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Replaces the labels of `round(fraction * n)` examples by another class, drawn uniformly.
+
+    The examples are drawn without replacement, so exactly that many labels are wrong.
+
+    Raises:
+      ValueError: for a fraction outside [0, 1], targets that are not one label per example, or
+        a single class.
+    """
+    check_number("label_noise", fraction, low=0.0, high=1.0)
+    if not _has_labels(dataset) or dataset.num_outputs < 2:
+        raise ValueError(
+            f"`label_noise` = {fraction:g} needs one label of two or more classes per example; "
+            f"{dataset.name!r} has none. Leave it at 0."
+        )
+    rng = np.random.default_rng(seed)
+    wrong = rng.permutation(len(dataset.targets))[: round(fraction * len(dataset.targets))]
+    shift = rng.integers(1, dataset.num_outputs, len(wrong))
+    targets = dataset.targets.copy()
+    targets[wrong] = (targets[wrong] + shift) % dataset.num_outputs
+    return dataset._replace(targets=targets)
+
+
+def as_images_32(dataset: Dataset) -> Dataset:
+    """Images as `[32, 32, 3]`: resized linearly, a single channel repeated three times.
+
+    The article's CNN is defined on that size; images that have it are returned untouched.
+
+    Raises:
+      ValueError: if the data are not images of one or three channels.
+    """
+    shape = dataset.inputs.shape[1:]
+    if dataset.kind != "image" or shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{dataset.name!r} holds {dataset.kind} data of shape {shape} per example; only "
+            "images of one or three channels can become 32x32x3: choose a model for "
+            f"{dataset.kind} data, such as the MLP."
+        )
+    if shape == (32, 32, 3):
+        return dataset
+    resized = jax.image.resize(
+        dataset.inputs, (len(dataset.inputs), 32, 32, shape[-1]), method="linear"
+    )
+    images = np.asarray(resized, np.float32)
+    return dataset._replace(inputs=np.repeat(images, 3 // shape[-1], axis=-1))
+
+
+def to_batch(dataset: Dataset) -> Batch:
+    """The whole data set on the device; weights are ones where the data set has none."""
+    weights = np.ones(len(dataset.inputs), np.float32)
+    return Batch(
+        jnp.asarray(dataset.inputs),
+        jnp.asarray(dataset.targets),
+        jnp.asarray(weights if dataset.weights is None else dataset.weights),
+    )
+
+
+def hash_of(dataset: Dataset) -> str:
+    """The SHA-256 of the arrays: dtypes, shapes and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for array in (dataset.inputs, dataset.targets, dataset.weights):
+        if array is not None:
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{little.dtype.str}{little.shape}".encode())
+            digest.update(little.tobytes())
+    return digest.hexdigest()
+
+
+def standardize(train: Batch, valid: Batch, *, inputs: bool, targets: bool) -> tuple[Batch, Batch]:
+    """Gives each column weighted mean 0 and standard deviation 1 on `train`; both are mapped.
+
+        (x - mean) / sqrt(sum_i w_i (x_i - mean)^2 / sum_i w_i),  mean = sum_i w_i x_i / sum_i w_i
+
+    A penalty means nothing on unscaled columns. A column that is constant on `train` becomes 0
+    in both, and so do rows of weight 0, whatever they held. Pure, so a fold can be standardised
+    inside the compiled program.
+    """
+    for field, wanted in (("inputs", inputs), ("targets", targets)):
+        if wanted:
+            scaling = measure_scaling(getattr(train, field), train.weights)
+            train, valid = (
+                part._replace(**{field: apply_scaling(getattr(part, field), part.weights, scaling)})
+                for part in (train, valid)
+            )
+    return train, valid
+
+
+def measure_scaling(values: Array, weights: Array) -> Scaling:
+    """The weighted mean and inverse standard deviation of each column.
+
+    Args:
+      values: `[batch, ...]`; each position of the trailing axes is a column.
+      weights: `[batch]`, >= 0; rows of weight 0 count nothing, even if they hold NaN.
+    """
+    counts = _per_row(weights > 0, values)
+    shares = _per_row(weights / jnp.where(jnp.any(weights > 0), jnp.sum(weights), 1.0), values)
+    values = jnp.where(counts, values, 0)
+    mean = jnp.sum(shares * values, axis=0)
+    variance = jnp.sum(shares * jnp.where(counts, values - mean[None], 0) ** 2, axis=0)
+    # Rounding gives a constant column a tiny variance, so constancy is asked of the values.
+    low = jnp.min(jnp.where(counts, values, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(counts, values, -jnp.inf), axis=0)
+    varies = (high > low) & (variance > 0)
+    scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    return Scaling(mean, scale)
+
+
+def apply_scaling(values: Array, weights: Array, scaling: Scaling) -> Array:
+    """`(values - mean) * scale`, and 0 in rows of weight 0."""
+    counts = _per_row(weights > 0, values)
+    centred = jnp.where(counts, values, 0) - scaling.mean[None]
+    return jnp.where(counts, centred * scaling.scale[None], 0)
+
+
+def _per_row(rows: Array, values: Array) -> Array:
+    return rows.reshape(rows.shape + (1,) * (values.ndim - 1))
+
+
+def _has_labels(dataset: Dataset) -> bool:
+    return dataset.targets.ndim == 1 and dataset.targets.dtype.kind == "i"
+
+
+def _check_smallest_class(dataset: Dataset, needed: int, purpose: str) -> None:
+    sizes = np.bincount(dataset.targets, minlength=dataset.num_outputs)
+    sizes = np.where(sizes == 0, len(dataset.targets), sizes)
+    smallest = int(np.argmin(sizes))
+    if sizes[smallest] < needed:
+        called = f" ({dataset.class_names[smallest]})" if dataset.class_names else ""
+        raise ValueError(
+            f"class {smallest}{called} of {dataset.name!r} has {sizes[smallest]} examples and "
+            f"needs {needed} to {purpose}; ask for less, or do not stratify."
+        )
+
+
+def _load_shipped(name: str, loss: str) -> Dataset:
+    from sklearn import datasets
+
+    wanted = "squared_error" if name in NUMBER_SETS else "cross_entropy"
+    if loss != wanted:
+        what = "numbers" if name in NUMBER_SETS else "classes"
+        raise ValueError(
+            f"`loss` = {loss} does not fit the data set {name!r}, whose targets are {what}; "
+            f"use {wanted}."
+        )
+    options = {"scaled": False} if name == "diabetes" else {}
+    bunch = getattr(datasets, f"load_{name}")(**options)
+    inputs = bunch.images[..., None] / 16 if name == "digits" else bunch.data
+    names = [] if name in NUMBER_SETS else [str(n) for n in bunch.target_names]
+    return make_dataset(inputs, bunch.target, loss=loss, name=name, class_names=names)
+
+
+def _plain_array(name: str, values: np.ndarray | Sequence) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be one array, every row of one shape: {error}") from None
+    if array.dtype.kind == "O":
+        raise ValueError(
+            f"`{name}` holds Python objects; give an array of numbers"
+            f"{' or of strings' if name == 'targets' else ''}, every row of one shape."
+        )
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have a leading axis of examples, got one {array!r}.")
+    return array
+
+
+def _checked_inputs(inputs: np.ndarray, kind: str) -> np.ndarray:
+    if inputs.dtype.kind not in "buif":
+        raise ValueError(
+            f"`inputs` must be real numbers, got dtype {inputs.dtype}; turn words into numbers "
+            "(one column per value) first."
+        )
+    if kind == "text":
+        if inputs.dtype.kind not in "ui":
+            raise ValueError(f"`inputs` of kind text must be integers, got dtype {inputs.dtype}.")
+        return inputs.astype(np.int32)
+    if inputs.ndim > 4 or (kind == "image" and inputs.ndim < 3):
+        raise ValueError(
+            f"`inputs` has shape {inputs.shape}; tables are [example, column] and images "
+            "[example, row, column] or [example, row, column, channel]."
+        )
+    if inputs.size == 0:
+        raise ValueError(f"`inputs` has shape {inputs.shape}; give at least one column.")
+    pixels = kind == "image" and inputs.dtype == np.uint8
+    with np.errstate(over="ignore"):
+        inputs = inputs.astype(np.float32) / (np.float32(255) if pixels else np.float32(1))
+    _check_finite("inputs", inputs)
+    if inputs.ndim == 1 or (kind == "image" and inputs.ndim == 3):
+        inputs = inputs[..., None]
+    return inputs
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        place = np.argwhere(~np.isfinite(values))[0]
+        where = f"row {place[0]}" + (
+            f", column {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
+        )
+        raise ValueError(
+            f"`{name}` must be finite, got {values[tuple(place)]} at {where} (counted from 0); "
+            "remove or fill such rows first."
+        )
+
+
+def _checked_numbers(targets: np.ndarray) -> np.ndarray:
+    if targets.dtype.kind not in "buif":
+        raise ValueError(
+            f"`targets` must be numbers under loss squared_error, got dtype {targets.dtype}; "
+            "use loss cross_entropy for classes."
+        )
+    with np.errstate(over="ignore"):
+        targets = targets.astype(np.float32)
+    if targets.ndim > 2:
+        raise ValueError(
+            f"`targets` has shape {targets.shape}; give [example] or [example, output]."
+        )
+    _check_finite("targets", targets)
+    return targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
+
+
+def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.ndarray, int]:
+    if targets.dtype.kind not in "bui":
+        raise ValueError(
+            f"`targets` must be integer labels under loss cross_entropy, got dtype "
+            f"{targets.dtype} ({targets.flat[0]} first); convert them with targets.astype(int), "
+            "or use loss squared_error to predict numbers."
+        )
+    if targets.ndim != 1:
+        raise ValueError(
+            f"`targets` has shape {targets.shape}; give one label per example, shape "
+            f"({len(targets)},). From one-hot rows: targets.argmax(axis=1)."
+        )
+    high = int(targets.max()) + 1 if num_outputs is None else num_outputs
+    outside = np.flatnonzero((targets < 0) | (targets >= high))
+    if len(outside):
+        raise ValueError(
+            f"`targets` must be labels 0..{max(high, 1) - 1}, got {targets[outside[0]]} at row "
+            f"{outside[0]}; renumber them with np.unique(targets, return_inverse=True)[1]."
+        )
+    if num_outputs is None:
+        present = np.unique(targets)
+        if len(present) < high:
+            missing = np.setdiff1d(np.arange(len(present)), present)[0]
+            raise ValueError(
+                f"`targets` goes up to {high - 1}, but no example has label {missing}; labels "
+                "must be 0..C-1: renumber them with np.unique(targets, return_inverse=True)[1]."
+            )
+    if high < 2:
+        raise ValueError(
+            "`targets` holds a single class; cross_entropy needs two or more, or use loss "
+            "squared_error to predict a number."
+        )
+    return targets.astype(np.int32), high
