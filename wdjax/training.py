@@ -1,0 +1,235 @@
+"""A whole run as one pure function of its numbers: a scan over epochs of a scan over steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from wdjax.checks import check_positive_int
+from wdjax.losses import regularized_loss, without_dead_rows
+from wdjax.step import init_state, make_train_step
+from wdjax.types import Batch, ExampleLoss, Fit, HParams, Model, Parts, PenaltyFn, is_inexact
+
+FitFn = Callable[[HParams, Batch, Array], Fit]
+"""`fit(hparams, train, key) -> Fit`, pure."""
+
+ScoreFn = Callable[[Fit, Batch], PyTree]
+"""`score(fit, batch) -> scalar or tree of scalars`; of a loss, lower is better."""
+
+
+def make_fit(
+    model: Model | Callable[[HParams], Model],
+    example_loss: ExampleLoss,
+    *,
+    make_tx: Callable[[HParams], optax.GradientTransformation],
+    num_epochs: int,
+    batch_size: int,
+    make_penalty: Callable[[HParams], PenaltyFn] | None = None,
+    make_example_weight: Callable[[HParams], Callable] | None = None,
+    part_weights: Parts = None,
+    augment: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+    observe: Callable[[Fit], PyTree] | None = None,
+) -> FitFn:
+    """Builds `fit(hparams, train, key) -> Fit`: a whole training run as one pure function.
+
+    Every epoch visits the examples in a new random order, `n // batch_size` batches of one
+    size; the remainder waits for another epoch. The function is not compiled: `jit` it, `vmap`
+    it over numbers, hand it to `cross_validate`. It is differentiable in every number, forward
+    and reverse (with Adam, pass `optax.scale_by_adam(eps_root=1e-12)`: without it a second
+    moment of exactly zero, which one dead pixel makes, has a derivative of NaN).
+
+    Args:
+      model: a `Model`, or `hparams -> Model` where a number reaches inside (a dropout rate).
+      example_loss: `(outputs, targets) -> losses[batch]`.
+      make_tx: `hparams -> optax transformation`, learning rate and decay included.
+      num_epochs: passes over the training part, >= 1.
+      batch_size: examples a step, >= 1 and at most the rows of `train`.
+      make_penalty: `hparams -> (params -> scalar)`, such as `lambda h: l2_penalty(h["strength"])`.
+      make_example_weight: `hparams -> ((outputs, batch, augment_strength) -> weights[batch])`.
+        They multiply `batch.weights`. The gradient of a step does not pass through them; a
+        derivative of the run in `hparams` does.
+      part_weights: multipliers of each leaf's own data loss, see `regularized_loss`.
+      augment: `(key, example) -> (example, strength)` for one example, strength a scalar.
+      observe: `Fit -> tree`, called after each epoch with the params so far; the results are
+        stacked in `history["observed"]`. It sees; it does not change the run.
+
+    Raises:
+      ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1; in `fit`, if
+        the batch is larger than the training part.
+    """
+    check_positive_int("num_epochs", num_epochs)
+    check_positive_int("batch_size", batch_size)
+
+    def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
+        train = jax.tree.map(jnp.asarray, train)
+        num_steps = steps_per_epoch(train, batch_size)
+        init_key, order_key, augment_key, step_key = jax.random.split(key, 4)
+        run_model = model if isinstance(model, Model) else model(hparams)
+        tx = make_tx(hparams)
+        penalty = None if make_penalty is None else make_penalty(hparams)
+        step = make_train_step(
+            regularized_loss(run_model, example_loss, penalty, part_weights=part_weights), tx
+        )
+        reweigh = None if make_example_weight is None else make_example_weight(hparams)
+        params, model_state = run_model.init(init_key, _first_rows(train.inputs, batch_size))
+        state = init_state(params, tx, model_state=model_state, key=step_key)
+
+        def one_step(state, rows):
+            batch = jax.tree.map(lambda x: x[rows], train)
+            strength = jnp.zeros(batch_size)
+            if augment is not None:
+                keys = jax.random.split(jax.random.fold_in(augment_key, state.step), batch_size)
+                inputs, strength = jax.vmap(augment)(keys, batch.inputs)
+                batch = batch._replace(inputs=inputs)
+            if reweigh is not None:
+                batch = _reweighed(reweigh, run_model, state, batch, strength)
+            state, metrics = step(state, batch)
+            return state, {name: metrics[name] for name in (*_RECORDED, "denominator")}
+
+        def one_epoch(state, epoch_key):
+            order = jax.random.permutation(epoch_key, train.weights.shape[0])
+            order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+            state, steps = jax.lax.scan(one_step, state, order)
+            epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED}
+            if observe is not None:
+                epoch["observed"] = observe(Fit(state.params, state.model_state, {}))
+            return state, epoch
+
+        state, history = jax.lax.scan(one_epoch, state, jax.random.split(order_key, num_epochs))
+        return Fit(state.params, state.model_state, history)
+
+    return fit
+
+
+def steps_per_epoch(train: Batch, batch_size: int) -> int:
+    """How many whole batches the training part holds.
+
+    Raises:
+      ValueError: if it holds none.
+    """
+    num_examples = train.weights.shape[0]
+    if batch_size > num_examples:
+        raise ValueError(
+            f"`batch_size` must be at most the {num_examples} examples of the training part, got "
+            f"batch_size={batch_size}."
+        )
+    return num_examples // batch_size
+
+
+def make_score(model: Model, *, batch_size: int | None = None, **measures: Callable) -> ScoreFn:
+    """Builds `score(fit, batch) -> {name: weighted mean}`, evaluated without dropout.
+
+        score = sum_i w_i measure(f(params, x_i), y_i) / sum_i w_i
+
+    Example: `make_score(model, loss=cross_entropy, accuracy=is_correct)`.
+
+    Args:
+      model: its `apply` is called with `train=False`.
+      batch_size: rows at a time, which bounds memory; by default all at once.
+      measures: each `(outputs, targets) -> values[batch]`, one number per example.
+
+    Raises:
+      ValueError: at build, without a measure or for a batch size below 1.
+    """
+    if not measures:
+        raise ValueError("`make_score` needs at least one measure, such as loss=cross_entropy.")
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
+
+    def sums(fit, batch):
+        counts = batch.weights > 0
+        inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
+        outputs, _ = model.apply(fit.params, fit.model_state, inputs, key=None, train=False)
+        of = lambda m: jnp.sum(jnp.where(counts, batch.weights * m(outputs, targets), 0))
+        return {name: of(measure) for name, measure in measures.items()}
+
+    def score(fit: Fit, batch: Batch) -> dict[str, Array]:
+        batch = jax.tree.map(jnp.asarray, batch)
+        num_examples = batch.weights.shape[0]
+        if batch_size is None or batch_size >= num_examples:
+            totals = sums(fit, batch)
+        else:
+            blocks = jax.tree.map(lambda x: _in_blocks(x, batch_size), batch)
+            totals = jax.lax.map(lambda block: sums(fit, block), blocks)
+            totals = {name: jnp.sum(values) for name, values in totals.items()}
+        denominator = jnp.sum(batch.weights)
+        return {name: t / jnp.where(denominator > 0, denominator, 1) for name, t in totals.items()}
+
+    return score
+
+
+def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, Batch, Array], Any]:
+    """Builds `fit_and_score(hparams, train, valid, key)`, what `cross_validate` runs.
+
+    Returns `score(fit, valid)`. If that is a dict, the same is taken on the training part, with
+    `train_` before its names: the gap between the two is what decay is about. A run whose
+    params or scores are not finite has diverged: every score of it is NaN, accuracy included.
+    """
+
+    def fit_and_score(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+        result = fit(hparams, train, key)
+        scores = score(result, valid)
+        if isinstance(scores, dict):
+            on_train = {f"train_{name}": value for name, value in score(result, train).items()}
+            scores = {**scores, **on_train}
+        return nan_if_diverged(scores, result.params)
+
+    return fit_and_score
+
+
+def nan_if_diverged(scores: PyTree, params: PyTree) -> PyTree:
+    """`scores`, or NaN for each of them if any of them, or of the params, is not finite."""
+    numbers = [leaf for leaf in jax.tree.leaves((scores, params)) if is_inexact(leaf)]
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+    return jax.tree.map(lambda s: jnp.where(finite, s, jnp.nan), scores)
+
+
+def is_correct(logits: Array, targets: Array) -> Array:
+    """1.0 where the largest logit is the target's, else 0.0; `[batch, label] -> [batch]`."""
+    if targets.shape == logits.shape:
+        targets = jnp.argmax(targets, axis=-1)
+    return (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
+
+
+_RECORDED = ("loss", "data_loss", "penalty")
+
+
+def _mean_over_steps(steps: dict[str, Array], name: str) -> Array:
+    """The epoch's mean of a metric; a step counts by the weights of its examples."""
+    shares = steps["denominator"]
+    total = jnp.sum(shares)
+    return jnp.sum(shares * steps[name]) / jnp.where(total > 0, total, 1)
+
+
+def _reweighed(reweigh: Callable, model: Model, state: Any, batch: Batch, strength: Array) -> Batch:
+    """The batch with weights times `reweigh(outputs, batch, strength)`.
+
+    The outputs are computed outside the differentiated loss, so the step's gradient treats the
+    weights as constants while a derivative of the whole run still sees them. They are the same
+    operations as the loss's own forward pass, which the compiler shares.
+    """
+    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    outputs, _ = model.apply(
+        state.params, state.model_state, batch.inputs, key=key, train=True
+    )
+    weights = reweigh(outputs, batch, strength)
+    if jnp.shape(weights) != batch.weights.shape:
+        raise ValueError(
+            f"`make_example_weight` gave weights of shape {jnp.shape(weights)}; expected "
+            f"{batch.weights.shape}, one per example."
+        )
+    return batch._replace(weights=batch.weights * weights)
+
+
+def _first_rows(inputs: PyTree, num_rows: int) -> PyTree:
+    return jax.tree.map(lambda x: x[:num_rows], inputs)
+
+
+def _in_blocks(leaf: Array, size: int) -> Array:
+    """`[batch, ...] -> [block, size, ...]`, the last block filled up with zeros (weight 0)."""
+    missing = -leaf.shape[0] % size
+    padded = jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+    return padded.reshape(-1, size, *leaf.shape[1:])
