@@ -1,0 +1,135 @@
+"""Folds: index arrays of one shape, so that one program serves them all."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Int
+
+from wdjax.checks import check_positive_int, is_known
+from wdjax.types import Batch
+
+
+class Folds(NamedTuple):
+    """Which rows train and which validate, fold by fold.
+
+    Index arrays `[fold, n]`, n the longest; shorter folds are padded with an index that the
+    mask marks 0 (it points at a real row, so that gathering is safe).
+    """
+
+    train: Int[Array, "fold n"]
+    train_mask: Bool[Array, "fold n"]
+    valid: Int[Array, "fold m"]
+    valid_mask: Bool[Array, "fold m"]
+
+
+def kfold(
+    key: Array, num_examples: int, num_folds: int, *, stratify: ArrayLike | None = None
+) -> Folds:
+    """Deals the examples out to `num_folds` held-out parts, at random.
+
+    Shuffle, sort by class (stably), deal like cards: fold sizes differ by at most one, and with
+    `stratify` so do the counts of each class. Pure: the same key gives the same folds.
+
+    Args:
+      key: a `jax.random.key`.
+      num_examples: n >= num_folds.
+      num_folds: 2 <= num_folds.
+      stratify: class of each example, integers `[n]`; by default classes are ignored.
+
+    Raises:
+      ValueError: if the folds are fewer than 2 or more than the examples, or than the smallest
+        class where that is known; if `stratify` is not `[n]` integers.
+    """
+    check_positive_int("num_folds", num_folds, low=2, high=num_examples)
+    order = jax.random.permutation(key, num_examples)
+    if stratify is not None:
+        classes = _checked_classes(stratify, num_examples, num_folds)
+        order = order[jnp.argsort(classes[order], stable=True)]
+    dealt = jnp.arange(num_examples) % num_folds
+    fold_of = jnp.zeros(num_examples, jnp.int32).at[order].set(dealt)
+    num_valid, num_train = -(-num_examples // num_folds), num_examples - num_examples // num_folds
+
+    def one(fold):
+        held_out = fold_of == fold
+        size = jnp.sum(held_out)
+        return Folds(
+            train=jnp.argsort(held_out, stable=True)[:num_train],
+            train_mask=jnp.arange(num_train) < num_examples - size,
+            valid=jnp.argsort(~held_out, stable=True)[:num_valid],
+            valid_mask=jnp.arange(num_valid) < size,
+        )
+
+    return jax.vmap(one)(jnp.arange(num_folds))
+
+
+def folds_from_splits(pairs: Iterable[tuple[Any, Any]]) -> Folds:
+    """Takes the `(train, valid)` index pairs of any scikit-learn splitter.
+
+    Example: `folds_from_splits(GroupKFold(5).split(x, y, groups))`.
+
+    Raises:
+      ValueError: if there is no pair, a part is empty, not of integers, or shares a row with
+        its partner.
+    """
+    checked = []
+    for fold, (train, valid) in enumerate(pairs):
+        train, valid = np.asarray(train), np.asarray(valid)
+        for name, part in (("train", train), ("valid", valid)):
+            if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer) or part.size == 0:
+                raise ValueError(
+                    f"`pairs` must hold non-empty integer index arrays; {name} of fold {fold} has "
+                    f"dtype {part.dtype} and shape {part.shape}."
+                )
+        shared = np.intersect1d(train, valid)
+        if shared.size:
+            raise ValueError(
+                f"`pairs`: fold {fold} validates on {shared.size} rows it trains on, the first "
+                f"is row {shared[0]}; a held-out part must be held out."
+            )
+        checked.append((train, valid))
+    if not checked:
+        raise ValueError("`pairs` is empty; give at least one (train, valid) pair of indices.")
+    train, train_mask = _padded([train for train, _ in checked])
+    valid, valid_mask = _padded([valid for _, valid in checked])
+    return Folds(train, train_mask, valid, valid_mask)
+
+
+def take(data: Batch, index: Array, mask: Array) -> Batch:
+    """The rows `index` of `data`; those whose mask is 0 get weight 0."""
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[index], data)
+    mask = mask.reshape(mask.shape + (1,) * (batch.weights.ndim - mask.ndim))
+    return batch._replace(weights=jnp.where(mask, batch.weights, 0))
+
+
+def _checked_classes(stratify: ArrayLike, num_examples: int, num_folds: int) -> Array:
+    if np.shape(stratify) != (num_examples,):
+        raise ValueError(
+            f"`stratify` must have shape ({num_examples},), one class per example; got "
+            f"{np.shape(stratify)}."
+        )
+    classes = jnp.asarray(stratify)
+    if not jnp.issubdtype(classes.dtype, np.integer):
+        raise ValueError(
+            f"`stratify` must be integer classes, got {classes.dtype}; leave it out for a "
+            "regression target."
+        )
+    if is_known(classes):
+        names, counts = np.unique(np.asarray(classes), return_counts=True)
+        smallest = int(np.argmin(counts))
+        if counts[smallest] < num_folds:
+            raise ValueError(
+                f"`num_folds` must be at most {counts[smallest]}, the size of the smallest class "
+                f"({names[smallest]}), under stratification; got num_folds={num_folds}. Use fewer "
+                "folds, or leave `stratify` out."
+            )
+    return classes
+
+
+def _padded(parts: list[np.ndarray]) -> tuple[Array, Array]:
+    longest = max(part.size for part in parts)
+    index = np.stack([np.resize(part, longest) for part in parts])
+    mask = np.stack([np.arange(longest) < part.size for part in parts])
+    return jnp.asarray(index, jnp.int32), jnp.asarray(mask)

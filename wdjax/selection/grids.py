@@ -1,0 +1,82 @@
+"""Grids: the candidates, a dict of arrays with one leading axis that remembers its shape."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Grid(dict):
+    """A flat grid, `{name: values[row]}`; `shape` says how the rows were made.
+
+    `grid.shape` is `{name: number of values}` in the order of the axes, the last one fastest;
+    its product is the number of rows.
+    """
+
+    def __init__(self, values: Mapping[str, Any], shape: Mapping[str, int]):
+        super().__init__(values)
+        self.shape = dict(shape)
+
+    @property
+    def num_rows(self) -> int:
+        """How many candidates there are."""
+        return int(np.prod(list(self.shape.values())))
+
+    def row(self, index: int) -> dict[str, float]:
+        """The numbers of one candidate, as Python floats."""
+        return {name: float(np.asarray(values)[index]) for name, values in self.items()}
+
+
+jax.tree_util.register_pytree_with_keys(
+    Grid,
+    lambda grid: (
+        [(jax.tree_util.DictKey(name), value) for name, value in grid.items()],
+        (tuple(grid), tuple(grid.shape.items())),
+    ),
+    lambda aux, values: Grid(dict(zip(aux[0], values, strict=True)), dict(aux[1])),
+)
+
+
+def grid_product(**axes: Any) -> Grid:
+    """Builds the grid of every combination, flat: `grid_product(strength=[0, 1], slope=[1, 2])`.
+
+    Args:
+      axes: each a sequence of finite numbers without repetition, or one number. They become
+        float64 arrays with one leading axis, the last axis fastest.
+
+    Raises:
+      ValueError: if there is no axis, or one is empty, not numeric, not finite, holds a value
+        twice, or is a strength below zero (an axis named `strength` or ending in `_strength`).
+    """
+    if not axes:
+        raise ValueError("`grid_product` needs at least one axis, such as strength=[0, 1e-3].")
+    checked = {name: _checked_axis(name, values) for name, values in axes.items()}
+    rows = list(itertools.product(*checked.values()))
+    columns = zip(*rows, strict=True)
+    # Kept in float64, as typed; a program takes them in its own default dtype.
+    flat = {name: np.array(c, np.float64) for name, c in zip(checked, columns, strict=True)}
+    return Grid(flat, {name: len(values) for name, values in checked.items()})
+
+
+def _checked_axis(name: str, values: Any) -> list[float]:
+    axis = np.atleast_1d(np.asarray(values))
+    if axis.size and axis.dtype.kind not in "iuf":
+        raise ValueError(f"`{name}` must hold numbers, got {values!r}.")
+    axis = axis.astype(np.float64)
+    if axis.ndim != 1 or axis.size == 0:
+        raise ValueError(
+            f"`{name}` must hold at least one number along one axis, got shape {axis.shape}."
+        )
+    if not np.all(np.isfinite(axis)):
+        bad = axis[~np.isfinite(axis)][0]
+        raise ValueError(f"`{name}` must hold finite numbers, got {bad:g}.")
+    if (name == "strength" or name.endswith("_strength")) and np.any(axis < 0):
+        raise ValueError(f"`{name}` must be >= 0, got {axis[axis < 0][0]:g}; 0 switches it off.")
+    seen, counts = np.unique(axis, return_counts=True)
+    if np.any(counts > 1):
+        raise ValueError(
+            f"`{name}` holds {seen[counts > 1][0]:g} twice; each candidate may stand once."
+        )
+    return axis.tolist()
