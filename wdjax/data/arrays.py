@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, nearest
 from wdjax.data.files import read_csv, read_npz
@@ -93,8 +93,8 @@ def load_data(
 
 
 def make_dataset(
-    inputs: np.ndarray | Sequence,
-    targets: np.ndarray | Sequence,
+    inputs: ArrayLike | Sequence,
+    targets: ArrayLike | Sequence,
     *,
     loss: str = "cross_entropy",
     name: str = "data",
@@ -158,6 +158,7 @@ def split_off_test(
     from sklearn.model_selection import train_test_split
 
     check_number("fraction", fraction, low=0.0, high=1.0, above=True)
+    check_positive_int("seed", seed, low=0, high=2**32 - 1)
     num_examples = len(dataset.inputs)
     num_test = math.ceil(fraction * num_examples)
     if not 0 < num_test < num_examples:
@@ -218,6 +219,7 @@ def add_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
             f"`label_noise` = {fraction:g} needs one label of two or more classes per example; "
             f"{dataset.name!r} has none. Leave it at 0."
         )
+    check_positive_int("seed", seed, low=0)
     rng = np.random.default_rng(seed)
     wrong = rng.permutation(len(dataset.targets))[: round(fraction * len(dataset.targets))]
     shift = rng.integers(1, dataset.num_outputs, len(wrong))
@@ -290,13 +292,14 @@ def standardize(train: Batch, valid: Batch, *, inputs: bool, targets: bool) -> t
     return train, valid
 
 
-def measure_scaling(values: Array, weights: Array) -> Scaling:
+def measure_scaling(values: ArrayLike, weights: ArrayLike) -> Scaling:
     """The weighted mean and inverse standard deviation of each column.
 
     Args:
       values: `[batch, ...]`; each position of the trailing axes is a column.
       weights: `[batch]`, >= 0; rows of weight 0 count nothing, even if they hold NaN.
     """
+    values, weights = jnp.asarray(values), jnp.asarray(weights)
     counts = _per_row(weights > 0, values)
     shares = _per_row(weights / jnp.where(jnp.any(weights > 0), jnp.sum(weights), 1.0), values)
     values = jnp.where(counts, values, 0)
@@ -310,9 +313,10 @@ def measure_scaling(values: Array, weights: Array) -> Scaling:
     return Scaling(mean, scale)
 
 
-def apply_scaling(values: Array, weights: Array, scaling: Scaling) -> Array:
+def apply_scaling(values: ArrayLike, weights: ArrayLike, scaling: Scaling) -> Array:
     """`(values - mean) * scale`, and 0 in rows of weight 0."""
-    counts = _per_row(weights > 0, values)
+    values = jnp.asarray(values)
+    counts = _per_row(jnp.asarray(weights) > 0, values)
     centred = jnp.where(counts, values, 0) - scaling.mean[None]
     return jnp.where(counts, centred * scaling.scale[None], 0)
 
@@ -354,7 +358,7 @@ def _load_shipped(name: str, loss: str) -> Dataset:
     return make_dataset(inputs, bunch.target, loss=loss, name=name, class_names=names)
 
 
-def _plain_array(name: str, values: np.ndarray | Sequence) -> np.ndarray:
+def _plain_array(name: str, values: ArrayLike | Sequence) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import csv
 import math
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
       ValueError: if the file is missing or damaged, lacks one of them, or pickles objects.
     """
     _check_file(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} is no .npz file; save it with np.savez.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in ("inputs", "targets"):
@@ -26,7 +29,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
                         " save it with np.savez(path, inputs=..., targets=...)."
                     )
             return _read_array(path, arrays, "inputs"), _read_array(path, arrays, "targets")
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as .npz ({error}); save it again with np.savez."
         ) from None
@@ -62,7 +65,8 @@ def read_csv(path: Path, target: str | None, loss: str) -> tuple[np.ndarray, np.
     _check_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(i, row) for i, row in enumerate(csv.reader(file), 1) if any(row)]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if any(row)]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as UTF-8 .csv ({error}).") from None
     if len(rows) < 2:
