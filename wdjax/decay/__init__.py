@@ -1,0 +1,43 @@
+"""Decay of weights: optax gradient transformations that go after the learning rate."""
+
+from wdjax.decay.kernel import (
+    DecayState,
+    Reference,
+    average_of_params,
+    cautious,
+    cautious_decay,
+    corrected_decay,
+    corrected_rate,
+    decay_to_average,
+    decay_to_initial,
+    decay_to_one,
+    decay_weights,
+    decoupled_decay,
+    decoupled_rate,
+    huber,
+    huber_decay,
+    independent_decay,
+    independent_rate,
+    initial_params,
+)
+
+__all__ = [
+    "DecayState",
+    "Reference",
+    "average_of_params",
+    "cautious",
+    "cautious_decay",
+    "corrected_decay",
+    "corrected_rate",
+    "decay_to_average",
+    "decay_to_initial",
+    "decay_to_one",
+    "decay_weights",
+    "decoupled_decay",
+    "decoupled_rate",
+    "huber",
+    "huber_decay",
+    "independent_decay",
+    "independent_rate",
+    "initial_params",
+]

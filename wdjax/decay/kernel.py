@@ -1,0 +1,612 @@
+"""The decay kernel: rate x part x gate x shape of the distance to a reference."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from wdjax.checks import check_number, check_strength, check_strength_or_schedule, is_known
+from wdjax.parts import leaf_path, resolve_parts
+from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
+
+Gate = Callable[[Array, Array], Array]
+"""`(update, pull) -> share in [0, 1]`, elementwise: how much of the pull each weight feels."""
+
+Shape = Callable[[Array], Array]
+"""`params - reference -> pull`, elementwise: the derivative of the penalty per unit strength."""
+
+
+class Reference(NamedTuple):
+    """What the weights are drawn to, where it has to be kept between steps.
+
+    init: `params -> kept`, a tree in the structure of the params, copied.
+    follow: `(kept, params) -> kept`, before each update.
+    """
+
+    init: Callable[[Params], PyTree]
+    follow: Callable[[PyTree, Params], PyTree]
+
+
+class DecayState(NamedTuple):
+    """The same tree whether rates are numbers or schedules."""
+
+    step: Int[Array, ""]
+    """Updates made so far: the schedules' argument."""
+    reference: PyTree
+    """What the weights are drawn to; an empty tuple where nothing has to be kept."""
+
+
+def decay_weights(
+    rate: Strength | Schedule,
+    *,
+    parts: Parts = None,
+    gate: Gate | None = None,
+    reference: Any = None,
+    shape: Shape | None = None,
+) -> optax.GradientTransformation:
+    """Draws each weight towards its reference by a fraction of the distance, every step.
+
+        update <- update - c_t * m_leaf * gate(update, pull) * pull
+        pull = shape(params - reference)
+
+    With no other update, no gate, no shape and no reference, the weights after T steps are
+    `params_0 * prod_t (1 - c_t * m_leaf)`. It acts on the finished update, so it goes **after**
+    the learning rate in the chain; before it, the sign is wrong and the weights grow. It keeps
+    tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys and nodes
+    hidden by `optax.masked` alone.
+
+    Args:
+      rate: c_t, the fraction removed per step, a number (traced or not) or `step -> c_t`. What
+        multiplies what is in its making: `decoupled_rate`, `independent_rate`,
+        `corrected_rate`; `lambda t: strength * learning_rate(t) ** p` is any other exponent.
+      parts: how much each leaf counts (`wdjax.parts.resolve_parts`); by default every leaf 1.0.
+      gate: `(update, pull) -> share` of each weight's pull that is applied, such as `cautious`;
+        by default all of it. `update` is what will be added to the params.
+      reference: what the weights are drawn to: None for zero; a number (1.0 for norm gains); a
+        tree like the params; or a `Reference`, `initial_params` or `average_of_params(0.999)`.
+      shape: the pull at a distance, such as `huber(0.1)`; by default the distance itself (L2).
+        `jax.numpy.sign` is the subgradient of L1.
+
+    Raises:
+      ValueError: at build, for a rate that is not a scalar, or is known and negative, not
+        finite or >= 2 (each step would overshoot and grow the weights); in `init`, for parts or
+        a reference tree that do not fit the params; in `update`, when `params` is missing; in
+        both, for a schedule that is known to give such a rate.
+
+    Warns:
+      UserWarning: if a known rate is in [1, 2): the weights change sign at every step.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, for the decay beside the update.
+    """
+    check_strength_or_schedule("rate", rate)
+    _check_function("gate", gate)
+    _check_function("shape", shape)
+    _check_not_injected(parts)
+    keeper = _as_keeper(reference)
+    constant = 0.0 if reference is None else reference
+    if parts is None and not callable(rate):
+        _check_overshoot(rate, [1.0])
+
+    def init(params: Params) -> DecayState:
+        multipliers = resolve_parts(parts, params)
+        if parts is not None or callable(rate):
+            first = rate_at(rate, jnp.zeros((), jnp.int32))
+            _check_overshoot(first, jax.tree.leaves(multipliers))
+        kept = () if keeper is None else keeper.init(params)
+        return DecayState(jnp.zeros((), jnp.int32), kept)
+
+    def update(
+        updates: PyTree, state: Any, params: Params | None = None
+    ) -> tuple[PyTree, DecayState]:
+        params = require_params(params)
+        c = rate_at(rate, state.step)
+        kept = () if keeper is None else keeper.follow(state.reference, params)
+        goals = jax.tree.map(lambda _: constant, params) if keeper is None else kept
+
+        def decay(update, leaf, multiplier, goal):
+            if not is_inexact(leaf) or is_known_zero(multiplier):
+                return update
+            wide = wide_dtype(leaf)
+            pull = jnp.asarray(leaf, wide)
+            if not is_known_zero(goal):
+                pull = pull - jnp.asarray(goal, wide)
+            if shape is not None:
+                pull = shape(pull)
+            if gate is not None:
+                pull = gate(update, pull) * pull
+            real = jnp.finfo(wide).dtype
+            return (update - jnp.asarray(c * multiplier, real) * pull).astype(update.dtype)
+
+        updates = jax.tree.map(decay, updates, params, resolve_parts(parts, params), goals)
+        return updates, DecayState(next_step(state.step), kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+# Rates: how much a step removes, and what multiplies what.
+
+
+def decoupled_rate(
+    strength: Strength | Schedule, learning_rate: Strength | Schedule
+) -> Strength | Schedule:
+    """The rate `c_t = eta_t * strength`: decay follows the learning rate (PyTorch, optax, Keras).
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, the one the optimiser uses; a number or a schedule.
+
+    Returns:
+      A number where both are numbers, else a schedule.
+
+    Raises:
+      ValueError: if either is known and negative, not finite or not a scalar.
+    """
+    return _rate(lambda strength, learning_rate: learning_rate * strength, strength, learning_rate)
+
+
+def independent_rate(
+    strength: Strength | Schedule, schedule: Strength | Schedule = 1.0
+) -> Strength | Schedule:
+    """The rate `c_t = s_t * strength`: no learning rate, at most its schedule's shape.
+
+    Args:
+      strength: >= 0, per step; a number (traced or not) or a schedule.
+      schedule: s_t in [0, 1], the learning rate's schedule divided by its peak.
+
+    Raises:
+      ValueError: if the strength is known and negative or not finite; if s_t is known to leave
+        [0, 1], which a schedule of learning rates would not, but a peak above 1 does.
+    """
+
+    def formula(strength, multiplier):
+        if is_known(multiplier) and multiplier > 1 + _ROUNDING:
+            raise ValueError(
+                f"`schedule` must stay in [0, 1], got {float(multiplier):g}: it is the learning "
+                "rate's schedule divided by its peak. For c_t = eta_t * strength use "
+                "`decoupled_decay`."
+            )
+        return multiplier * strength
+
+    return _rate(formula, strength, schedule, names=("strength", "schedule"))
+
+
+def corrected_rate(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    peak_learning_rate: Strength,
+) -> Strength | Schedule:
+    """The rate `c_t = eta_t^2 / eta_max * strength`, that of AdamC.
+
+    Args:
+      strength: >= 0, per step and learning rate: at the peak it is the decoupled one.
+      learning_rate: eta_t, a number or a schedule.
+      peak_learning_rate: eta_max > 0, the largest value of the schedule.
+
+    Raises:
+      ValueError: as `decoupled_rate`; if the peak is known and <= 0, or below a learning rate
+        that is known.
+    """
+    check_number("peak_learning_rate", peak_learning_rate, low=0.0, above=True)
+    peak: Any = peak_learning_rate
+
+    def formula(strength, learning_rate):
+        both_known = is_known(learning_rate) and is_known(peak)
+        if both_known and learning_rate > peak * (1 + _ROUNDING):
+            raise ValueError(
+                "`peak_learning_rate` must be the largest learning rate, got "
+                f"peak_learning_rate={float(peak):g} below learning_rate={float(learning_rate):g}."
+            )
+        return learning_rate * (learning_rate / peak) * strength
+
+    return _rate(formula, strength, learning_rate)
+
+
+# Named forms: one line each.
+
+
+def decoupled_decay(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decay that follows the learning rate, as in PyTorch's, optax' and Keras' AdamW.
+
+        update <- update - eta_t * strength * m_leaf * params
+
+    Goes after the learning rate in the chain. Half-life of an unused weight:
+    `log(2) / (eta * strength)` steps.
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, the one the optimiser uses; a number or a schedule.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `decoupled_rate` and `decay_weights`.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, as the libraries implement it; the paper's
+    own form is `independent_decay`.
+    """
+    return decay_weights(decoupled_rate(strength, learning_rate), parts=parts)
+
+
+def independent_decay(
+    strength: Strength | Schedule,
+    schedule: Strength | Schedule = 1.0,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decay without the learning rate: a fraction of each weight per step.
+
+        update <- update - s_t * strength * m_leaf * params
+
+    Goes after the learning rate in the chain.
+
+    Args:
+      strength: >= 0, per step; a number (traced or not) or a schedule.
+      schedule: s_t in [0, 1], the learning rate's schedule divided by its peak; by default 1, a
+        fixed fraction a step.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `independent_rate` and `decay_weights`.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2 (their eta_t is s_t here).
+    """
+    return decay_weights(independent_rate(strength, schedule), parts=parts)
+
+
+def corrected_decay(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    peak_learning_rate: Strength,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decay that follows the square of the learning rate: AdamC, for layers before a norm.
+
+        update <- update - eta_t^2 / eta_max * strength * m_leaf * params
+
+    It keeps the ratio of gradient to weight norm steady while the learning rate falls. Goes
+    after the learning rate in the chain.
+
+    Args:
+      strength: >= 0, per step and learning rate: at the peak it is the decoupled one.
+      learning_rate: eta_t, a number or a schedule.
+      peak_learning_rate: eta_max > 0, the largest value of the schedule.
+      parts: how much each leaf counts; by default every leaf 1.0. The paper corrects the
+        normalised layers only; chain a `decoupled_decay` with the other parts.
+
+    Raises:
+      ValueError: as `corrected_rate` and `decay_weights`.
+
+    Source: Defazio 2025, arXiv:2506.02285.
+    """
+    return decay_weights(corrected_rate(strength, learning_rate, peak_learning_rate), parts=parts)
+
+
+def cautious_decay(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decoupled decay of those weights only that the update does not push away from zero.
+
+        update <- update - eta_t * strength * m_leaf * 1[update * params <= 0] * params
+
+    Its fixed points are those of the unpenalised loss. A weight without an update decays.
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, a number or a schedule.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `decoupled_rate` and `decay_weights`.
+
+    Source: Chen et al. 2025, arXiv:2510.12402.
+    """
+    return decay_weights(decoupled_rate(strength, learning_rate), parts=parts, gate=cautious)
+
+
+def decay_to_initial(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decoupled decay towards the params that `init` was given: L2-SP for fine-tuning.
+
+        update <- update - eta_t * strength * m_leaf * (params - params_0)
+
+    The state keeps a copy of the initial params.
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, a number or a schedule.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `decoupled_rate` and `decay_weights`.
+
+    Source: Li, Grandvalet & Davoine 2018, arXiv:1802.01483 (there as a penalty; here decoupled).
+    """
+    rate = decoupled_rate(strength, learning_rate)
+    return decay_weights(rate, parts=parts, reference=initial_params)
+
+
+def decay_to_one(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    *,
+    parts: Parts,
+) -> optax.GradientTransformation:
+    """Decoupled decay of norm gains towards one, where a gain does nothing, not towards zero.
+
+        update <- update - eta_t * strength * m_leaf * (params - 1)
+
+    The same as decaying zero-centred gains `gain - 1` to zero.
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, a number or a schedule.
+      parts: which leaves are gains: `{"*/scale": 1.0, "*": 0.0}`. It has no default, because
+        kernels must not go to one.
+
+    Raises:
+      ValueError: as `decoupled_rate` and `decay_weights`.
+    """
+    return decay_weights(decoupled_rate(strength, learning_rate), parts=parts, reference=1.0)
+
+
+def decay_to_average(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    smoothing: Strength,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decoupled decay towards an exponential moving average of the params.
+
+        average_t = smoothing * average_{t-1} + (1 - smoothing) * params_t
+        update <- update - eta_t * strength * m_leaf * (params_t - average_t)
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, a number or a schedule.
+      smoothing: in [0, 1], may be traced; the average starts at the initial params.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `decoupled_rate`, `average_of_params` and `decay_weights`.
+    """
+    rate = decoupled_rate(strength, learning_rate)
+    return decay_weights(rate, parts=parts, reference=average_of_params(smoothing))
+
+
+def huber_decay(
+    strength: Strength | Schedule,
+    learning_rate: Strength | Schedule,
+    threshold: Strength,
+    *,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decoupled decay by the Huber penalty: no weight loses more than the threshold's share.
+
+        update <- update - eta_t * strength * m_leaf * clip(params, -threshold, threshold)
+
+    Args:
+      strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
+      learning_rate: eta_t, a number or a schedule.
+      threshold: > 0, may be traced: quadratic below, linear above.
+      parts: how much each leaf counts; by default every leaf 1.0.
+
+    Raises:
+      ValueError: as `decoupled_rate`, `huber` and `decay_weights`.
+
+    Source: Guo & Fan 2025, arXiv:2511.14721 (their exact form was not at hand; this one is the
+    gradient of the Huber penalty).
+    """
+    return decay_weights(
+        decoupled_rate(strength, learning_rate), parts=parts, shape=huber(threshold)
+    )
+
+
+# Gates, shapes and references.
+
+
+def cautious(update: Array, pull: Array) -> Array:
+    """The gate that is 1 where the update does not work against the pull, else 0.
+
+        gate = 1[update * pull <= 0]
+
+    By signs, since a product of small numbers would underflow to zero and open it.
+    """
+    return (jnp.real(jnp.sign(update) * jnp.conj(jnp.sign(pull))) <= 0).astype(pull.dtype)
+
+
+def huber(threshold: Strength) -> Shape:
+    """The shape `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
+
+    Raises:
+      ValueError: if the threshold is not a scalar, or is known and not above zero.
+    """
+    check_number("threshold", threshold, low=0.0, above=True)
+
+    def clipped(distance: Array) -> Array:
+        bound = jnp.asarray(threshold, distance.dtype)
+        return jnp.clip(distance, -bound, bound)
+
+    return clipped
+
+
+def average_of_params(smoothing: Strength) -> Reference:
+    """The reference that follows the params as an exponential moving average.
+
+        average_t = smoothing * average_{t-1} + (1 - smoothing) * params_t
+
+    It starts at the initial params, so it needs no debiasing, and is kept in float32 at least.
+
+    Raises:
+      ValueError: if `smoothing` is not a scalar, or is known and outside [0, 1].
+    """
+    check_number("smoothing", smoothing, low=0.0, high=1.0)
+
+    def follow(average: PyTree, params: Params) -> PyTree:
+        def towards(mean, leaf):
+            if not is_inexact(leaf):
+                return mean
+            keep = jnp.asarray(smoothing, jnp.finfo(mean.dtype).dtype)
+            return keep * mean + (1 - keep) * leaf
+
+        return jax.tree.map(towards, average, params)
+
+    return Reference(lambda params: _copy(params, params, widen=True), follow)
+
+
+initial_params = Reference(
+    lambda params: _copy(params, params, widen=False), lambda kept, params: kept
+)
+"""The reference that keeps a copy of the params given to `init`."""
+
+
+# What the other transformations of this package share.
+
+
+def rate_at(rate: Strength | Schedule, step: Array) -> Any:
+    """The number that a rate is at `step`, checked where it is known."""
+    if not callable(rate):
+        return rate
+    value = rate(step)
+    check_strength("rate", value)
+    return value
+
+
+def require_params(params: Params | None) -> Params:
+    """The params, or one clear refusal where `update` was called without them."""
+    if params is None:
+        raise ValueError(
+            "Decay needs the weights: call `tx.update(updates, state, params)` with the params."
+        )
+    return params
+
+
+def next_step(step: Array) -> Array:
+    """One more update made, without running over."""
+    return jnp.asarray(optax.safe_increment(step))
+
+
+def wide_dtype(leaf: Any) -> Any:
+    """The dtype to compute a leaf's decay in: its own, float32 at least."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def is_known_zero(value: Any) -> bool:
+    """Whether `value` is a Python or NumPy number equal to zero: what it multiplies can go."""
+    return isinstance(value, int | float | np.generic) and value == 0
+
+
+_ROUNDING = 1e-6
+"""What float32 schedules may exceed their own peak by."""
+
+
+def _rate(
+    formula: Callable[[Any, Any], Any],
+    first: Strength | Schedule,
+    second: Strength | Schedule,
+    names: tuple[str, str] = ("strength", "learning_rate"),
+) -> Strength | Schedule:
+    """`formula(first, second)` as a number, or as a schedule where either is one."""
+    check_strength_or_schedule(names[0], first)
+    check_strength_or_schedule(names[1], second)
+    if not (callable(first) or callable(second)):
+        return formula(first, second)
+
+    def rate(step: Array) -> Any:
+        values = [value(step) if callable(value) else value for value in (first, second)]
+        for name, value in zip(names, values, strict=True):
+            check_strength(name, value)
+        return formula(*values)
+
+    return rate
+
+
+def _as_keeper(reference: Any) -> Reference | None:
+    """How to keep the reference; None where it is zero or a number and nothing is kept."""
+    if reference is None:
+        return None
+    if isinstance(reference, Reference):
+        return reference
+    if isinstance(reference, int | float) or getattr(reference, "shape", None) == ():
+        check_number("reference", reference)
+        return None
+    return Reference(lambda params: _copy(reference, params, widen=False), lambda kept, _: kept)
+
+
+def _copy(tree: PyTree, params: Params, *, widen: bool) -> PyTree:
+    """A copy of `tree` in the structure of `params`; what never decays is not kept."""
+
+    def copied(path, leaf, goal):
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        if not is_inexact(leaf):
+            return jnp.zeros(())
+        if np.shape(leaf) != np.shape(goal):
+            raise ValueError(
+                f"`reference` has shape {np.shape(goal)} at {leaf_path(path)!r} where the params "
+                f"have {np.shape(leaf)}."
+            )
+        return jnp.array(goal, wide_dtype(leaf) if widen else None, copy=True)
+
+    try:
+        return jax.tree_util.tree_map_with_path(
+            copied, params, tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`reference` must be None, a number, a tree with the structure and shapes of the "
+            f"params, or a `Reference`: {error}"
+        ) from None
+
+
+def _check_function(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"`{name}` must be a function or None, got {value!r}. (Under "
+            f'`optax.inject_hyperparams` list it: `static_args=("parts", "{name}")`.)'
+        )
+
+
+def _check_not_injected(parts: Parts) -> None:
+    """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value."""
+    if isinstance(parts, jax.Array) and jnp.ndim(parts) == 0:
+        raise ValueError(
+            f"`parts` must not be one number, got {parts}. If it was a function under "
+            '`optax.inject_hyperparams`, that ran it as a schedule: pass `static_args="parts"`. '
+            'One number for every leaf is {"*": number}.'
+        )
+
+
+def _check_overshoot(rate: Any, multipliers: list) -> None:
+    """Refuses c_t * m >= 2 and warns of c_t * m >= 1, where both are known."""
+    if not (is_known(rate) and all(is_known(m) for m in multipliers)):
+        return
+    removed = float(rate) * max((float(m) for m in multipliers), default=0.0)
+    if removed >= 2:
+        raise ValueError(
+            f"a step would remove {removed:g} times the weight; at 2 and above each step grows "
+            "it. Lower the strength, the learning rate or the multiplier."
+        )
+    if removed >= 1:
+        warnings.warn(
+            f"a step removes {removed:g} times the weight: at 1 it is gone, above 1 it changes "
+            "sign. Did you mean another convention? See `convert_strength`.",
+            stacklevel=3,
+        )
