@@ -1,9 +1,11 @@
-"""Models as two pure functions: the articles' MLP, CNN and RNN, and adapters for flax."""
+"""Models as two pure functions: the articles' MLP, CNN and RNN, larger ones, flax adapters."""
 
 from wdjax.models.adapters import count_params, from_linen, from_nnx, with_compute_dtype
 from wdjax.models.convolution import conv, max_pool
+from wdjax.models.language import make_byte_lm, make_byte_transformer
 from wdjax.models.layers import dropout
 from wdjax.models.networks import make_cnn, make_mlp, make_rnn
+from wdjax.models.resnet import make_resnet20
 
 __all__ = [
     "conv",
@@ -11,8 +13,11 @@ __all__ = [
     "dropout",
     "from_linen",
     "from_nnx",
+    "make_byte_lm",
+    "make_byte_transformer",
     "make_cnn",
     "make_mlp",
+    "make_resnet20",
     "make_rnn",
     "max_pool",
     "with_compute_dtype",

@@ -51,7 +51,7 @@ def from_linen(module: nn.Module, *, train_argument: str = "train") -> Model:
                     f'pass train_argument="{other}".'
                 )
 
-    def switch(train: bool) -> dict[str, bool]:
+    def switch(train: bool) -> dict[str, Any]:
         if train_argument not in taken:
             return {}
         return {train_argument: train == _TRAIN_ARGUMENTS[train_argument]}
@@ -146,8 +146,12 @@ def with_compute_dtype(model: Model, dtype: DTypeLike) -> Model:
         outputs, new_state = model.apply(
             _cast(params, dtype), model_state, _cast(inputs, dtype), key=key, train=train
         )
-        same = jax.tree.map(lambda new, old: jnp.astype(new, old.dtype), new_state, model_state)
-        return _cast(outputs, stored), same
+        kept = jax.tree.map(
+            lambda new, old: jnp.astype(new, old.dtype) if is_inexact(old) else new,
+            new_state,
+            model_state,
+        )
+        return _cast(outputs, stored), kept
 
     return Model(init, apply)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, DTypeLike, Num
 
@@ -14,8 +15,8 @@ MOST_TAPS = 128
 
 
 def conv(
-    lhs: Num[Array, "..."],
-    rhs: Num[Array, "..."],
+    lhs: Num[Array | np.ndarray, "..."],
+    rhs: Num[Array | np.ndarray, "..."],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -25,7 +26,7 @@ def conv(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
-) -> Num[Array, "..."]:
+) -> Array:
     """`lax.conv_general_dilated`, written for a CPU as patches times a matrix.
 
         out[x, o] = sum_{tap, c} patches[x, tap, c] rhs[tap, c, o],
@@ -94,7 +95,7 @@ def conv(
     return lax.platform_dependent(lhs, rhs, cpu=by_patches, default=by_library)
 
 
-def max_pool(inputs: Num[Array, "*batch height width channel"]) -> Array:
+def max_pool(inputs: Num[Array | np.ndarray, "*batch height width channel"]) -> Array:
     """The largest of each 2x2 window, stride 2; an odd last row or column is left out.
 
     By reshape and `max`: the gradient of `lax.reduce_window` is slow on a CPU. Windows with
@@ -103,7 +104,7 @@ def max_pool(inputs: Num[Array, "*batch height width channel"]) -> Array:
     *batch, height, width, channel = inputs.shape
     height, width = height // 2, width // 2
     whole = inputs[..., : 2 * height, : 2 * width, :]
-    return whole.reshape(*batch, height, 2, width, 2, channel).max((-4, -2))
+    return jnp.max(whole.reshape(*batch, height, 2, width, 2, channel), (-4, -2))
 
 
 def _patches_times_matrix(

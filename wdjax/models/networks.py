@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from wdjax.checks import check_number, check_positive_int
+from wdjax.checks import check_positive_int
 from wdjax.models.adapters import from_linen
 from wdjax.models.convolution import conv, max_pool
-from wdjax.models.layers import Dropout, glorot, param_dtype
+from wdjax.models.layers import Dropout, check_rate, dense_like, glorot, param_dtype
 from wdjax.types import Model, Strength
 
 
@@ -29,7 +29,7 @@ def make_mlp(num_outputs: int, *, widths: Sequence[int] = (100,), dropout: Stren
     check_positive_int("num_outputs", num_outputs)
     for width in widths:
         check_positive_int("widths", width)
-    check_number("dropout", dropout, low=0.0, high=1.0)
+    check_rate("dropout", dropout)
     return from_linen(MLP(num_outputs, tuple(widths), dropout))
 
 
@@ -48,7 +48,7 @@ def make_cnn(num_outputs: int, *, dropout: Strength = 0.0) -> Model:
         more.
     """
     check_positive_int("num_outputs", num_outputs)
-    check_number("dropout", dropout, low=0.0, high=1.0)
+    check_rate("dropout", dropout)
     return from_linen(CNN(num_outputs, dropout))
 
 
@@ -67,7 +67,7 @@ def make_rnn(num_outputs: int, *, width: int = 64, dropout: Strength = 0.0) -> M
     """
     check_positive_int("num_outputs", num_outputs)
     check_positive_int("width", width)
-    check_number("dropout", dropout, low=0.0, high=1.0)
+    check_rate("dropout", dropout)
     return from_linen(RNN(num_outputs, width, dropout))
 
 
@@ -81,7 +81,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array | np.ndarray, train: bool = False) -> Array:
         """`inputs[batch, ...] -> outputs[batch, num_outputs]`."""
-        make_dense = _dense_in(inputs)
+        make_dense = dense_like(inputs)
         x = inputs.reshape(inputs.shape[0], -1)
         for number, width in enumerate(self.widths, 1):
             x = nn.relu(make_dense(width, name=f"hidden{number}")(x))
@@ -103,7 +103,7 @@ class CNN(nn.Module):
                 "The CNN takes images [batch, height, width, channel] of side 18 or more, got "
                 f"shape {inputs.shape}. Enlarge small images; add an axis to grey ones."
             )
-        make_dense = _dense_in(inputs)
+        make_dense = dense_like(inputs)
 
         def convolve(features, name, x):
             return nn.relu(
@@ -143,7 +143,7 @@ class RNN(nn.Module):
         x = inputs.reshape(*inputs.shape[:2], -1)
         states = GRU(self.width, name="rnn")(x)
         x = Dropout(self.dropout)(states[:, -1], train)
-        return _dense_in(inputs)(self.num_outputs, name="head")(x)
+        return dense_like(inputs)(self.num_outputs, name="head")(x)
 
 
 class GRU(nn.Module):
@@ -162,7 +162,7 @@ class GRU(nn.Module):
     def __call__(self, inputs: Array | np.ndarray) -> Array:
         """`inputs[batch, time, feature] -> states[batch, time, width]`."""
         # All times at once: one matrix product instead of one a step.
-        driven = _dense_in(inputs)(3 * self.width, name="input")(inputs)
+        driven = dense_like(inputs)(3 * self.width, name="input")(inputs)
         recurrent = Kernel((self.width, 3 * self.width), name="recurrent")(inputs)
         recurrent = recurrent.astype(driven.dtype)
 
@@ -187,10 +187,3 @@ class Kernel(nn.Module):
     def __call__(self, inputs: Array | np.ndarray) -> Array:
         """The matrix, in the dtype that `inputs` ask for."""
         return self.param("kernel", glorot, self.shape, param_dtype(inputs))
-
-
-def _dense_in(inputs: Array | np.ndarray) -> Any:
-    def make_dense(features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, kernel_init=glorot, param_dtype=param_dtype(inputs), name=name)
-
-    return make_dense
