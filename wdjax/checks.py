@@ -100,6 +100,5 @@ def check_one_of(name: str, value: Any, options: Iterable[str]) -> None:
     options = list(options)
     if value not in options:
         raise ValueError(
-            f"`{name}` must be one of {', '.join(options)}; got {value!r}."
-            f"{nearest(value, options)}"
+            f"`{name}` must be one of {', '.join(options)}; got {value!r}.{nearest(value, options)}"
         )

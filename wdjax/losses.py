@@ -147,7 +147,10 @@ def squared_error(
 def _as_model_apply(apply_fn: Callable | Model) -> Callable:
     if isinstance(apply_fn, Model):
         return apply_fn.apply
-    return lambda params, model_state, inputs, *, key, train: (apply_fn(params, inputs), model_state)
+    return lambda params, model_state, inputs, *, key, train: (
+        apply_fn(params, inputs),
+        model_state,
+    )
 
 
 def without_dead_rows(inputs: PyTree, targets: PyTree, counts: Array) -> tuple[PyTree, PyTree]:

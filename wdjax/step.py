@@ -91,6 +91,10 @@ def _combine_over(axis_name: str, loss: Array, aux: Any, grads: PyTree) -> tuple
     loss, data_loss, penalty, grads, model_state = jax.tree.map(
         combined, (loss, aux.data_loss, aux.penalty, grads, aux.model_state)
     )
-    return loss, aux._replace(
-        data_loss=data_loss, penalty=penalty, denominator=total, model_state=model_state
-    ), grads
+    return (
+        loss,
+        aux._replace(
+            data_loss=data_loss, penalty=penalty, denominator=total, model_state=model_state
+        ),
+        grads,
+    )

@@ -212,9 +212,7 @@ def _reweighed(reweigh: Callable, model: Model, state: Any, batch: Batch, streng
     operations as the loss's own forward pass, which the compiler shares.
     """
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    outputs, _ = model.apply(
-        state.params, state.model_state, batch.inputs, key=key, train=True
-    )
+    outputs, _ = model.apply(state.params, state.model_state, batch.inputs, key=key, train=True)
     weights = reweigh(outputs, batch, strength)
     if jnp.shape(weights) != batch.weights.shape:
         raise ValueError(

@@ -45,8 +45,10 @@ class Scores(NamedTuple):
 
     def table(self, marked: int | None = None) -> Table:
         """One row a candidate: its numbers, then mean +- standard error of every score."""
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") or "score"
-                 for path, _ in jax.tree_util.tree_leaves_with_path(self.values)]
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/") or "score"
+            for path, _ in jax.tree_util.tree_leaves_with_path(self.values)
+        ]
         means, errors = jax.tree.leaves(self.mean()), jax.tree.leaves(self.standard_error())
         rows = []
         for row in range(len(means[0])):
@@ -76,13 +78,13 @@ class Progress(NamedTuple):
     """How far a cross-validation is; `scores` holds what is finished, NaN elsewhere."""
 
     stage: str
-    """"compile" before the program is built, then "run" after every chunk."""
+    """"compile" before the program is built, then "run": once at 0 done, then per chunk."""
     done: int
     total: int
     elapsed: float
     """Seconds since the call."""
     remaining: float | None
-    """Seconds, from the rate of the chunks so far; None before the first."""
+    """Seconds, from the rate of the chunks so far, compilation left out; None before one."""
     scores: Scores | None
 
 
@@ -109,7 +111,8 @@ def cross_validate(
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
 
-        values[row, fold, seed] = fit_and_score(grid[row], train[fold], valid[fold], key[fold, seed])
+        values[row, fold, seed] =
+            fit_and_score(grid[row], train[fold], valid[fold], key[fold, seed])
 
     The program is compiled once, whatever the grid, and called once per chunk of trials. A
     chunk lies inside one fold, which is gathered once and shared by its trials; all chunks have
@@ -127,7 +130,7 @@ def cross_validate(
       trials_at_once: runs vmapped together on a device; the others follow one by one. By
         default 1 on a CPU, whose cores one run fills, else 16.
       mesh: splits the trials over all its axes; by default one device runs them all.
-      progress: called with a `Progress` before compiling and after every chunk.
+      progress: called with a `Progress` before and after compiling and after every chunk.
 
     Raises:
       ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
@@ -160,27 +163,25 @@ def cross_validate(
         trials_at_once=trials_at_once,
     )
     total, done = num_folds * trials_per_fold, 0
-    _report(progress, Progress("compile", 0, total, time.perf_counter() - start, None, None))
-    values, first_chunk_at = None, None
+    clock = lambda: time.perf_counter() - start
+    _report(progress, Progress("compile", 0, total, clock(), None, None))
+    # Compiled ahead only to tell compiling from running; the calls below find this program.
+    run.func.lower(*_trial_indices(chunk, num_seeds), jnp.asarray(0), **run.keywords).compile()
+    compiled_at = clock()
+    _report(progress, Progress("run", 0, total, compiled_at, None, None))
+    values = None
     for fold, begin, pending in _dispatched(run, num_folds, trials_per_fold, chunk, num_seeds):
         results = jax.tree.map(np.asarray, pending)
         if values is None:
-            shape = (num_folds, trials_per_fold)
-            values = jax.tree.map(lambda r: np.full((*shape, *r.shape[1:]), np.nan, r.dtype), results)
+            values = _unfinished(results, (num_folds, trials_per_fold))
         size = min(chunk, trials_per_fold - begin)
         for all_values, new in zip(jax.tree.leaves(values), jax.tree.leaves(results), strict=True):
             all_values[fold, begin : begin + size] = new[:size]
         done += size
-        now = time.perf_counter()
-        first_chunk_at = first_chunk_at or (now, done)
-        _report(
-            progress,
-            Progress(
-                "run", done, total, now - start,
-                _remaining(now, start, done, total, first_chunk_at),
-                _scores(grid, values, num_rows, num_seeds),
-            ),
-        )
+        now = clock()
+        remaining = (total - done) * (now - compiled_at) / done
+        partial = _scores(grid, values, num_rows, num_seeds)
+        _report(progress, Progress("run", done, total, now, remaining, partial))
     return _scores(grid, values, num_rows, num_seeds)
 
 
@@ -209,9 +210,7 @@ def cross_validate_pure(
 
     def one_fold(fold_index):
         train, valid = _gather(data, folds, fold_index)
-        one = lambda r, s: _one_trial(
-            fit_and_score, hparams, train, valid, key, fold_index, r, s
-        )
+        one = lambda r, s: _one_trial(fit_and_score, hparams, train, valid, key, fold_index, r, s)
         return jax.vmap(one)(row, seed)
 
     values = jax.lax.map(one_fold, jnp.arange(folds.train.shape[0]))
@@ -223,25 +222,52 @@ def _run_chunk(row, seed, fold, *, hparams, data, folds, key, fit_and_score, mes
     """The trial program: `row[chunk]`, `seed[chunk]` of one fold -> tree of `[chunk]`."""
     train, valid = _gather(data, folds, fold)
 
-    def trials(row, seed, train, valid, hparams, key, fold):
-        one = lambda t: _one_trial(fit_and_score, hparams, train, valid, key, fold, *t)
+    def one(row, seed, train, valid, hparams, key, fold):
+        return _one_trial(fit_and_score, hparams, train, valid, key, fold, row, seed)
+
+    shared = (train, valid, hparams, key, fold)
+    return _split_trials(one, (row, seed), shared, mesh, trials_at_once)
+
+
+def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) -> PyTree:
+    """`function(*trial, *shared)` for every trial, compiled once and split over `mesh`.
+
+    Args:
+      trials: a tuple of trees with one leading axis, the trials; filled up to the devices with
+        repetitions that are thrown away.
+      shared: a tuple of trees that every trial sees.
+    """
+    num_trials = jax.tree.leaves(trials)[0].shape[0]
+    index = jnp.arange(num_trials + -num_trials % mesh.size) % num_trials
+
+    @jax.jit
+    def program(trials, shared):
+        filled = jax.tree.map(lambda leaf: leaf[index], trials)
+        return _split_trials(function, filled, shared, mesh, trials_at_once=1)
+
+    everywhere = NamedSharding(mesh, P())
+    results = program(*jax.device_put((trials, shared), everywhere))
+    return jax.tree.map(lambda leaf: leaf[:num_trials], results)
+
+
+def _split_trials(function, trials, shared, mesh, trials_at_once):
+    """Splits the trials over the mesh's devices; on each, `trials_at_once` run vmapped."""
+
+    def on_one_device(trials, shared):
+        one = lambda trial: function(*trial, *shared)
         if trials_at_once == 1:
-            return jax.lax.map(one, (row, seed))
-        return jax.lax.map(one, (row, seed), batch_size=trials_at_once)
+            return jax.lax.map(one, trials)
+        return jax.lax.map(one, trials, batch_size=trials_at_once)
 
     if mesh is None:
-        return trials(row, seed, train, valid, hparams, key, fold)
+        return on_one_device(trials, shared)
     split = P(mesh.axis_names)
     # Values made inside are replicated, those from the split rows vary: check_vma would refuse a
     # scan that mixes them, as every training loop does.
     over_devices = jax.shard_map(
-        trials,
-        mesh=mesh,
-        in_specs=(split, split, P(), P(), P(), P(), P()),
-        out_specs=split,
-        check_vma=False,
+        on_one_device, mesh=mesh, in_specs=(split, P()), out_specs=split, check_vma=False
     )
-    return over_devices(row, seed, train, valid, hparams, key, fold)
+    return over_devices(trials, shared)
 
 
 def _one_trial(fit_and_score, hparams, train, valid, key, fold, row, seed):
@@ -291,19 +317,13 @@ def _chunk_size(num_trials: int, at_once: int, most: int = 4) -> int:
     return min(sizes, key=lambda size: (wasted(size), size))
 
 
-def _remaining(now, start, done, total, first_chunk_at):
-    """Seconds to go: by the rate since the first chunk, which also compiled, once there is one."""
-    first_time, first_done = first_chunk_at
-    if done == total:
-        return 0.0
-    if done > first_done:
-        return (total - done) * (now - first_time) / (done - first_done)
-    return (total - done) * (now - start) / done
-
-
 def _report(progress, event):
     if progress is not None:
         progress(event)
+
+
+def _unfinished(results: PyTree, shape: tuple[int, int]) -> PyTree:
+    return jax.tree.map(lambda chunk: np.full(shape, np.nan, chunk.dtype), results)
 
 
 def _scores(grid: Grid, values: PyTree, num_rows: int, num_seeds: int) -> Scores:

@@ -1,0 +1,228 @@
+"""The command `wdjax`: argument parsing, progress and printing, nothing else."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+import time
+import types
+import typing
+from typing import Any, NoReturn
+
+EXAMPLES = {
+    "select": "wdjax select --data my.csv --target price --loss squared_error",
+    "train": "wdjax train --strength 0.1 --epochs 50",
+    "report": "wdjax report runs/select-20261122-120000",
+}
+INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 0 if it did what was asked, 2 on a refusal, 130 on Ctrl-C."""
+    words = sys.argv[1:] if argv is None else argv
+    _set_up_jax(words)
+    from wdjax import jobs
+    from wdjax.checks import nearest
+
+    parser = _parser(jobs)
+    command = shlex.join(["wdjax", *words])
+    try:
+        parsed, unknown = parser.parse_known_args(words)
+        arguments = vars(parsed)
+        job = arguments.pop("job")
+        if unknown:
+            known = [f"--{name.replace('_', '-')}" for name in arguments]
+            raise ValueError(
+                f"unknown argument {unknown[0]!r} of `wdjax {job}`.{nearest(unknown[0], known)}"
+            )
+        if job == "report":
+            print(f"Wrote {jobs.run_report(arguments['run'])}")
+            return 0
+        options = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}[job](**arguments)
+        run = {"select": jobs.run_select, "train": jobs.run_train}[job]
+        with _Screen() as screen:
+            results = run(options, say=screen.say, watch=screen.watch, command=command)
+        print(jobs.summary(results))
+        return 0
+    except ValueError as error:
+        print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wdjax: stopped by Ctrl-C.", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Screen:
+    """Progress on standard error: a live bar on a terminal, else a line now and then."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.last_line = 0.0
+
+    def __enter__(self) -> "_Screen":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def watch(self, what: str, event: Any) -> None:
+        """Shows how far a stage is, and how long it will take once that is known."""
+        left = "" if event.remaining is None else f"about {event.remaining:.0f} s left"
+        doing = f"{what}: compiling" if event.stage == "compile" else what
+        if self.bar.disable:
+            self._line(doing, event, left)
+            return
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(doing, total=event.total, left="")
+        left = left if event.done < event.total else ""
+        self.bar.update(self.tasks[what], description=doing, completed=event.done, left=left)
+
+    def _line(self, doing: str, event: Any, left: str) -> None:
+        now = time.monotonic()
+        first_or_last = event.remaining is None or event.done == event.total
+        if first_or_last or now - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            counted = f"{doing}: {event.done} of {event.total}, {event.elapsed:.0f} s"
+            self.say(", ".join(filter(None, [counted, left])))
+
+
+def _set_up_jax(words: list[str]) -> None:
+    """CPU devices for the cores, and a cache that spares the second run its compilation.
+
+    Only what the environment leaves open, and before JAX starts its first device.
+    """
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    settings = {
+        "jax_num_cpu_devices": _devices_wanted(words) or cores or 1,
+        "jax_compilation_cache_dir": str(cache / "wdjax" / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+
+
+def _devices_wanted(words: list[str]) -> int | None:
+    """`--devices N` read ahead of the parser: a CPU must be split before JAX starts."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        number = value if equals else "".join(words[i + 1 : i + 2])
+        if name == "--devices" and number.isdigit() and int(number) > 0:
+            return int(number)
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose refusals are one sentence with the nearest name, for `main` to print."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see `{self.prog} --help`).")
+
+
+def _parser(jobs: Any) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="wdjax",
+        description="How strongly should each weight decay? Cross-validation in one program.",
+        epilog=f"example: {EXAMPLES['select']}",
+    )
+    commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
+    for name, options in (("select", jobs.SelectOptions), ("train", jobs.TrainOptions)):
+        _add_command(commands, name, options)
+    report = commands.add_parser(
+        "report",
+        help="Draw a run's report.html again from its results.json.",
+        epilog=f"example: {EXAMPLES['report']}",
+    )
+    report.add_argument("run", metavar="RUN", help="the folder that select or train wrote")
+    return parser
+
+
+def _add_command(commands: Any, name: str, options: type) -> None:
+    purpose = (options.__doc__ or "").splitlines()[0]
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose,
+        epilog=f"example: {EXAMPLES[name]}",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=98),
+        usage=f"wdjax {name} [OPTION VALUE ...]",
+    )
+    for field in dataclasses.fields(options):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field, options))
+
+
+def _argument(field: dataclasses.Field, options: type) -> dict[str, Any]:
+    """The argparse form of an options field: type, number of values, choices, help."""
+    base = typing.get_type_hints(options)[field.name]
+    if isinstance(base, types.UnionType):
+        (base,) = (kind for kind in typing.get_args(base) if kind is not type(None))
+    text, choices = field.metadata["help"], field.metadata["choices"]
+    if base is bool:
+        return {"action": "store_true", "help": text}
+    several = typing.get_origin(base) is tuple
+    base = typing.get_args(base)[0] if several else base
+    known = field.default not in (None, "") and "default" not in text
+    shown = " ".join(map(str, field.default)) if several and known else field.default
+    words = [", ".join(choices), text]
+    default = f" (default {shown})" if known else ""
+    argument = {
+        "default": field.default,
+        "type": {float: _number, int: _integer, str: str}[base],
+        "help": "; ".join(filter(None, words)) + default,
+        "metavar": {float: "X", int: "N", str: "NAME"}[base],
+    }
+    if several:
+        argument |= {"nargs": "+", "action": _Tuple}
+    return argument
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, such as 0.1 or 1e-3; got {text!r}"
+        ) from None
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""The main jobs from data to results: choose a strength, train at one, draw a report again."""
+
+from wdjax.jobs.files import run_report as run_report
+from wdjax.jobs.options import SelectOptions as SelectOptions
+from wdjax.jobs.options import TrainOptions as TrainOptions
+from wdjax.jobs.run import run_select as run_select
+from wdjax.jobs.run import run_train as run_train
+from wdjax.jobs.verdict import summary as summary

@@ -1,0 +1,136 @@
+"""What a job writes: results.json, params.npz, report.html, each whole or not at all."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from wdjax.data import arrays
+from wdjax.jobs.options import RunOptions
+from wdjax.parts import leaf_path
+from wdjax.tables import to_json
+
+
+def checked_out(options: RunOptions) -> pathlib.Path:
+    """The output folder, not yet made: refused if it exists or could not be written."""
+    kind = type(options).__name__.removesuffix("Options").lower()
+    default = f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = pathlib.Path(default if options.out is None else options.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` {str(out)!r} is a file; give a folder.")
+    if out.exists() and any(out.iterdir()) and not options.overwrite:
+        raise ValueError(
+            f"`out` {str(out)!r} exists and is not empty; choose another or pass --overwrite."
+        )
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        # The one sure way to know: a nameless file there, gone at once.
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"`out` {str(out)!r} cannot be written: {error.strerror} in {str(parent)!r}; choose "
+            "another folder."
+        ) from None
+    return out
+
+
+def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[str, Any]:
+    """What every results file says first: what ran, on what, with which versions."""
+    data = prepared.choose_data
+    versions = {
+        n: importlib.metadata.version(n) for n in ("wdjax", "jax", "jaxlib", "flax", "optax")
+    }
+    return {
+        "schema": 1,
+        "kind": kind,
+        "status": "partial",
+        "headline": "",
+        "command": command,
+        "config": dataclasses.asdict(options)
+        | {"epochs": prepared.recipe.num_epochs, "loss": prepared.recipe.loss},
+        "versions": versions | {"python": platform.python_version()},
+        "devices": [str(device) for device in prepared.mesh.devices.flat],
+        "seed": options.seed,
+        "out": str(prepared.out),
+        "data": {
+            "name": data.name,
+            "kind": data.kind,
+            "num_choose": len(data.inputs),
+            "num_test": len(prepared.test_data.inputs),
+            "num_outputs": data.num_outputs,
+            "input_shape": list(data.inputs.shape[1:]),
+            "sha256": arrays.hash_of(data),
+        },
+    }
+
+
+def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / "results.json.tmp"
+    beside.write_text(to_json(results) + "\n", encoding="utf-8")
+    beside.replace(out / "results.json")
+
+
+def write_params(out: pathlib.Path, params: Any) -> None:
+    """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled."""
+    out.mkdir(parents=True, exist_ok=True)
+    named = jax.tree_util.tree_leaves_with_path(params)
+    np.savez(out / "params.npz", **{leaf_path(path): np.asarray(leaf) for path, leaf in named})
+
+
+def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:
+    """Writes `results.json`, and the report drawn from it."""
+    clock.timing["total"] = clock.total()
+    results["timing"] = clock.timing
+    write_json(out, results)
+    run_report(str(out))
+
+
+def run_report(folder: str) -> pathlib.Path:
+    """Draws `report.html` again from a run's `results.json`.
+
+    Raises:
+      ValueError: if the folder holds no readable results.
+    """
+    from wdjax.report import write_report
+
+    path = pathlib.Path(folder) / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"`run` {folder!r} holds no results.json; give the folder that `wdjax select` or "
+            "`wdjax train` wrote."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`run` {folder!r}: results.json is not valid JSON ({error}).") from None
+    write_report(results, path.with_name("report.html"))
+    return path.with_name("report.html")
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self):
+        self.start = self.last = time.perf_counter()
+        self.timing: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """Books the seconds since the last lap under `stage`."""
+        now = time.perf_counter()
+        self.timing[stage] = now - self.last
+        self.last = now
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start

@@ -1,0 +1,85 @@
+"""What each job can be told: choices and numbers, with the words its help prints."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from wdjax import recipe as recipes
+from wdjax.selection.choice import RULES
+
+
+def option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    """A field of an options class, with the line that the command's help prints."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What every run needs to know."""
+
+    data: str = option(
+        "digits", "digits, breast_cancer, wine, iris, diabetes, FILE.npz or FILE.csv"
+    )
+    target: str | None = option(None, "column of FILE.csv to predict (default the last)")
+    loss: str | None = option(None, "default: by the data", tuple(recipes.LOSSES))
+    model: str = option("mlp", "mlp, cnn, rnn, or your own FILE.py:make_model")
+    optimizer: str = option("adam", "", tuple(recipes.DIRECTIONS))
+    schedule: str = option("constant", "", recipes.SCHEDULES)
+    decay: str = option("decoupled", "", recipes.DECAYS)
+    parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
+    epochs: int | None = option(None, "passes over the training part (default 100; cnn fewer)")
+    batch_size: int = option(64, "examples a step")
+    dropout: float = option(0.0, "rate at which hidden units are dropped")
+    label_noise: float = option(0.0, "share of the choosing part's labels made wrong")
+    seed: int = option(0, "of the split, the folds and every run")
+    out: str | None = option(None, "folder to write (default a new one under runs/)")
+    overwrite: bool = option(False, "replace an existing folder")
+    dtype: str = option("float32", "", recipes.DTYPES)
+    devices: int | None = option(None, "how many to use (default all; on a CPU its cores)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectOptions(RunOptions):
+    """Choose the strength by cross-validation, then show what it bought on a test part."""
+
+    strengths: tuple[float, ...] | None = option(
+        None, "the candidates (default zero and 13 log-spaced; cnn fewer)"
+    )
+    learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
+    folds: int = option(5, "held-out parts, stratified by class")
+    seeds: int | None = option(None, "runs per strength and fold (default 3; cnn 1)")
+    rule: str = option("min", "", RULES)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Train at one strength and judge on a test part."""
+
+    strength: float = option(0.0, "how strongly the weights decay")
+    learning_rate: float = option(3e-3, "")
+    seeds: int = option(1, "runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDefaults:
+    """Sizes at which a model's selection ends within two minutes on two cores."""
+
+    num_epochs: int
+    num_seeds: int
+    num_strengths: int
+    score_rows: int | None = None
+
+
+DEFAULTS = {"cnn": ModelDefaults(8, 1, 4, score_rows=128)}
+
+
+OTHERWISE = ModelDefaults(100, 3, 13)
+
+
+STRENGTH_RANGES = {
+    "decoupled": (1e-3, 1e2),
+    "corrected": (1e-3, 1e2),
+    "coupled": (1e-6, 1e-1),
+    "l1": (1e-6, 1e-1),
+    "independent": (1e-6, 1e-1),
+}

@@ -1,0 +1,180 @@
+"""From options to data, recipe and devices: everything refused here costs nothing."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from wdjax import recipe as recipes
+from wdjax.checks import check_number, check_one_of, check_positive_int
+from wdjax.data import arrays
+from wdjax.jobs.files import checked_out
+from wdjax.jobs.options import (
+    DEFAULTS,
+    OTHERWISE,
+    STRENGTH_RANGES,
+    ModelDefaults,
+    RunOptions,
+    SelectOptions,
+)
+from wdjax.parts import describe_decay, resolve_parts
+from wdjax.recipe import Recipe
+from wdjax.selection.grids import Grid, grid_product
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Checked options turned into data, recipe and devices; nothing compiled, nothing written."""
+
+    recipe: Recipe
+    choose_data: arrays.Dataset
+    test_data: arrays.Dataset
+    mesh: Mesh
+    out: pathlib.Path
+    defaults: ModelDefaults
+    param_shapes: Any
+
+    def describe(self) -> str:
+        """The data and the devices, in a sentence each."""
+        names = [f"{d.platform}:{d.id}" for d in self.mesh.devices.flat]
+        return (
+            f"{self.choose_data.name}: {len(self.choose_data.inputs)} examples to choose on, "
+            f"{len(self.test_data.inputs)} to test on. Devices: {', '.join(names)}."
+        )
+
+
+def prepare(options: RunOptions) -> Prepared:
+    """Checks the options, loads and splits the data, finds the devices.
+
+    Raises:
+      ValueError: for any option or data that cannot run, in one sentence.
+    """
+    out = checked_out(options)
+    make_model = recipes.load_make_model(options.model)
+    defaults = DEFAULTS.get(options.model, OTHERWISE)
+    loss = options.loss or (
+        "squared_error" if options.data in arrays.NUMBER_SETS else "cross_entropy"
+    )
+    check_one_of("loss", loss, recipes.LOSSES)
+    check_one_of("dtype", options.dtype, recipes.DTYPES)
+    check_number("dropout", options.dropout, low=0.0, high=0.99)
+    check_number("label_noise", options.label_noise, low=0.0, high=1.0)
+    check_positive_int("seed", options.seed, low=0)
+    if options.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    mesh = _mesh(options.devices)
+    dataset = arrays.load_data(options.data, target=options.target, loss=loss)
+    if options.model == "cnn":
+        dataset = arrays.as_images_32(dataset)
+    if options.model == "rnn" and dataset.kind == "table":
+        raise ValueError(
+            f"`model` rnn reads sequences and images; {dataset.name!r} is a table: use mlp."
+        )
+    choose_data, test_data = arrays.split_off_test(dataset, seed=options.seed)
+    if options.label_noise > 0:
+        choose_data = arrays.add_label_noise(choose_data, options.label_noise, options.seed)
+    recipe = Recipe(
+        make_model=make_model,
+        num_outputs=dataset.num_outputs,
+        loss=loss,
+        optimizer=options.optimizer,
+        schedule=options.schedule,
+        decay=options.decay,
+        parts=recipes.parse_parts(options.parts),
+        num_epochs=defaults.num_epochs if options.epochs is None else options.epochs,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        scale_inputs=dataset.kind == "table",
+        score_rows=defaults.score_rows,
+    )
+    shapes = _param_shapes(recipe, options, dataset)
+    resolve_parts(recipe.parts, shapes)
+    return Prepared(recipe, choose_data, test_data, mesh, out, defaults, shapes)
+
+
+def _param_shapes(recipe: Recipe, options: RunOptions, dataset: arrays.Dataset) -> Any:
+    model = recipe.make_model(recipe.num_outputs)
+    if not isinstance(getattr(model, "init", None), Callable):
+        raise ValueError(
+            f"`model` {options.model!r} must return a wdjax Model(init, apply), got "
+            f"{type(model).__name__}; wrap a flax module with from_linen or from_nnx."
+        )
+    if options.dropout and options.model not in recipes.MODELS:
+        try:
+            recipe.make_model(recipe.num_outputs, dropout=options.dropout)
+        except TypeError:
+            raise ValueError(
+                f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
+                f"{options.model!r}; add the keyword or leave the option out."
+            ) from None
+    return recipes.recipe_param_shapes(recipe, dataset.inputs)
+
+
+def _mesh(num_devices: int | None) -> Mesh:
+    devices = jax.devices()
+    if num_devices is not None:
+        check_positive_int("devices", num_devices, high=len(devices))
+        devices = devices[:num_devices]
+    # Auto axes: the default, explicit ones, break ordinary flax and optax code.
+    return jax.make_mesh((len(devices),), ("trial",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
+    """The candidates: the strengths asked for or the default range, times learning rates.
+
+    Raises:
+      ValueError: for a grid that is empty, repeats itself, or holds a value out of range.
+    """
+    strengths = options.strengths
+    if strengths is None:
+        low, high = STRENGTH_RANGES[options.decay]
+        strengths = (0.0, *np.geomspace(low, high, prepared.defaults.num_strengths))
+    axes = {"strength": strengths, "learning_rate": options.learning_rates}
+    axes |= {"dropout": [options.dropout]} if options.dropout else {}
+    grid = grid_product(**axes)
+    check_number("learning_rates", float(np.min(grid["learning_rate"])), low=0.0, above=True)
+    check_overshoot(options, float(np.max(grid["strength"])), float(np.max(grid["learning_rate"])))
+    return grid
+
+
+def check_overshoot(options: RunOptions, strength: float, learning_rate: float) -> None:
+    """Refuses a decay that multiplies a weight by -1 or beyond at every step."""
+    factor = {"decoupled": learning_rate, "corrected": learning_rate, "independent": 1.0}
+    rate = factor.get(options.decay, 0.0) * strength
+    if rate >= 2:
+        raise ValueError(
+            f"`strengths`: {strength:g} removes {rate:g} of each weight per step; from 2 on a "
+            "weight grows without bound: take a smaller strength or learning rate."
+        )
+
+
+def check_batch_fits(batch_size: int, num_examples: int) -> None:
+    """Refuses a batch larger than the smallest training part."""
+    if batch_size > num_examples:
+        raise ValueError(
+            f"`batch_size` must be at most {num_examples}, the examples of the smallest training "
+            f"part; got {batch_size}. Take a smaller batch, or fewer folds."
+        )
+
+
+def decay_rows(prepared: Prepared, hparams: dict[str, float]) -> list[dict[str, Any]]:
+    """Who is decayed by how much. Under coupled and l1 the rate belongs to the optimiser."""
+    recipe, strength = prepared.recipe, hparams["strength"]
+    num_steps = recipe.num_epochs * (len(prepared.choose_data.inputs) // recipe.batch_size)
+    rate, multiplier = recipes.recipe_learning_rate(recipe, hparams["learning_rate"], num_steps)
+    if recipe.decay == "independent":
+        rate = multiplier if callable(multiplier) else None
+    elif recipe.decay == "corrected" and callable(rate):
+        peak, scheduled = hparams["learning_rate"], rate
+        rate = lambda step: scheduled(step) ** 2 / peak
+    report = describe_decay(
+        prepared.param_shapes, recipe.parts, strength, learning_rate=rate, num_steps=num_steps
+    )
+    rows = report.to_dict()
+    if recipe.decay in ("coupled", "l1"):
+        rows = [row | {"rate": None, "half_life": None} for row in rows]
+    return rows

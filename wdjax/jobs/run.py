@@ -1,0 +1,227 @@
+"""The jobs: choose a strength, train at one."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wdjax import recipe as recipes
+from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
+from wdjax.data import arrays
+from wdjax.jobs.files import Clock, finish, header, write_json, write_params
+from wdjax.jobs.options import SelectOptions, TrainOptions
+from wdjax.jobs.prepare import (
+    Prepared,
+    check_batch_fits,
+    check_overshoot,
+    decay_rows,
+    prepare,
+    strength_grid,
+)
+from wdjax.jobs.verdict import headline, over_seeds, score_rows
+from wdjax.selection.choice import RULES, Choice, choose
+from wdjax.selection.cross_validation import Progress, cross_validate, map_trials
+from wdjax.selection.folds import kfold
+from wdjax.selection.grids import Grid
+from wdjax.training import nan_if_diverged
+from wdjax.types import Batch
+
+Say = Callable[[str], None]
+
+
+Watch = Callable[[str, Progress], None]
+
+
+def run_select(
+    options: SelectOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Chooses a strength: data -> folds x grid x seeds -> choice -> refit -> files.
+
+    Writes `results.json`, `report.html` and `params.npz` to the output folder; after every
+    chunk of trials, `results.json` with what is finished. On Ctrl-C the finished part is kept
+    as a valid partial result and reported.
+
+    Returns:
+      The results, as in `results.json`.
+
+    Raises:
+      ValueError: for any bad option or bad data, before anything is compiled or written.
+      KeyboardInterrupt: on Ctrl-C, after the partial result was written.
+    """
+    clock = Clock()
+    prepared = prepare(options)
+    grid = strength_grid(options, prepared)
+    num_seeds = options.seeds or prepared.defaults.num_seeds
+    check_positive_int("seeds", num_seeds)
+    check_one_of("rule", options.rule, RULES)
+    choose_data, recipe = prepared.choose_data, prepared.recipe
+    stratified = recipe.loss == "cross_entropy"
+    arrays.check_folds(choose_data, options.folds, stratify=stratified)
+    data = arrays.to_batch(choose_data)
+    folds = kfold(
+        jax.random.key(options.seed),
+        len(data.weights),
+        options.folds,
+        stratify=choose_data.targets if stratified else None,
+    )
+    check_batch_fits(recipe.batch_size, int(np.min(folds.train_mask.sum(axis=1))))
+    results = {**header("select", options, prepared, command), "rule": options.rule}
+    results |= {"grid": dict(grid), "grid_shape": grid.shape}
+    clock.lap("data")
+    say(plan_text(options, prepared, grid, num_seeds))
+
+    def after_chunk(event: Progress) -> None:
+        if event.stage == "run" and event.done == 0:
+            clock.lap("compile")
+        if event.scores is not None:
+            results["scores"] = event.scores.values
+            results["headline"] = _partial_headline(event)
+            write_json(prepared.out, results)
+        if watch is not None:
+            watch("choosing", event)
+
+    try:
+        scores = cross_validate(
+            recipes.recipe_fit_and_score(recipe),
+            grid,
+            data,
+            folds,
+            key=jax.random.key(options.seed),
+            num_seeds=num_seeds,
+            mesh=prepared.mesh,
+            progress=after_chunk,
+        )
+        clock.lap("grid")
+        results["scores"] = scores.values
+        results["table"] = score_rows(scores)
+        choices = {rule: choose(scores, rule) for rule in RULES}
+        chosen = choices[options.rule]
+        results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
+        lines = headline(scores, chosen, options.decay, command)
+        results["headline"] = lines[0]
+        results["advice"] = lines[1:]
+        results["decay"] = decay_rows(prepared, chosen.hparams)
+        rows = _refit_rows(grid, chosen)
+        results["refit"], params = refit_runs(prepared, data, rows, num_seeds, options.seed, watch)
+        clock.lap("refit")
+    except KeyboardInterrupt:
+        if "scores" in results:
+            finish(prepared.out, results, clock)
+            say(f"Stopped. What had finished is in {prepared.out}.")
+        raise
+    results["status"] = "complete"
+    write_params(prepared.out, params)
+    finish(prepared.out, results, clock)
+    return results
+
+
+def run_train(
+    options: TrainOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Trains at one strength on the choosing part and judges on the test part.
+
+    Writes `results.json`, `report.html` and `params.npz` (of the first seed).
+
+    Raises:
+      ValueError: for any bad option or bad data, before anything is compiled or written.
+    """
+    clock = Clock()
+    prepared = prepare(options)
+    check_strength("strength", options.strength)
+    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    check_positive_int("seeds", options.seeds)
+    check_overshoot(options, options.strength, options.learning_rate)
+    data = arrays.to_batch(prepared.choose_data)
+    check_batch_fits(prepared.recipe.batch_size, len(data.weights))
+    hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
+    hparams |= {"dropout": options.dropout} if options.dropout else {}
+    results = header("train", options, prepared, command)
+    results["decay"] = decay_rows(prepared, hparams)
+    clock.lap("data")
+    num_epochs = prepared.recipe.num_epochs
+    say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
+    refit, params = refit_runs(
+        prepared, data, {"chosen": hparams}, options.seeds, options.seed, watch
+    )
+    clock.lap("refit")
+    losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
+    if not np.isfinite(losses).any():
+        raise ValueError(
+            f"every run diverged: lower `learning_rate` = {options.learning_rate:g} or `strength` "
+            f"= {options.strength:g}."
+        )
+    results["headline"] = (
+        f"Strength {options.strength:g} ({options.decay}): test loss {over_seeds(losses)}, "
+        f"training loss {over_seeds(refit['chosen']['train_loss'])}."
+    )
+    results |= {"refit": refit, "status": "complete"}
+    write_params(prepared.out, params)
+    finish(prepared.out, results, clock)
+    return results
+
+
+def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
+    """The chosen numbers, and the same at strength zero and at the largest tried."""
+    largest = float(np.max(grid["strength"]))
+    return {
+        "chosen": chosen.hparams,
+        "zero": chosen.hparams | {"strength": 0.0},
+        "largest": chosen.hparams | {"strength": largest},
+    }
+
+
+def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, seed: int, watch):
+    """Trains on the whole choosing part, judges on the test part: `(runs, params of seed 0)`."""
+    recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
+    test = arrays.to_batch(prepared.test_data)
+    total, start = len(rows) * num_seeds, time.perf_counter()
+    if watch is not None:
+        watch("refitting", Progress("compile", 0, total, 0.0, None, None))
+
+    def one_run(hparams, key, train, test):
+        train, test = recipes.recipe_scale(recipe, train, test)
+        curves = lambda fit: score(fit, test)["loss"]
+        fit = recipes.recipe_fit(recipe, observe=curves)(hparams, train, key)
+        scores = {f"test_{name}": value for name, value in score(fit, test).items()}
+        scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
+        learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
+        return nan_if_diverged(scores, fit.params), learning, fit.params
+
+    trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
+    hparams = {name: jnp.array([h[name] for h, _ in trials]) for name in trials[0][0]}
+    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(
+        jnp.array([s for _, s in trials])
+    )
+    scores, curves, params = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
+    runs = {}
+    for i, (name, numbers) in enumerate(rows.items()):
+        own = slice(i * num_seeds, (i + 1) * num_seeds)
+        pick = lambda tree, own=own: {k: np.asarray(v)[own] for k, v in tree.items()}
+        runs[name] = {"hparams": numbers, **pick(scores), "curves": pick(curves)}
+    if watch is not None:
+        seconds = time.perf_counter() - start
+        watch("refitting", Progress("run", total, total, seconds, 0.0, None))
+    return runs, jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
+
+
+def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds: int) -> str:
+    """What will be done, before it starts."""
+    total = grid.num_rows * options.folds * num_seeds
+    axes = " x ".join(f"{n} {name.replace('_', ' ')}s" for name, n in grid.shape.items() if n > 1)
+    recipe = prepared.recipe
+    return (
+        f"{prepared.describe()}\n"
+        f"{total} trainings: {axes or '1 candidate'} x {options.folds} folds x {num_seeds} seeds, "
+        f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
+        f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
+        f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
+    )
+
+
+def _partial_headline(event: Progress) -> str:
+    return (
+        f"Partial result: {event.done} of {event.total} trainings had finished; nothing is chosen."
+    )

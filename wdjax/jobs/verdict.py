@@ -1,0 +1,127 @@
+"""What the evidence allows, in words and tables."""
+
+import math
+import shlex
+from typing import Any
+
+import numpy as np
+
+from wdjax.selection.choice import Choice, end_of_grid, paired_difference, row_of_zero
+from wdjax.selection.cross_validation import Scores, standard_error_over_folds
+from wdjax.selection.grids import Grid
+from wdjax.tables import Estimate, Table, format_number
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What the command prints at the end: the headline first, then the tables, then the files."""
+    parts = [results["headline"], *results.get("advice", [])]
+    if results["kind"] == "select":
+        parts += ["", str(select_table(results)), ""]
+    parts += ["", str(refit_table(results)), "", f"Report: {results['out']}/report.html"]
+    return "\n".join(parts)
+
+
+def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[str]:
+    """What the evidence allows, in one line, then what to do next, a line each."""
+    strength, lines = chosen.hparams["strength"], []
+    values = np.asarray(scores.values["loss"], np.float64)
+    score = Estimate(chosen.mean, chosen.standard_error)
+    zero = row_of_zero(scores.grid, chosen.index)
+    end = end_of_grid(scores.grid, chosen.index, "strength")
+    gain = None if zero in (None, chosen.index) else paired_difference(values, zero, chosen.index)
+    told_apart = gain is not None and abs(gain.mean) > gain.standard_error
+    at = f"strength {format_number(strength)} ({decay})"
+    if zero == chosen.index:
+        first = f"No strength helped: zero has the lowest validation loss, {score}"
+    elif gain is not None and not told_apart:
+        first = (
+            f"Chosen {at}, but it cannot be told from zero: validation loss {score}, "
+            f"lower than at zero by {gain} (paired over folds)"
+        )
+    elif end is not None:
+        first = f"Chosen {at}, at the {end} end of the grid: validation loss {score}"
+        lines.append(f"The best may lie beyond. Try: {wider_command(command, scores.grid, end)}")
+    else:
+        first = f"Chosen {at}: validation loss {score}"
+        first += f", lower than at zero by {gain} (paired over folds)" if gain else ""
+    learning_rates = np.unique(np.asarray(scores.grid["learning_rate"]))
+    if len(learning_rates) == 1:
+        first += f". It holds at the one learning rate tried, {learning_rates[0]:g}"
+    else:
+        first += f". Learning rate {format_number(chosen.hparams['learning_rate'])}"
+    diverged = int(np.sum(~np.isfinite(values.mean(axis=(1, 2)))))
+    if diverged:
+        lines.append(f"{diverged} of {len(values)} candidates diverged and were left out.")
+    return [first + ".", *lines]
+
+
+def wider_command(command: str, grid: Grid, end: str) -> str:
+    """The command again, its strengths moved two decades beyond the end that won."""
+    axis = np.unique(np.asarray(grid["strength"]))
+    above = axis[axis > 0]
+    edge = above[-1] if end == "largest" else above[0]
+    low, high = (edge / 10, edge * 100) if end == "largest" else (edge / 100, edge * 10)
+    wider = [0.0, *np.geomspace(low, high, 10)] if 0.0 in axis else [*np.geomspace(low, high, 10)]
+    words = shlex.split(command or "wdjax select")
+    if "--strengths" in words:
+        start = words.index("--strengths")
+        stop = start + 1
+        while stop < len(words) and not words[stop].startswith("--"):
+            stop += 1
+        words = words[:start] + words[stop:]
+    return shlex.join([*words, "--strengths", *(f"{s:.3g}" for s in wider)])
+
+
+def score_rows(scores: Scores) -> list[dict[str, Any]]:
+    """A dict a grid row: its numbers, and mean and standard error of every score and the gap."""
+    values = {name: np.asarray(v, np.float64) for name, v in scores.values.items()}
+    values["gap"] = values["loss"] - values["train_loss"]
+    rows = []
+    for row in range(len(values["loss"])):
+        numbers = {name: float(axis[row]) for name, axis in scores.grid.items()}
+        for name, v in values.items():
+            error = float(standard_error_over_folds(v)[row])
+            numbers[name] = {"mean": float(v[row].mean()), "standard_error": error}
+        rows.append(numbers)
+    return rows
+
+
+def select_table(results: dict[str, Any]) -> Table:
+    """The table of candidates, the chosen row marked."""
+    rows, several = results["table"], results["grid_shape"]["learning_rate"] > 1
+    names = [n for n in ("loss", "accuracy", "train_loss", "gap") if n in rows[0]]
+    titles = {"loss": "validation loss", "train_loss": "training loss"}
+    numbers = ("strength", "learning_rate") if several else ("strength",)
+    return Table(
+        headers=(*(n.replace("_", " ") for n in numbers), *(titles.get(n, n) for n in names)),
+        rows=tuple(
+            (*(row[n] for n in numbers), *(Estimate(**row[name]) for name in names)) for row in rows
+        ),
+        marked=results["choices"][results["rule"]]["index"],
+    )
+
+
+def refit_table(results: dict[str, Any]) -> Table:
+    """What decay bought: the test part at the chosen strength, at zero and at the largest."""
+    rows = []
+    for name, run in results["refit"].items():
+        gap = np.asarray(run["test_loss"], float) - np.asarray(run["train_loss"], float)
+        cells = [run["test_loss"], run.get("test_accuracy"), run["train_loss"], gap]
+        estimates = [None if cell is None else over_seeds(cell) for cell in cells]
+        rows.append((name, run["hparams"]["strength"], *estimates))
+    num_test = results["data"]["num_test"]
+    num_seeds = len(results["refit"]["chosen"]["test_loss"])
+    spread = " (no error: one seed)" if num_seeds == 1 else ""
+    return Table(
+        ("refit", "strength", "test loss", "test accuracy", "training loss", "gap"),
+        tuple(rows),
+        marked=0 if len(rows) > 1 else None,
+        note=f"{num_test} test examples; mean +- standard error over {num_seeds} seeds{spread}",
+    )
+
+
+def over_seeds(values: Any) -> Estimate:
+    """Mean and standard error over seeds; no error (NaN) from a single one."""
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), float(error))
