@@ -159,7 +159,7 @@ def test_a_known_number_of_classes_bounds_the_labels_and_forgives_absent_ones():
         ("digits", {"loss": "squared"}, "Did you mean 'squared_error'"),
         ("digits", {"loss": "squared_error"}, "targets are classes; use cross_entropy"),
         ("diabetes", {}, "targets are numbers; use squared_error"),
-        ("digits", {"target": "y"}, "names a column of a .csv file"),
+        ("digits", {"target": "y"}, "only to a .csv file, whose column"),
         ("nowhere/my.npz", {}, "'nowhere/my.npz' does not exist"),
         ("nowhere/my.csv", {}, "'nowhere/my.csv' does not exist"),
         ("my.parquet", {}, "neither a data set.*ends in .npz or .csv"),

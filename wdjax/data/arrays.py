@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,25 @@ from jaxtyping import Array, ArrayLike
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, nearest
 from wdjax.data.files import read_csv, read_npz
+from wdjax.data.text import (
+    DEFAULT_LENGTH,
+    NUM_TOKENS,
+    next_byte_windows,
+    standard_library_source,
+)
+from wdjax.data.tfds import TfdsSource, open_tfds, read_tfds, split_sizes
 from wdjax.types import Batch
 
 LOSSES = ("cross_entropy", "squared_error")
 CLASS_SETS = ("digits", "breast_cancer", "wine", "iris")
 NUMBER_SETS = ("diabetes",)
+
+_WHERE_OPTIONS_APPLY = {
+    "target": "a .csv file, whose column it names",
+    "data_dir": "a TFDS set (tfds:NAME)",
+    "download": "a TFDS set (tfds:NAME)",
+    "length": "texts: stdlib, or a TFDS set of them",
+}
 
 
 class Dataset(NamedTuple):
@@ -55,40 +69,113 @@ def load_data(
     *,
     target: str | None = None,
     loss: str = "cross_entropy",
+    data_dir: str | os.PathLike | None = None,
+    download: bool = False,
+    length: int | None = None,
 ) -> Dataset:
     """Loads a data set into host memory, checked.
 
     - `digits` (1,797 images, `[8, 8, 1]`, grey / 16), `breast_cancer`, `wine`, `iris` (tables)
       and `diabetes` (regression, raw units) ship with scikit-learn;
+    - `stdlib`, the source of Python's standard library in windows of `length` bytes, each byte
+      to be predicted from those before it, ships with Python;
     - `FILE.npz` holds arrays `inputs` and `targets` and nothing pickled;
-    - `FILE.csv` has a header; the target is its last column, or the one named `target`.
+    - `FILE.csv` has a header; the target is its last column, or the one named `target`;
+    - `tfds:NAME`, such as `tfds:cifar10` or `tfds:mnist@train[:10%]`: see `open_tfds`, which
+      also says what `data_dir`, `download` and `length` mean.
 
     Under `"cross_entropy"` targets are labels 0..C-1, or words, which become the labels of their
     sorted order; under `"squared_error"` they are numbers.
 
     Raises:
-      ValueError: for an unknown name or column (with the nearest), a file that is missing or
-        cannot be read, or arrays that `make_dataset` refuses.
+      ValueError: for an unknown name or column (with the nearest), an option that does not apply
+        to the data, a file that is missing or cannot be read, or arrays that `make_dataset`
+        refuses.
     """
     check_one_of("loss", loss, LOSSES)
     name, suffix = os.fspath(name_or_path), Path(name_or_path).suffix.lower()
-    if target is not None and suffix != ".csv":
-        raise ValueError(
-            f"`target` names a column of a .csv file, got target={target!r} for data {name!r}; "
-            "leave it out."
+    is_tfds = name.startswith("tfds:")
+    given = {"target": target, "data_dir": data_dir, "download": download, "length": length}
+    applies = {
+        "target": suffix == ".csv",
+        "data_dir": is_tfds,
+        "download": is_tfds,
+        "length": is_tfds or name == "stdlib",
+    }
+    for option, value in given.items():
+        if value not in (None, False) and not applies[option]:
+            raise ValueError(
+                f"`{option}` = {value!r} does not apply to data {name!r}, only to "
+                f"{_WHERE_OPTIONS_APPLY[option]}; leave it out."
+            )
+    if is_tfds:
+        source = open_tfds(
+            name.removeprefix("tfds:"), data_dir=data_dir, download=download, length=length
         )
+        return load_source(source, loss=loss)
     if suffix == ".npz":
         inputs, targets = read_npz(Path(name))
         return make_dataset(inputs, targets, loss=loss, name=Path(name).stem)
     if suffix == ".csv":
         inputs, targets = read_csv(Path(name), target, loss)
         return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, kind="table")
+    if name == "stdlib":
+        return _load_stdlib(loss, length)
     if name in CLASS_SETS + NUMBER_SETS:
         return _load_shipped(name, loss)
-    known = CLASS_SETS + NUMBER_SETS
+    known = (*CLASS_SETS, *NUMBER_SETS, "stdlib")
     raise ValueError(
-        f"data {name!r} is neither a data set known here ({', '.join(known)}) nor a path that "
-        f"ends in .npz or .csv.{nearest(name, known)}"
+        f"data {name!r} is neither a data set known here ({', '.join(known)}), nor a path that "
+        f"ends in .npz or .csv, nor a name such as tfds:mnist.{nearest(name, known)}"
+    )
+
+
+def load_choose_and_test(
+    name_or_path: str | os.PathLike,
+    *,
+    fraction: float = 0.2,
+    seed: int = 0,
+    stratify: bool = True,
+    **options: Any,
+) -> tuple[Dataset, Dataset]:
+    """Loads the data to choose on and the test data that nothing sees until the end.
+
+    A TFDS set named without a split, which has splits `train` and `test`, comes apart as its
+    authors meant. Everything else is split by `split_off_test`.
+
+    Args:
+      options: those of `load_data`.
+    """
+    name = os.fspath(name_or_path)
+    if name.startswith("tfds:") and "@" not in name:
+        choose = load_data(name, **options)
+        if "test" in split_sizes(name.removeprefix("tfds:"), data_dir=options.get("data_dir")):
+            return choose, load_data(f"{name}@test", **options)
+        return split_off_test(choose, fraction=fraction, seed=seed, stratify=stratify)
+    dataset = load_data(name, **options)
+    return split_off_test(dataset, fraction=fraction, seed=seed, stratify=stratify)
+
+
+def load_source(source: TfdsSource, *, loss: str = "cross_entropy") -> Dataset:
+    """All of an opened TFDS split in memory, with the classes its description counts.
+
+    Raises:
+      ValueError: as `make_dataset`; for numbers to predict under `"cross_entropy"`.
+    """
+    inputs, targets = read_tfds(source)
+    if loss == "cross_entropy" and source.num_classes is None:
+        raise ValueError(
+            f"`loss` = {loss} needs classes, and {source.keys[1]!r} of 'tfds:{source.name}' is a "
+            "number; use squared_error."
+        )
+    return make_dataset(
+        inputs,
+        targets,
+        loss=loss,
+        name=f"tfds:{source.name}",
+        kind=source.kind,
+        num_outputs=source.num_classes,
+        class_names=source.class_names,
     )
 
 
@@ -356,6 +443,18 @@ def _load_shipped(name: str, loss: str) -> Dataset:
     inputs = bunch.images[..., None] / 16 if name == "digits" else bunch.data
     names = [] if name in NUMBER_SETS else [str(n) for n in bunch.target_names]
     return make_dataset(inputs, bunch.target, loss=loss, name=name, class_names=names)
+
+
+def _load_stdlib(loss: str, length: int | None) -> Dataset:
+    if loss != "cross_entropy":
+        raise ValueError(
+            f"`loss` = {loss} does not fit the data set 'stdlib', whose targets are bytes; use "
+            "cross_entropy."
+        )
+    texts = standard_library_source()
+    length = DEFAULT_LENGTH if length is None else length
+    inputs, targets, weights = next_byte_windows(texts, length)
+    return Dataset("stdlib", inputs, targets, "text", NUM_TOKENS, (), weights)
 
 
 def _plain_array(name: str, values: ArrayLike | Sequence) -> np.ndarray:

@@ -1,0 +1,475 @@
+"""TFDS sets: real folders and real raw files, written here, read without TensorFlow."""
+
+import functools
+import hashlib
+import http.server
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tfds_folders as folders
+import tfds_folders as folders
+
+from wdjax.data import prepare
+from wdjax.data.arrays import load_choose_and_test, load_data
+from wdjax.data.prepare import RawFile, check_connection, prepare_raw, raw_file_list
+from wdjax.data.tfds import open_tfds, split_sizes
+from wdjax.data.tfrecord import crc32c
+
+PIXELS, LABELS = folders.images(30, (32, 32, 3))
+REVIEWS = ["good film", "gut, aber länger als die Länge", "", "bad"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """CIFAR-10, MNIST and IMDB as TFDS lays them out."""
+    root = tmp_path_factory.mktemp("tensorflow_datasets")
+    rows = folders.image_rows(PIXELS, LABELS)
+    splits = {"train": rows[:20], "test": rows[20:]}
+    folders.write_folder(root, "cifar10", "3.0.2", folders.CIFAR10, splits)
+    digits = folders.image_rows(*folders.images(10, (28, 28, 1)))
+    folders.write_folder(
+        root, "mnist", "3.0.1", folders.MNIST, {"train": digits}, supervised=("image", "label")
+    )
+    reviews = [{"text": text, "label": i % 2} for i, text in enumerate(REVIEWS)]
+    folders.write_folder(root, "imdb_reviews/plain_text", "1.0.0", folders.IMDB, {"train": reviews})
+    return root
+
+
+@pytest.fixture
+def own_copy(data_dir, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(data_dir, tmp_path / "data")
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+def test_images_and_labels_are_those_that_were_written(data_dir):
+    data = load_data("tfds:cifar10", data_dir=data_dir)
+    np.testing.assert_array_equal(np.round(data.inputs * 255).astype(np.uint8), PIXELS[:20])
+    np.testing.assert_array_equal(data.targets, LABELS[:20])
+    assert (data.kind, data.num_outputs) == ("image", 10)
+    assert data.name == "tfds:cifar10:3.0.2@train"
+
+
+def test_tensorflow_is_never_imported(data_dir):
+    code = (
+        "import sys; from wdjax.data.arrays import load_data; "
+        f"load_data('tfds:mnist', data_dir={str(data_dir)!r}); "
+        "assert 'tensorflow' not in sys.modules, 'TensorFlow came along'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "OpenCV" not in done.stderr
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train", range(20)),
+        ("test", range(20, 30)),
+        ("train[:10%]", range(2)),
+        ("train[5:18]", range(5, 18)),
+        ("train[-3:]+test", range(17, 30)),
+    ],
+)
+def test_splits_and_slices_are_written_as_tfds_writes_them(own_copy, file_format, split, rows):
+    if file_format == "tfrecord":
+        folders.as_tfrecord(own_copy / "cifar10" / "3.0.2")
+    source = open_tfds(f"cifar10:3.0.2@{split}", data_dir=own_copy)
+    assert len(source) == len(rows)
+    for (image, label), row in zip(source, rows, strict=True):
+        np.testing.assert_array_equal(image, PIXELS[row])
+        assert label == LABELS[row]
+
+
+def test_whole_splits_are_read_from_parquet_and_slices_refused(tmp_path):
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(folders.IMDB)
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, supervised_keys=("text", "label")
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, {"text": text, "label": i % 2}) for i, text in enumerate("abcd"))
+
+    Tiny(data_dir=tmp_path, file_format="parquet").download_and_prepare()
+    data = load_data("tfds:tiny", data_dir=tmp_path, length=1)
+    assert sorted(data.inputs[:, 0]) == [97, 98, 99, 100]
+    with pytest.raises(ValueError, match="stored as parquet.*take whole splits"):
+        load_data("tfds:tiny@train[:2]", data_dir=tmp_path)
+
+
+def test_reviews_become_bytes_of_one_length_and_the_default_config_is_found(data_dir):
+    data = load_data("tfds:imdb_reviews", data_dir=data_dir, length=12)
+    assert data.inputs.shape == (4, 12) and data.inputs.dtype == np.int32
+    for tokens, text in zip(data.inputs, REVIEWS, strict=True):
+        expected = text.encode()[:12]
+        assert bytes(tokens[: len(expected)].astype(np.uint8)) == expected
+        assert not tokens[len(expected) :].any()
+    assert data.class_names == ("neg", "pos") and data.kind == "text"
+    named = load_data("tfds:imdb_reviews/plain_text:1.0.0", data_dir=data_dir)
+    assert named.inputs.shape == (4, 256)
+
+
+def test_a_folder_can_be_named_itself(data_dir):
+    assert len(open_tfds(f"{data_dir}/mnist/3.0.1@train")) == 10
+
+
+def test_the_environment_says_where_the_sets_are(data_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    assert split_sizes("cifar10") == {"train": 20, "test": 10}
+
+
+def test_the_authors_test_split_is_the_test_part(data_dir):
+    choose, test = load_choose_and_test("tfds:cifar10", data_dir=data_dir)
+    np.testing.assert_array_equal(choose.targets, LABELS[:20])
+    np.testing.assert_array_equal(test.targets, LABELS[20:])
+
+
+def test_without_a_test_split_or_with_a_named_split_a_part_is_split_off(data_dir):
+    parts = load_choose_and_test("tfds:mnist", data_dir=data_dir, fraction=0.3, stratify=False)
+    assert [len(part.inputs) for part in parts] == [7, 3]
+    parts = load_choose_and_test("tfds:cifar10@train", data_dir=data_dir, fraction=0.5)
+    assert [len(part.inputs) for part in parts] == [10, 10]
+    assert [len(part.inputs) for part in load_choose_and_test("iris")] == [120, 30]
+
+
+def test_a_source_pickles_for_workers(own_copy):
+    for kind in ("array_record", "tfrecord"):
+        if kind == "tfrecord":
+            folders.as_tfrecord(own_copy / "cifar10" / "3.0.2")
+        source = pickle.loads(pickle.dumps(open_tfds("cifar10", data_dir=own_copy)))
+        np.testing.assert_array_equal(source[7][0], PIXELS[7])
+        np.testing.assert_array_equal(source[-1][0], PIXELS[19])
+        with pytest.raises(IndexError):
+            source[20]
+
+
+# ------------------------------------------------------------------------------ refusing
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("tfds:cifar10@valid", {}, "has no split 'valid', only train, test"),
+        ("tfds:cifar10@tset", {}, "Did you mean 'test'"),
+        ("tfds:cifar10@train[:10", {}, "slices of them such as train"),
+        ("tfds:cifar10", {"length": 9}, "`length` = 9 is for texts.*image data"),
+        ("tfds:imdb_reviews", {"length": 0}, "`length` must be >= 1"),
+        ("tfds:cifar10", {"loss": "squared_error", "target": "y"}, "`target` = 'y' does not"),
+    ],
+)
+def test_what_a_set_does_not_have_is_refused(data_dir, name, options, words):
+    with pytest.raises(ValueError, match=words):
+        load_data(name, data_dir=data_dir, **options)
+
+
+def test_a_set_that_is_nowhere_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(ValueError) as refusal:
+        load_data("tfds:cifar10", data_dir=tmp_path)
+    sentence = str(refusal.value)
+    for words in (str(tmp_path), "--download", "--data-dir", "cifar-10-binary.tar.gz", "digits"):
+        assert words in sentence
+    assert "\n" not in sentence and not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_set_names_its_nearest(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'cifar10"):
+        load_data("tfds:cifer10", data_dir=tmp_path)
+
+
+def test_labels_that_are_missing_are_refused(tmp_path):
+    rows = [{"text": "?", "label": -1}]
+    folders.write_folder(
+        tmp_path, "imdb_reviews/plain_text", "1.0.0", folders.IMDB, {"unsupervised": rows}
+    )
+    with pytest.raises(ValueError, match=r"labels 0\.\.1, got -1"):
+        load_data("tfds:imdb_reviews@unsupervised", data_dir=tmp_path)
+
+
+def test_numbers_are_predicted_under_squared_error_only(tmp_path):
+    features = {
+        "x": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        "y": tfds.features.Scalar(np.float32),
+    }
+    rows = [{"x": np.array([i, 0.5], np.float32), "y": np.float32(i / 2)} for i in range(3)]
+    folders.write_folder(
+        tmp_path, "plane", "1.0.0", features, {"train": rows}, supervised=("x", "y")
+    )
+    data = load_data("tfds:plane", data_dir=tmp_path, loss="squared_error")
+    np.testing.assert_array_equal(data.inputs, [[0, 0.5], [1, 0.5], [2, 0.5]])
+    np.testing.assert_array_equal(data.targets, [0, 0.5, 1])
+    assert data.num_outputs == 1 and data.kind == "table"
+    with pytest.raises(ValueError, match="'y' of 'tfds:plane.*use squared_error"):
+        load_data("tfds:plane", data_dir=tmp_path)
+
+
+def test_a_set_without_one_input_and_one_label_is_refused(tmp_path):
+    features = {"a": tfds.features.Text(), "b": tfds.features.Text()}
+    folders.write_folder(tmp_path, "pairs", "1.0.0", features, {"train": [{"a": "", "b": ""}]})
+    with pytest.raises(ValueError, match=r"no single input and target.*\(a, b\).*npz"):
+        open_tfds("pairs", data_dir=tmp_path)
+    features = {**folders.MNIST, "image": tfds.features.Image(shape=(None, None, 1))}
+    rows = folders.image_rows(*folders.images(1, (28, 28, 1)))
+    folders.write_folder(tmp_path, "sizes", "1.0.0", features, {"train": rows})
+    with pytest.raises(ValueError, match="inputs of one fixed size"):
+        open_tfds("sizes", data_dir=tmp_path)
+
+
+def test_a_torn_description_is_refused(own_copy):
+    (own_copy / "mnist" / "3.0.1" / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="description that cannot be read"):
+        load_data("tfds:mnist", data_dir=own_copy)
+
+
+# -------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named(own_copy, file_format, damage):
+    folder = own_copy / "cifar10" / "3.0.2"
+    if file_format == "tfrecord":
+        folders.as_tfrecord(folder)
+    shard = sorted(folder.glob(f"cifar10-train.{file_format}*"))[1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    if damage != "remove":
+        shard.write_bytes(content if damage == "flip" else content[: len(content) // 3])
+    with pytest.raises(ValueError, match=shard.name):
+        load_data("tfds:cifar10", data_dir=own_copy)
+
+
+def test_every_flipped_bit_of_a_tfrecord_is_found(own_copy):
+    folder = own_copy / "imdb_reviews" / "plain_text" / "1.0.0"
+    folders.as_tfrecord(folder)
+    shard = next(folder.glob("*.tfrecord*"))
+    whole = shard.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40):
+        torn = bytearray(whole)
+        torn[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(torn)
+        with pytest.raises(ValueError, match=shard.name):
+            load_data("tfds:imdb_reviews", data_dir=own_copy)
+
+
+def test_a_tfrecord_cut_between_records_is_found_by_their_number(own_copy):
+    folder = own_copy / "imdb_reviews" / "plain_text" / "1.0.0"
+    folders.as_tfrecord(folder)
+    shard = next(folder.glob("*.tfrecord*"))
+    length = int.from_bytes(shard.read_bytes()[:8], "little")
+    shard.write_bytes(shard.read_bytes()[: length + 16])
+    with pytest.raises(ValueError, match="should hold 4 whole records"):
+        load_data("tfds:imdb_reviews", data_dir=own_copy)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 64, 4095, 4096, 4097, 4099, 9000])
+def test_the_checksum_is_crc32c_bit_by_bit(length):
+    content = np.random.default_rng(length).integers(0, 256, (2, length), dtype=np.uint8)
+    expected = [folders.slow_crc32c(row.tobytes()) for row in content]
+    np.testing.assert_array_equal(crc32c(content), expected)
+
+
+def test_the_checksum_of_nine_digits_is_the_published_one():
+    assert crc32c(np.frombuffer(b"123456789", np.uint8)[None])[0] == 0xE3069283
+
+
+# ----------------------------------------------------------------------------- preparing
+
+WRITERS = {
+    "mnist": folders.write_mnist_raw,
+    "cifar10": folders.write_cifar10_raw,
+    "imdb_reviews": folders.write_imdb_raw,
+}
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Lets the small raw files of a folder pass for the published ones, whose bytes are large."""
+
+    def list_files(name, folder, url="http://nowhere.invalid"):
+        files = {
+            file: RawFile(f"{url}/{file}", hashlib.sha256((folder / file).read_bytes()).hexdigest())
+            for file in prepare.RAW_SETS[name].files
+        }
+        monkeypatch.setattr(prepare, "raw_file_list", lambda asked: {name: files}[asked])
+        return files
+
+    return list_files
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_the_list_of_tfds_covers_every_raw_file(name):
+    listed = raw_file_list(name)
+    for file in prepare.RAW_SETS[name].files:
+        assert listed[file].url.startswith("http") and len(listed[file].sha256) == 64
+
+
+def test_mnists_own_files_become_a_tfds_folder(tmp_path, listed):
+    folders.write_mnist_raw(tmp_path)
+    listed("mnist", tmp_path)
+    data = load_data("tfds:mnist", data_dir=tmp_path)
+    pixels, labels = folders.images(20, (28, 28), seed=20)
+    order = np.random.default_rng(0).permutation(20)
+    np.testing.assert_array_equal(np.round(data.inputs[..., 0] * 255), pixels[order])
+    np.testing.assert_array_equal(data.targets, labels[order])
+    for path in tmp_path.glob("*.gz"):
+        path.unlink()
+    test = load_data("tfds:mnist@test", data_dir=tmp_path)
+    assert sorted(test.targets) == list(range(10))
+    assert tfds.data_source(
+        "mnist:3.0.1", split="train", data_dir=tmp_path, download=False,
+        builder_kwargs={"file_format": "array_record"},
+    )[0]["label"] == labels[order[0]]  # fmt: skip
+
+
+def test_cifar10s_own_archive_becomes_a_tfds_folder(tmp_path, listed):
+    manual = tmp_path / "downloads" / "manual"
+    folders.write_cifar10_raw(manual)
+    listed("cifar10", manual)
+    data = load_data("tfds:cifar10", data_dir=tmp_path)
+    pixels = np.concatenate([folders.images(4, (32, 32, 3), seed)[0] for seed in range(5)])
+    order = np.random.default_rng(0).permutation(20)
+    np.testing.assert_array_equal(np.round(data.inputs * 255), pixels[order])
+    np.testing.assert_array_equal(data.targets, np.tile(np.arange(4), 5)[order])
+    assert data.class_names == tuple(folders.CIFAR10_NAMES)
+    assert split_sizes("cifar10", data_dir=tmp_path) == {"train": 20, "test": 4}
+
+
+def test_imdbs_own_archive_becomes_a_tfds_folder(tmp_path, listed):
+    folders.write_imdb_raw(tmp_path / "imdb_reviews")
+    listed("imdb_reviews", tmp_path / "imdb_reviews")
+    data = load_data("tfds:imdb_reviews", data_dir=tmp_path, length=20)
+    texts = {bytes(row[row > 0].astype(np.uint8)).decode() for row in data.inputs}
+    assert texts == {f"train {label} nº {i}" for label in ("neg", "pos") for i in range(3)}
+    for row, label in zip(data.inputs, data.targets, strict=True):
+        assert (b"pos" in bytes(row.astype(np.uint8))) == (label == 1)
+    sizes = split_sizes("imdb_reviews", data_dir=tmp_path)
+    assert sizes == {"train": 6, "test": 6, "unsupervised": 3}
+
+
+def test_a_raw_file_of_other_bytes_is_refused_and_nothing_is_written(tmp_path):
+    """Against the list that TFDS ships: these small files are not the published ones."""
+    folders.write_mnist_raw(tmp_path)
+    with pytest.raises(ValueError, match="is not the published file: its SHA-256 is"):
+        load_data("tfds:mnist", data_dir=tmp_path)
+    assert not (tmp_path / "mnist").exists()
+
+
+def test_half_of_the_raw_files_do_not_suffice_and_the_others_are_named(tmp_path):
+    folders.write_mnist_raw(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(ValueError, match="put t10k-labels-idx1-ubyte.gz into that folder"):
+        load_data("tfds:mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_raw_file_that_breaks_off_is_refused_by_path(tmp_path, listed, name):
+    WRITERS[name](tmp_path)
+    path = tmp_path / prepare.RAW_SETS[name].files[0]
+    path.write_bytes(path.read_bytes()[:-300])
+    files = prepare.placed_files(name, tmp_path)
+    with pytest.raises(ValueError, match=f"{path.name}.* cannot be read"):
+        prepare_raw(name, tmp_path, files, listed=listed(name, tmp_path))
+    assert not (tmp_path / name).exists()
+
+
+def test_a_write_that_fails_leaves_no_folder_behind(tmp_path, listed, monkeypatch):
+    folders.write_mnist_raw(tmp_path)
+    listed("mnist", tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "_png", full)
+    with pytest.raises(ValueError, match="cannot be written.*No space left"):
+        load_data("tfds:mnist", data_dir=tmp_path)
+    assert not list((tmp_path / "mnist").iterdir())
+
+
+# --------------------------------------------------------------------------- downloading
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """A web server on this machine, with a folder of its own."""
+    folder = tmp_path_factory.mktemp("server")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+def test_a_download_is_fetched_checked_and_prepared(tmp_path, server, listed):
+    folder, url = server
+    folders.write_mnist_raw(folder)
+    listed("mnist", folder, url)
+    data = load_data("tfds:mnist", data_dir=tmp_path, download=True)
+    assert data.inputs.shape == (20, 28, 28, 1)
+    shutil.rmtree(folder)
+    again = load_data("tfds:mnist", data_dir=tmp_path, download=True)
+    np.testing.assert_array_equal(again.inputs, data.inputs)
+
+
+def test_a_download_of_other_bytes_is_refused_and_leaves_no_file(tmp_path, server, listed):
+    folder, url = server
+    folders.write_cifar10_raw(folder)
+    listed("cifar10", folder, url)
+    (folder / "cifar-10-binary.tar.gz").write_bytes(b"a page that says sorry")
+    with pytest.raises(ValueError, match="is not the published file"):
+        load_data("tfds:cifar10", data_dir=tmp_path, download=True)
+    assert not list((tmp_path / "downloads" / "manual").iterdir())
+
+
+def test_a_file_the_server_does_not_have_is_named(tmp_path, server, listed):
+    folder, url = server
+    folders.write_cifar10_raw(folder)
+    listed("cifar10", folder, url)
+    (folder / "cifar-10-binary.tar.gz").unlink()
+    with pytest.raises(ValueError, match="cifar-10-binary.tar.gz cannot be fetched.*404"):
+        load_data("tfds:cifar10", data_dir=tmp_path, download=True)
+
+
+def test_without_a_network_a_download_gives_up_within_five_seconds(tmp_path, listed):
+    """The listener accepts and never answers, as a network that swallows packets does."""
+    folders.write_cifar10_raw(tmp_path / "elsewhere")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        listed("cifar10", tmp_path / "elsewhere", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        words = "127.0.0.1 cannot be reached within 5 s.*put cifar-10-binary.tar.gz.*digits"
+        with pytest.raises(ValueError, match=words):
+            load_data("tfds:cifar10", data_dir=tmp_path / "data", download=True)
+        assert time.monotonic() - start < 6
+
+
+def test_a_refused_connection_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ValueError, match="127.0.0.1 cannot be reached.*refused"):
+        check_connection(f"http://127.0.0.1:{port}/file.gz")
