@@ -47,7 +47,8 @@ class ResNet(nn.Module):
         """`inputs[batch, height, width, channel] -> outputs[batch, num_outputs]`."""
         if inputs.ndim != 4:
             raise ValueError(
-                f"A residual network takes images [batch, height, width, channel], got shape {inputs.shape}."
+                "A residual network takes images [batch, height, width, channel], got shape "
+                f"{inputs.shape}."
             )
         x = nn.relu(ConvNorm(16, 1, name="stem")(inputs, train))
         for stage, width in enumerate((16, 32, 64), 1):
