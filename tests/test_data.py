@@ -1,6 +1,9 @@
 """Data in memory: what is loaded, what is refused, and in which words."""
 
+import csv
 import hashlib
+import inspect
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,7 @@ from wdjax.data.arrays import (
     take,
     to_batch,
 )
+from wdjax.data.text import encode_text, next_byte_windows, standard_library_source
 from wdjax.types import Batch
 
 TABLE = np.arange(12.0).reshape(6, 2)
@@ -108,6 +112,36 @@ def test_one_column_of_regression_targets_is_the_same_as_none():
     assert make_dataset(TABLE, TABLE, loss="squared_error").num_outputs == 2
 
 
+def test_texts_are_cut_or_padded_with_zeros_to_one_length():
+    tokens = encode_text(["aé", b"abcdef", ""], 4)
+    np.testing.assert_array_equal(tokens, [[97, 0xC3, 0xA9, 0], [97, 98, 99, 100], [0, 0, 0, 0]])
+    assert tokens.dtype == np.int32
+    with pytest.raises(ValueError, match="`length` must be >= 1"):
+        encode_text(["a"], 0)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 2, 4, 5, 6, 9])
+def test_every_byte_but_the_first_is_to_be_predicted_exactly_once(num_bytes):
+    text = bytes(range(1, num_bytes + 1))
+    inputs, targets, weights = next_byte_windows([text], length=4)
+    assert inputs.shape == targets.shape == weights.shape == (-(-max(num_bytes - 1, 0) // 4), 4)
+    assert bytes(targets[weights > 0].astype(np.uint8)) == text[1:]
+    assert bytes(inputs[weights > 0].astype(np.uint8)) == text[:-1]
+    assert not targets[weights == 0].any()
+
+
+def test_the_standard_librarys_source_is_a_language_to_learn():
+    data = load_data("stdlib", length=512)
+    assert data.inputs.shape == data.targets.shape == data.weights.shape
+    assert (data.inputs.shape[1], data.num_outputs, data.kind) == (512, 256, "text")
+    texts = standard_library_source()
+    assert data.weights.sum() == sum(len(text) - 1 for text in texts if text)
+    assert Path(inspect.getsourcefile(csv)).read_bytes() in texts
+    batch = to_batch(take(data, np.arange(2)))
+    assert batch.weights.shape == (2, 512)
+    assert hash_of(load_data("stdlib", length=512)) == hash_of(data)
+
+
 # ------------------------------------------------------------------------- what is refused
 
 
@@ -160,6 +194,10 @@ def test_a_known_number_of_classes_bounds_the_labels_and_forgives_absent_ones():
         ("digits", {"loss": "squared_error"}, "targets are classes; use cross_entropy"),
         ("diabetes", {}, "targets are numbers; use squared_error"),
         ("digits", {"target": "y"}, "only to a .csv file, whose column"),
+        ("iris", {"download": True}, "`download` = True does not apply.*only to a TFDS set"),
+        ("iris", {"data_dir": "here"}, "`data_dir` = 'here' does not apply"),
+        ("iris", {"length": 5}, "`length` = 5 does not apply.*only to texts"),
+        ("stdlib", {"loss": "squared_error"}, "targets are bytes; use cross_entropy"),
         ("nowhere/my.npz", {}, "'nowhere/my.npz' does not exist"),
         ("nowhere/my.csv", {}, "'nowhere/my.csv' does not exist"),
         ("my.parquet", {}, "neither a data set.*ends in .npz or .csv"),

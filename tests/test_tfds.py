@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tfds_folders as folders
-import tfds_folders as folders
 
 from wdjax.data import prepare
 from wdjax.data.arrays import load_choose_and_test, load_data
@@ -92,28 +91,42 @@ def test_splits_and_slices_are_written_as_tfds_writes_them(own_copy, file_format
         assert label == LABELS[row]
 
 
+class TinyReviews(tfds.core.GeneratorBasedBuilder):
+    """A set with code, as TFDS has hundreds: found by its name, prepared by TFDS itself."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(folders.IMDB)
+        keys = ("text", "label")
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from ((i, {"text": text, "label": i % 2}) for i, text in enumerate("abcd"))
+
+
+class TinyImages(TinyReviews):
+    """The same with images as arrays, which TFDS encodes by TensorFlow."""
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(folders.MNIST)
+        keys = ("image", "label")
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
+
+    def _generate_examples(self):
+        yield 0, {"image": np.zeros((28, 28, 1), np.uint8), "label": 0}
+
+
 def test_whole_splits_are_read_from_parquet_and_slices_refused(tmp_path):
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = tmp_path
-
-        def _info(self):
-            features = tfds.features.FeaturesDict(folders.IMDB)
-            return tfds.core.DatasetInfo(
-                builder=self, features=features, supervised_keys=("text", "label")
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            yield from ((i, {"text": text, "label": i % 2}) for i, text in enumerate("abcd"))
-
-    Tiny(data_dir=tmp_path, file_format="parquet").download_and_prepare()
-    data = load_data("tfds:tiny", data_dir=tmp_path, length=1)
+    TinyReviews(data_dir=tmp_path, file_format="parquet").download_and_prepare()
+    data = load_data("tfds:tiny_reviews", data_dir=tmp_path, length=1)
     assert sorted(data.inputs[:, 0]) == [97, 98, 99, 100]
     with pytest.raises(ValueError, match="stored as parquet.*take whole splits"):
-        load_data("tfds:tiny@train[:2]", data_dir=tmp_path)
+        load_data("tfds:tiny_reviews@train[:2]", data_dir=tmp_path)
 
 
 def test_reviews_become_bytes_of_one_length_and_the_default_config_is_found(data_dir):
@@ -237,6 +250,33 @@ def test_a_torn_description_is_refused(own_copy):
     (own_copy / "mnist" / "3.0.1" / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="description that cannot be read"):
         load_data("tfds:mnist", data_dir=own_copy)
+
+
+# ------------------------------------------------------------------ prepared by TFDS itself
+
+
+@pytest.fixture
+def reachable(monkeypatch):
+    """The tests have no network; these sets need none."""
+    monkeypatch.setattr("wdjax.data.tfds.check_connection", lambda url: None)
+
+
+def test_a_set_of_texts_is_prepared_by_tfds_without_tensorflow(tmp_path, reachable):
+    with pytest.raises(ValueError, match="'tfds:tiny_reviews' is not in"):
+        load_data("tfds:tiny_reviews", data_dir=tmp_path)
+    data = load_data("tfds:tiny_reviews", data_dir=tmp_path, download=True, length=1)
+    assert sorted(data.inputs[:, 0]) == [97, 98, 99, 100]
+    assert load_data("tfds:tiny_reviews@train[:2]", data_dir=tmp_path).inputs.shape == (2, 256)
+
+
+def test_a_set_that_needs_tensorflow_says_how_to_prepare_it_once(tmp_path, reachable):
+    with pytest.raises(ValueError, match="No module named 'tensorflow'.*`tfds build tiny_images"):
+        load_data("tfds:tiny_images", data_dir=tmp_path, download=True)
+
+
+def test_a_set_that_tfds_does_not_know_is_refused(tmp_path, reachable):
+    with pytest.raises(ValueError, match="is no set that TFDS knows. Did you mean 'emnist'"):
+        load_data("tfds:emnits", data_dir=tmp_path, download=True)
 
 
 # -------------------------------------------------------------------------------- damage

@@ -200,8 +200,8 @@ def _prepare_with_tfds(name: str, base: str, data_dir: Path) -> Any:
         builder.download_and_prepare()
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"data 'tfds:{name}' needs {error.name} to be prepared: in any environment that has "
-            f"TensorFlow run `tfds build {name} --file_format array_record --data_dir "
+            f"data 'tfds:{name}' cannot be prepared here ({str(error).splitlines()[-1]}): in any "
+            f"environment that has TensorFlow run `tfds build {name} --file_format array_record --data_dir "
             f"{data_dir}` once; to read it, TensorFlow is not needed."
         ) from error
     except tfds.core.DatasetNotFoundError:
@@ -295,7 +295,7 @@ def _input_and_target(info: Any) -> tuple[tuple[str, str], str]:
     if len(keys) != 2 or not all(isinstance(key, str) and key in features for key in keys):
         raise ValueError(
             f"'tfds:{info.full_name}' names no single input and target among its features "
-            f"({', '.join(features)}); write them as an .npz file of inputs and targets."
+            f"({', '.join(sorted(features))}); write them as an .npz file of inputs and targets."
         )
     kind = _kind(features[keys[0]])
     shape = features[keys[0]].shape
