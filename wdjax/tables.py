@@ -103,16 +103,16 @@ class Table(NamedTuple):
     def _repr_html_(self) -> str:
         """The same as an HTML table, every word escaped; the chosen row has class `chosen`."""
         numeric = [_is_numeric(row[i] for row in self.rows) for i in range(len(self.headers))]
+        sides = ["right" if right else "left" for right in numeric]
 
         def line(cells: Iterable[Any], tag: str, mark: str) -> str:
-            sides = ("right" if right else "left" for right in numeric)
-            aligned = (
+            lead = "" if self.marked is None else f"<{tag}>{mark}</{tag}>"
+            return lead + "".join(
                 f'<{tag} style="text-align:{side}">{_cell_html(cell)}</{tag}>'
                 for cell, side in zip(cells, sides, strict=True)
             )
-            lead = "" if self.marked is None else f"<{tag}>{mark}</{tag}>"
-            return lead + "".join(aligned)
 
+        head = line(self.headers, "th", "").replace("<th", '<th scope="col"')
         rows = (
             f'<tr class="chosen" style="font-weight:bold">{line(row, "td", "&#9656;")}</tr>'
             if i == self.marked
@@ -122,7 +122,7 @@ class Table(NamedTuple):
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return (
-            f"<table>{caption}<thead><tr>{line(self.headers, 'th', '')}</tr></thead>"
+            f"<table>{caption}<thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>{note}"
         )
 

@@ -1,0 +1,5 @@
+"""A run as one page of HTML: what was chosen, how sure that is, what decay bought."""
+
+from wdjax.report.page import render_report, write_report
+
+__all__ = ["render_report", "write_report"]

@@ -1,0 +1,420 @@
+"""The report's figures: inline SVG that takes its colours and fonts from the page around it."""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wdjax.tables import format_number
+
+# Matplotlib draws with these stand-ins; the SVG says `var(--ink)`, so that the page's light and
+# dark themes both hold.
+INK, MUTED, FIRST, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+_THEME = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+    PAPER: "var(--paper)",
+}
+
+WIDTH, HEIGHT, BOTTOM = 360.0, 236.0, 34.0
+"""Points. Narrow, so that the words stay readable where a phone shows a figure at full width."""
+
+LOG_RATIO = 8.0
+"""Positive values that spread further than this are shown on a log scale."""
+
+OFF_SCALE = 1e4
+"""Finite values this many times the median are arrows at the edge, not points."""
+
+
+class Figure(NamedTuple):
+    """An `<svg>` element and the words under it."""
+
+    svg: str
+    caption: str
+
+
+class Series(NamedTuple):
+    """One line: values over a number of the grid; NaN where there is no score."""
+
+    label: str
+    x: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray
+    colour: str = INK
+
+
+class Mark(NamedTuple):
+    """A chosen point: its place on the horizontal axis, and the rules that chose it."""
+
+    label: str
+    x: float
+    mean: float
+
+
+class Scale(NamedTuple):
+    """The horizontal axis: where a value stands, which values are labelled, where it breaks."""
+
+    place: Callable[[Any], np.ndarray]
+    ticks: tuple[float, ...]
+    zero: float | None
+    """Position of the value 0 on a log scale, left of the break; None without one."""
+    ends: tuple[float, float]
+    """First and last position of the unbroken part."""
+
+
+def make_scale(values: Iterable[float]) -> Scale:
+    """A log scale with zero at the left after a break, or a linear one for a narrow range."""
+    values = np.unique(np.asarray(list(values), float))
+    positive = values[values > 0]
+    if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] < LOG_RATIO:
+        return Scale(np.asarray, _thin(values), None, (float(values[0]), float(values[-1])))
+    low, high = np.log10(positive[0]), np.log10(positive[-1])
+    zero = low - max(0.1 * (high - low), (high - low) / (len(positive) - 1))
+    decades = 10.0 ** np.arange(np.ceil(low - 1e-6), np.floor(high + 1e-6) + 1)
+    ticks = _thin(decades) if len(decades) > 1 else _thin(positive)
+    has_zero = bool(values[0] == 0)
+
+    def place(x: Any) -> np.ndarray:
+        x = np.asarray(x, float)
+        return np.where(x > 0, np.log10(np.where(x > 0, x, 1.0)), zero)
+
+    return Scale(
+        place, (0.0, *ticks) if has_zero else ticks, float(zero) if has_zero else None, (low, high)
+    )
+
+
+def _thin(values: np.ndarray, most: int = 6) -> tuple[float, ...]:
+    stride = -(-len(values) // most)
+    return tuple(float(v) for v in values[::stride])
+
+
+def draw_series(
+    name: str,
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    *,
+    axis: str,
+    marks: Sequence[Mark] = (),
+    level: float | None = None,
+) -> str:
+    """Lines over a number of the grid, each with its band of one standard error.
+
+    A cross at the top stands for a point without a score, an arrow for one off the scale. The
+    marks are rules of thin ink with their names above; `level` is a dotted horizontal line.
+    """
+    scale = make_scale(np.concatenate([s.x for s in series]))
+
+    def paint(ax: Any) -> None:
+        shown = [_shown(s) for s in series]
+        bands = [v for s in shown for v in (s.mean, s.mean - s.error, s.mean + s.error)]
+        _limit(ax, [*bands, np.array([] if level is None else [level])])
+        _horizontal(ax, scale, axis)
+        if level is not None:
+            ax.axhline(level, color=MUTED, lw=0.7, ls=(0, (1, 2)), zorder=1)
+        _draw_marks(ax, marks, scale)
+        for s, full in zip(shown, series, strict=True):
+            _draw_line(ax, s, scale)
+            _draw_edge(ax, scale.place(full.x[~np.isfinite(full.mean)]), "x", s.colour)
+            _draw_edge(ax, scale.place(full.x[off_scale(full.mean)]), "^", s.colour)
+        if len(shown) > 1:
+            ends = [(s, np.flatnonzero(np.isfinite(s.mean))) for s in shown]
+            _label_ends(
+                ax,
+                [
+                    (s.label, float(scale.place(s.x[i[-1]])), float(s.mean[i[-1]]), s.colour)
+                    for s, i in ends
+                    if len(i)
+                ],
+            )
+
+    above = bool(marks) or not all(np.isfinite(_shown(s).mean).all() for s in series)
+    right, top = 64.0 if len(series) > 1 else 14.0, 46.0 if above else 30.0
+    return _draw(name, title, description, paint, right=right, top=top)
+
+
+def draw_epochs(
+    name: str, title: str, description: str, runs: Sequence[tuple[str, np.ndarray, str]]
+) -> str:
+    """Learning curves: `(label, values[seed, epoch], colour)`, seeds thin, their mean thick."""
+
+    def paint(ax: Any) -> None:
+        _limit(ax, [values for _, values, _ in runs])
+        longest = max(values.shape[1] for _, values, _ in runs)
+        ax.set_xlim(1 - 0.03 * longest, longest + 0.03 * longest)
+        ticks = [t for t in ax.get_xticks() if 1 <= t <= longest and t == int(t)]
+        ax.set_xticks(ticks or [1], [format_number(int(t)) for t in ticks or [1]])
+        ax.spines["bottom"].set_bounds(1, longest)
+        ax.set_xlabel("epoch", loc="right", color=MUTED)
+        ends = []
+        for label, values, colour in runs:
+            epochs = np.arange(1, values.shape[1] + 1)
+            if len(values) > 1:
+                ax.plot(epochs, values.T, color=colour, lw=0.5, alpha=0.35)
+            mean = values.mean(0)
+            ax.plot(epochs, mean, color=colour, lw=1.4)
+            finite = np.flatnonzero(np.isfinite(mean))
+            if len(finite):
+                last = finite[-1]
+                ends.append((label, float(epochs[last]), float(mean[last]), colour))
+        _label_ends(ax, ends)
+
+    return _draw(name, title, description, paint, right=64.0, top=30.0)
+
+
+def draw_heat(
+    name: str,
+    title: str,
+    description: str,
+    *,
+    down: tuple[str, Sequence[float]],
+    across: tuple[str, Sequence[float]],
+    values: np.ndarray,
+    lower_is_better: bool,
+    marked: tuple[int, int] | None,
+) -> str:
+    """A cell for each pair of values `[down, across]`, stronger in colour the better it is.
+
+    Cells hold their number where there is room for it; a cross stands for no score.
+    """
+    num_down, num_across = values.shape
+    height = max(HEIGHT, 74.0 + 16.0 * num_down)
+
+    def paint(ax: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        strength = _better(values, lower_is_better)
+        for i in range(num_down):
+            for j in range(num_across):
+                if not np.isfinite(values[i, j]):
+                    ax.plot(j, i, "x", color=MUTED, ms=4, mew=0.8)
+                    continue
+                alpha = 0.04 + 0.56 * strength[i, j]
+                ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=FIRST, alpha=alpha, lw=0))
+                if num_across <= 8:
+                    text = format_number(float(f"{values[i, j]:.3g}"))
+                    ax.text(j, i, text, ha="center", va="center", fontsize=8, color=INK)
+        if marked is not None:
+            corner = (marked[1] - 0.5, marked[0] - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=INK, lw=1.5, zorder=3))
+        ax.set_xlim(-0.5, num_across - 0.5)
+        ax.set_ylim(-0.5, num_down - 0.5)
+        every = -(-num_across // 8)
+        ax.set_xticks(range(0, num_across, every), [format_number(v) for v in across[1][::every]])
+        ax.set_yticks(range(num_down), [format_number(v) for v in down[1]])
+        ax.tick_params(length=0)
+        ax.set_xlabel(across[0], loc="right", color=MUTED)
+        ax.text(-0.01, 1.01, down[0], transform=ax.transAxes, ha="right", va="bottom", color=MUTED)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+
+    return _draw(name, title, description, paint, height=height, left=62.0, right=10.0, top=40.0)
+
+
+def _better(values: np.ndarray, lower_is_better: bool) -> np.ndarray:
+    """0 for the worst cell, 1 for the best; by ratio where the values spread far."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return values
+    if finite.min() > 0 and finite.max() / finite.min() > LOG_RATIO:
+        values, finite = np.log(values), np.log(finite)
+    spread = float(np.ptp(finite)) or 1.0
+    rising = (values - finite.min()) / spread
+    return 1 - rising if lower_is_better else rising
+
+
+def _shown(s: Series) -> Series:
+    """The series without its points off the scale; an unknown error is no band."""
+    mean = np.where(off_scale(s.mean), np.nan, s.mean)
+    return s._replace(mean=mean, error=np.where(np.isfinite(s.error), s.error, 0.0))
+
+
+def off_scale(values: np.ndarray) -> np.ndarray:
+    """Which values are finite and yet so large that a figure showing them would show no other."""
+    finite = np.abs(values[np.isfinite(values)])
+    limit = OFF_SCALE * np.median(finite) if len(finite) else 0.0
+    return np.isfinite(values) & (np.abs(values) > (limit or np.inf))
+
+
+def _limit(ax: Any, values: Iterable[np.ndarray]) -> None:
+    """Vertical limits around the finite values, log where they are positive and spread far."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+    flat = np.concatenate([np.ravel(v) for v in values])
+    flat = flat[np.isfinite(flat)]
+    low, high = (flat.min(), flat.max()) if len(flat) else (0.0, 1.0)
+    if low > 0 and high / low > LOG_RATIO:
+        ax.set_yscale("log")
+        ratio = (high / low) ** 0.06
+        ax.set_ylim(low / ratio, high * ratio)
+        ax.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        ax.set_ylim(low - pad, high + pad)
+        ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        inside = [float(t) for t in ticks if low - 0.2 * pad <= t <= high + 0.2 * pad]
+        ax.yaxis.set_major_locator(FixedLocator(inside or [low]))
+    ax.yaxis.set_major_formatter(lambda y, _: format_number(float(f"{y:.6g}")))
+    ax.spines["left"].set_bounds(low, high)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    steps = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
+    every = 10.0 ** np.arange(first, last + 1, max(1, (last - first) // 6))
+    ticks = np.ravel(every[:, None] * np.asarray(steps)[None, :])
+    return [float(t) for t in ticks if low <= t <= high]
+
+
+def _horizontal(ax: Any, scale: Scale, axis: str) -> None:
+    """Ticks and the bottom line; where zero stands apart, two strokes say that the axis breaks."""
+    low, high = scale.ends
+    start = low if scale.zero is None else scale.zero
+    pad = 0.03 * (high - start) or 0.5
+    ax.set_xlim(start - pad, high + pad)
+    ax.set_xticks(scale.place(scale.ticks), [format_number(v) for v in scale.ticks])
+    ax.set_xlabel(axis, loc="right", color=MUTED)
+    ax.spines["bottom"].set_bounds(low, high)
+    if scale.zero is None:
+        return
+    across = ax.get_xaxis_transform()
+    stub = 0.3 * (low - scale.zero)
+    for left, right in ((scale.zero - stub / 2, scale.zero + stub), (low - stub, low)):
+        ax.plot([left, right], [0, 0], color=MUTED, lw=0.8, transform=across, clip_on=False)
+    for x in (scale.zero + stub, low - stub):
+        tilt = 0.012 * (high - start)
+        ends = [x - tilt / 2, x + tilt / 2]
+        ax.plot(ends, [-0.025, 0.025], color=MUTED, lw=0.8, transform=across, clip_on=False)
+
+
+def _draw_line(ax: Any, s: Series, scale: Scale) -> None:
+    """Dots joined where neighbours have scores; a band under joined ones, a whisker elsewhere."""
+    order = np.argsort(s.x)
+    x, mean, error = scale.place(s.x)[order], s.mean[order], s.error[order]
+    width = 0.7 if s.colour == MUTED else 1.2
+    apart = ~np.isfinite(mean) | ((s.x[order] == 0) & (scale.zero is not None))
+    for run in np.split(np.arange(len(x)), np.flatnonzero(apart[1:] | apart[:-1]) + 1):
+        ax.plot(x[run], mean[run], color=s.colour, lw=width, marker="o", ms=2.5 * width, zorder=3)
+        if len(run) > 1:
+            low, high = mean[run] - error[run], mean[run] + error[run]
+            ax.fill_between(x[run], low, high, color=s.colour, alpha=0.15, lw=0)
+        elif error[run[0]] > 0:
+            ax.errorbar(x[run], mean[run], error[run], color=s.colour, lw=0.8)
+
+
+def _draw_edge(ax: Any, x: np.ndarray, marker: str, colour: str) -> None:
+    heights = np.full(len(x), 1.04)
+    ax.plot(
+        x, heights, marker, color=colour, ms=5, clip_on=False, transform=ax.get_xaxis_transform()
+    )
+
+
+def _draw_marks(ax: Any, marks: Sequence[Mark], scale: Scale) -> None:
+    """Names stand away from each other: the one further left to its left."""
+    places = [float(scale.place(mark.x)) for mark in marks]
+    above = ax.get_xaxis_transform()
+    for mark, x in zip(marks, places, strict=True):
+        ax.plot([x, x], [0, 1.07], color=MUTED, lw=0.7, zorder=1, clip_on=False, transform=above)
+        ax.plot([x], [mark.mean], "o", ms=8, mfc="none", mec=INK, mew=1, zorder=4)
+        side = "center" if len(marks) == 1 else "right" if x == min(places) else "left"
+        ax.annotate(
+            mark.label,
+            (x, 1.07),
+            xycoords=above,
+            xytext=({"center": 0, "right": 2, "left": -2}[side], 2),
+            textcoords="offset points",
+            ha=side,
+            color=INK,
+        )
+
+
+def _label_ends(ax: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Each line's name at its end, spread so that no two stand on each other."""
+    if not ends:
+        return
+    points = np.array([ax.transData.transform((x, y)) for _, x, y, _ in ends])
+    gap = 10.0 * ax.figure.dpi / 72
+    for (label, x, y, colour), point, height in zip(
+        ends, points, spread(points[:, 1], gap), strict=True
+    ):
+        lift = (height - point[1]) * 72 / ax.figure.dpi
+        ax.annotate(
+            label if len(label) <= 14 else f"{label[:11]}...",
+            (x, y),
+            xytext=(6, lift),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """The heights, moved to stand at least `gap` apart, in their order and about their mean."""
+    order = np.argsort(heights, kind="stable")
+    spread = np.array(heights, float)
+    for below, above in zip(order[:-1], order[1:], strict=True):
+        spread[above] = max(spread[above], spread[below] + gap)
+    return spread - (spread.mean() - heights.mean())
+
+
+def _draw(
+    name: str,
+    title: str,
+    description: str,
+    paint: Callable[[Any], None],
+    *,
+    right: float,
+    top: float,
+    left: float = 46.0,
+    height: float = HEIGHT,
+) -> str:
+    """One pair of axes as an `<svg>` element; matplotlib's own settings are left as found."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "font.size": 9.0,
+        "axes.unicode_minus": False,
+    }
+    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
+        # The reader's browser has the glyphs that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        size = (WIDTH - left - right) / WIDTH, (height - top - BOTTOM) / height
+        ax = figure.add_axes((left / WIDTH, BOTTOM / height, *size))
+        ax.spines[["top", "right"]].set_visible(False)
+        for spine in ax.spines.values():
+            spine.set(color=MUTED, linewidth=0.8)
+        ax.tick_params(color=MUTED, labelcolor=MUTED, width=0.8, length=3)
+        paint(ax)
+        figure.text(0, 1 - 12 / height, title, color=INK, fontsize=10.5)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), name, title, description, height)
+
+
+def _inline(svg: str, name: str, title: str, description: str, height: float) -> str:
+    """The body of matplotlib's file under our own opening tag, every id made this figure's own."""
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    body = body[body.index(">", body.index("<svg")) + 1 :]
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", body)
+    for colour, variable in _THEME.items():
+        body = body.replace(colour, variable)
+    return (
+        f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc">'
+        f'<title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape(description)}</desc>{body}'
+    )

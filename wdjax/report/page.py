@@ -1,0 +1,271 @@
+"""The report's page: results.json in, one self-contained HTML file out."""
+
+import html
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from wdjax.report.figures import Figure
+from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
+from wdjax.report.sweep import (
+    RULES,
+    Sweep,
+    lowest_rows,
+    numbers_in_words,
+    read_sweep,
+    shared_numbers,
+    sweep_figures,
+    sweep_table,
+)
+from wdjax.tables import Table, format_number, to_plain
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fffefa; --ink: #1c1c1a; --muted: #63635d;
+  --first: #a8391c; --second: #1f6391; --rule: #d8d6cc; --wash: #f4efe2;
+  --serif: Charter, "Bitstream Charter", "Iowan Old Style", Georgia, Cambria, serif;
+  --sans: system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+@media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #e4e2dc;
+  --muted: #a09e97; --first: #f0896b; --second: #7fb6dd; --rule: #3a3b3d; --wash: #26241f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 var(--serif); overflow-wrap: break-word; }
+h1 { font-size: 1.55rem; line-height: 1.3; font-weight: normal; margin: .2rem 0 1rem;
+  max-width: 46rem; }
+h2 { font-size: 1.1rem; font-weight: normal; font-style: italic; margin: 2.75rem 0 .75rem; }
+h3 { font-size: .9rem; font-weight: normal; font-style: italic; color: var(--muted);
+  margin: 0 0 .25rem; }
+p { max-width: 42rem; margin: .6rem 0; }
+.quiet, .missing, figcaption { color: var(--muted); font-size: .875rem; line-height: 1.45; }
+.partial { border-left: 3px solid var(--first); padding-left: .75rem; }
+.scroll { overflow: auto; max-height: 38rem; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
+  border-top: 1px solid var(--ink); border-bottom: 1px solid var(--ink); }
+th { font-weight: normal; font-style: italic; border-bottom: 1px solid var(--muted);
+  position: sticky; top: 0; background: var(--paper); vertical-align: bottom; }
+th, td { padding: .14rem .8rem .14rem 0; white-space: nowrap; }
+th:last-child, td:last-child { padding-right: .2rem; }
+tr.chosen { background: var(--wash); }
+.facts table { border: 0; }
+.facts thead { display: none; }
+.facts td { white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
+.facts td:first-child { color: var(--muted); white-space: nowrap; }
+.facts { display: grid; gap: 1.5rem 2.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); }
+.figures { display: grid; gap: 2rem 2.5rem; margin-top: 1.75rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+figure { margin: 0; }
+figure svg { display: block; width: 100%; height: auto; overflow: visible; }
+summary { font-size: .875rem; color: var(--muted); margin: .6rem 0; cursor: pointer; }
+pre { overflow-x: auto; font-size: .8rem; margin: .5rem 0; }
+@media print { .scroll { max-height: none; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def render_report(results: Mapping[str, Any]) -> str:
+    """Renders a results dict (as in `results.json`) as one self-contained HTML page.
+
+    The page loads nothing: its style and its figures are inline. It follows the reader's light
+    or dark theme. What `results` lacks is left out, with a word where its section would stand;
+    a score that is null prints "diverged" in a complete run and "-" in one that was stopped.
+    """
+    results = to_plain(results)
+    if results.get("kind") == "train":
+        sections = _final_runs(results, "The run")
+    else:
+        sections = [
+            *_strengths(results),
+            *_final_runs(results, "What decay bought on the test part"),
+        ]
+    name = _dict(results, "data").get("name")
+    title = " ".join(str(word) for word in ("wdjax", results.get("kind"), name) if word)
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            # Not even a hostile name in the results can make this page load or run anything.
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body><main>",
+            *_opening(results, title),
+            *sections,
+            *_decay(results),
+            *_circumstances(results),
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes `render_report(results)` to `path`, in UTF-8."""
+    pathlib.Path(path).write_text(render_report(results), encoding="utf-8")
+
+
+def _opening(results: Mapping[str, Any], title: str) -> Iterable[str]:
+    yield f'<p class="quiet">{_text(title)}</p><h1>{_text(results.get("headline") or title)}</h1>'
+    if results.get("status") == "partial":
+        yield _paragraph(
+            "This run was stopped before it ended. Scores not reached are shown as \u201c-\u201d; "
+            "what would have followed is missing.",
+            "partial",
+        )
+
+
+def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
+    yield "<h2>Strengths tried</h2>"
+    sweep = read_sweep(results)
+    if sweep is None:
+        yield _missing("No table of scores in these results.")
+        return
+    lowest = lowest_rows(sweep)
+    if len(lowest) < len(sweep.rows):
+        yield _scrolling(sweep_table(sweep, lowest))
+        yield _paragraph(
+            "The rows of lowest loss, those that the rules chose, and no decay beside these.",
+            "quiet",
+        )
+        yield f"<details><summary>All {len(sweep.rows)} rows, in the order of the grid</summary>"
+        yield _scrolling(sweep_table(sweep)) + "</details>"
+    else:
+        yield _scrolling(sweep_table(sweep))
+    yield _paragraph(_how_scored(results, sweep), "quiet")
+    for rule, choice in _dict(results, "choices").items():
+        reason = choice.get("reason") if isinstance(choice, Mapping) else None
+        if rule in sweep.choices and reason:
+            numbers = numbers_in_words(sweep, sweep.choices[rule])
+            yield _paragraph(f"By the rule of {RULES.get(rule, rule)}: {numbers}. {reason}")
+    yield from _figures(
+        sweep_figures(sweep), "No figure: nothing varies in this grid, or no score."
+    )
+
+
+def _how_scored(results: Mapping[str, Any], sweep: Sweep) -> str:
+    """Counted from the scores themselves, so that it is true of a run that was stopped too."""
+    sentences = ["Mean \u00b1 standard error over folds."]
+    losses = _dict(results, "scores").get("loss")
+    if isinstance(losses, list) and losses and isinstance(losses[0], list) and losses[0]:
+        runs = [run for row in losses for fold in row or () for run in fold or ()]
+        num_folds = len(losses[0])
+        num_seeds = len(runs) // (len(losses) * num_folds)
+        sentences = [
+            f"Mean \u00b1 standard error over {num_folds} folds"
+            + (f", each the mean of {num_seeds} seeds." if num_seeds > 1 else "."),
+            f"{len(runs)} runs"
+            + (f", {runs.count(None)} of them without a score." if None in runs else "."),
+        ]
+    shared = shared_numbers(sweep)
+    if shared and sweep.varying:
+        words = (f"{name.replace('_', ' ')} {format_number(x)}" for name, x in shared.items())
+        sentences.append(f"In every row: {', '.join(words)}.")
+    if sweep.chosen is not None:
+        rule = str(results["rule"])
+        sentences.append(
+            f"The marked row was chosen by the rule in force: {RULES.get(rule, rule)}."
+        )
+    return " ".join(sentences)
+
+
+def _final_runs(results: Mapping[str, Any], heading: str) -> Iterable[str]:
+    yield f"<h2>{_text(heading)}</h2>"
+    runs = read_runs(results)
+    if not runs:
+        stopped = results.get("status") == "partial"
+        yield _missing("Nothing was refit" + (": the run was stopped before." if stopped else "."))
+        return
+    bought = what_decay_bought(runs)
+    if bought:
+        yield _paragraph(bought)
+    yield _scrolling(runs_table(runs))
+    yield _paragraph("Mean \u00b1 standard error over seeds, where there are several.", "quiet")
+    yield from _figures(run_figures(runs), "No learning curves in these results.")
+
+
+def _decay(results: Mapping[str, Any]) -> Iterable[str]:
+    yield "<h2>Who was decayed, and by how much</h2>"
+    rows = [row for row in results.get("decay") or () if isinstance(row, Mapping)]
+    if not rows:
+        yield _missing("No table of decay in these results.")
+        return
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
+    units = {"rate": "rate a step", "half_life": "half-life in steps"}
+    yield _scrolling(Table(tuple(units.get(n, n.replace("_", " ")) for n in names), cells))
+
+
+def _decay_cell(name: str, row: Mapping[str, Any]) -> Any:
+    value = row.get(name)
+    if name == "shape" and isinstance(value, list):
+        return " \u00d7 ".join(map(str, value)) or "scalar"
+    if name == "half_life" and value is None and row.get("rate") == 0:
+        return float("inf")
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
+    yield "<h2>Circumstances</h2>"
+    command = results.get("command")
+    yield f"<pre><code>{_text(command)}</code></pre>" if command else _missing("No command given.")
+    machine = {**_dict(results, "versions")}
+    devices = results.get("devices")
+    machine |= {"devices": devices} if devices else {}
+    machine |= {"seed": results["seed"]} if results.get("seed") is not None else {}
+    seconds = {
+        part: f"{format_number(float(f'{s:.3g}'))} s"
+        for part, s in _dict(results, "timing").items()
+        if isinstance(s, int | float)
+    }
+    groups = {
+        "Configuration": _dict(results, "config"),
+        "Data": _dict(results, "data"),
+        "Versions and devices": machine,
+        "Timing": seconds,
+    }
+    yield '<div class="facts">'
+    for heading, facts in groups.items():
+        rows = tuple((name, _fact(value)) for name, value in facts.items())
+        body = Table(("", ""), rows)._repr_html_() if rows else _missing("Not recorded.")
+        yield f"<section><h3>{heading}</h3>{body}</section>"
+    yield "</div>"
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_fact, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items()) or "none"
+    if value is None or isinstance(value, bool):
+        return format_number(value)
+    return str(value)
+
+
+def _figures(drawn: list[Figure], otherwise: str) -> Iterable[str]:
+    if not drawn:
+        yield _missing(otherwise)
+        return
+    yield '<div class="figures">'
+    for figure in drawn:
+        yield f"<figure>{figure.svg}<figcaption>{_text(figure.caption)}</figcaption></figure>"
+    yield "</div>"
+
+
+def _scrolling(table: Table) -> str:
+    """A table wider or longer than the screen scrolls by itself; the page does not."""
+    return f'<div class="scroll" tabindex="0">{table._repr_html_()}</div>'
+
+
+def _paragraph(words: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{_text(words)}</p>' if kind else f"<p>{_text(words)}</p>"
+
+
+def _missing(words: str) -> str:
+    return _paragraph(words, "missing")
+
+
+def _text(words: Any) -> str:
+    return html.escape(str(words)).replace("+-", "&plusmn;")
+
+
+def _dict(results: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = results.get(key)
+    return dict(value) if isinstance(value, Mapping) else {}
