@@ -1,5 +1,7 @@
 """Models: forward passes against NumPy, convolution against `lax`, adapters, dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from wdjax.models import (
     max_pool,
     with_compute_dtype,
 )
+from wdjax.models.language import _causal_attention
 from wdjax.models.resnet import ResNet
 from wdjax.parts import leaf_path
 from wdjax.types import Model
@@ -162,7 +165,26 @@ def test_a_language_model_never_sees_the_future(key, name):
     assert np.all(np.any(before[:, 3:] != after[:, 3:], -1))
 
 
+def test_attention_is_a_softmax_over_the_past(x64):
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 4, 2, 3))
+    expected = np.zeros((1, 4, 2, 3))
+    for time in range(4):
+        for head in range(2):
+            share = np.exp(k[0, : time + 1, head] @ q[0, time, head] / np.sqrt(3))
+            expected[0, time, head] = share @ v[0, : time + 1, head] / share.sum()
+    ours = _causal_attention(*map(jnp.asarray, (q, k, v)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
 # Every model, under every transformation and dtype
+
+
+@functools.cache
+def start(name):
+    """Params and state in float32, compiled once for all tests."""
+    make_model, inputs = EVERY_MODEL[name]
+    with jax.enable_x64(False):
+        return jax.jit(make_model(10).init)(jax.random.key(0), inputs)
 
 
 def loss_of(model, inputs, key):
@@ -175,10 +197,10 @@ def loss_of(model, inputs, key):
 @every_model
 def test_a_vmap_over_dropout_rates_equals_one_run_per_rate(key, name):
     make_model, inputs = EVERY_MODEL[name]
+    params, state = start(name)
 
     @jax.jit
     def run():
-        params, state = make_model(10).init(key, inputs)
         loss = lambda rate: loss_of(make_model(10, dropout=rate), inputs, key)(params, state)
         return jax.vmap(loss)(jnp.array([0.0, 0.5])), jnp.stack([loss(0.0), loss(0.5)])
 
@@ -192,8 +214,9 @@ def test_forward_and_reverse_derivatives_agree_in_float64(key, x64, name):
     make_model, inputs = EVERY_MODEL[name]
     inputs = inputs if inputs.dtype == np.uint8 else inputs.astype(np.float64)
     model = make_model(10, dropout=0.2)
-    params, state = jax.jit(model.init)(key, inputs)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
+    shapes, _ = jax.eval_shape(model.init, key, inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float64)}
+    params, state = jax.tree.map(lambda leaf: leaf.astype(np.float64), start(name))
 
     @jax.jit
     def both(params):
@@ -210,7 +233,8 @@ def test_bfloat16_compute_keeps_float32_params_outputs_and_gradients(key, name):
     make_model, inputs = EVERY_MODEL[name]
     plain = make_model(10)
     model = with_compute_dtype(plain, jnp.bfloat16)
-    params, state = jax.jit(model.init)(key, inputs)
+    shapes, _ = jax.eval_shape(model.init, key, inputs)
+    params, state = start(name)
 
     @jax.jit
     def run(params):
@@ -219,7 +243,7 @@ def test_bfloat16_compute_keeps_float32_params_outputs_and_gradients(key, name):
         return outputs, exact, grads
 
     (outputs, new_state), (exact, _), grads = run(params)
-    for tree in (params, outputs, new_state, grads):
+    for tree in (shapes, outputs, new_state, grads):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} <= {np.dtype(np.float32)}
     error = np.abs(outputs - exact).max() / np.abs(exact).max()
     # bfloat16 keeps 8 bits: an error, but a small one.

@@ -106,7 +106,7 @@ class ByteTransformer(nn.Module):
                 make_dense(self.width, name=f"block{block}_{part}")(seen).reshape(heads)
                 for part in ("query", "key", "value")
             )
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape)
+            mixed = _causal_attention(q, k, v).reshape(x.shape)
             x = x + drop(make_dense(self.width, name=f"block{block}_mix")(mixed), train)
             seen = norm(x, f"block{block}_hidden_norm")
             hidden = nn.gelu(make_dense(4 * self.width, name=f"block{block}_hidden")(seen))
@@ -124,6 +124,19 @@ def _embed(module: ByteGRU | ByteTransformer, inputs: Array | np.ndarray) -> Arr
         module.num_outputs, module.width, param_dtype=param_dtype(inputs), name="embed"
     )
     return embed(inputs)
+
+
+def _causal_attention(query: Array, key: Array, value: Array) -> Array:
+    """`softmax(query key / sqrt(size)) value` over the past, all `[batch, time, head, size]`.
+
+    By hand, because `jax.nn.dot_product_attention` has its softmax in float32 always.
+    """
+    time, size = query.shape[1], query.shape[-1]
+    exact = jnp.promote_types(query.dtype, np.float32)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=exact)
+    past = jnp.tril(jnp.ones((1, 1, time, time), bool))
+    shares = jax.nn.softmax(scores / size**0.5, where=past).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", shares, value)
 
 
 def _sinusoids(time: int, width: int) -> Array:
