@@ -1,9 +1,11 @@
 """The command `wdjax`: argument parsing, progress and printing, nothing else."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import sys
 import time
@@ -125,7 +127,9 @@ def _set_up_jax(words: list[str]) -> None:
     }
     for name, value in settings.items():
         if name.upper() not in os.environ:
-            jax.config.update(name, value)
+            # Called from a program that has started JAX, the devices are what they are.
+            with contextlib.suppress(RuntimeError):
+                jax.config.update(name, value)
 
 
 def _devices_wanted(words: list[str]) -> int | None:
@@ -139,7 +143,12 @@ def _devices_wanted(words: list[str]) -> int | None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose refusals are one sentence with the nearest name, for `main` to print."""
+    """argparse whose refusals are one sentence, for `main` to print."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # argparse takes -1e-3, -inf and -nan for options; as values they get their own refusal.
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`).")
