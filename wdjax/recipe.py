@@ -162,7 +162,7 @@ def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Arr
 def recipe_param_shapes(recipe: Recipe, inputs: Any) -> Any:
     """The params as shapes and dtypes, from one row of `inputs[example, ...]`: nothing is run."""
     one = jax.tree.map(lambda x: x[:1], inputs)
-    return jax.eval_shape(lambda key: recipe_model(recipe).init(key, one)[0], jax.random.key(0))
+    return jax.eval_shape(lambda: recipe_model(recipe).init(jax.random.key(0), one)[0])
 
 
 def load_make_model(name: str) -> Callable[..., Model]:

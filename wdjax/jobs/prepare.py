@@ -23,7 +23,7 @@ from wdjax.jobs.options import (
 )
 from wdjax.parts import describe_decay, resolve_parts
 from wdjax.recipe import Recipe
-from wdjax.selection.grids import Grid, grid_product
+from wdjax.selection.grids import Grid, check_axis, grid_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +68,10 @@ def prepare(options: RunOptions) -> Prepared:
         jax.config.update("jax_enable_x64", True)
     mesh = _mesh(options.devices)
     dataset = arrays.load_data(options.data, target=options.target, loss=loss)
-    if options.model == "cnn":
-        dataset = arrays.as_images_32(dataset)
     if options.model == "rnn" and dataset.kind == "table":
         raise ValueError(
             f"`model` rnn reads sequences and images; {dataset.name!r} is a table: use mlp."
         )
-    choose_data, test_data = arrays.split_off_test(dataset, seed=options.seed)
-    if options.label_noise > 0:
-        choose_data = arrays.add_label_noise(choose_data, options.label_noise, options.seed)
     recipe = Recipe(
         make_model=make_model,
         num_outputs=dataset.num_outputs,
@@ -91,6 +86,11 @@ def prepare(options: RunOptions) -> Prepared:
         scale_inputs=dataset.kind == "table",
         score_rows=defaults.score_rows,
     )
+    if options.model == "cnn":
+        dataset = arrays.as_images_32(dataset)
+    choose_data, test_data = arrays.split_off_test(dataset, seed=options.seed)
+    if options.label_noise > 0:
+        choose_data = arrays.add_label_noise(choose_data, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
     return Prepared(recipe, choose_data, test_data, mesh, out, defaults, shapes)
@@ -129,26 +129,35 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     Raises:
       ValueError: for a grid that is empty, repeats itself, or holds a value out of range.
     """
-    strengths = options.strengths
-    if strengths is None:
+    learning_rates = check_axis("learning_rates", options.learning_rates)
+    check_number("learning_rates", min(learning_rates), low=0.0, above=True)
+    per_strength = _rate_per_strength(options.decay, max(learning_rates))
+    if options.strengths is None:
         low, high = STRENGTH_RANGES[options.decay]
-        strengths = (0.0, *np.geomspace(low, high, prepared.defaults.num_strengths))
-    axes = {"strength": strengths, "learning_rate": options.learning_rates}
-    axes |= {"dropout": [options.dropout]} if options.dropout else {}
-    grid = grid_product(**axes)
-    check_number("learning_rates", float(np.min(grid["learning_rate"])), low=0.0, above=True)
-    check_overshoot(options, float(np.max(grid["strength"])), float(np.max(grid["learning_rate"])))
-    return grid
+        # At a large learning rate the range ends where a step removes the whole weight.
+        high = min(high, 1 / per_strength) if per_strength else high
+        strengths = [0.0, *np.geomspace(low, high, prepared.defaults.num_strengths)]
+    else:
+        strengths = check_axis("strengths", options.strengths)
+        check_overshoot("strengths", options.decay, max(strengths), max(learning_rates))
+    dropout = {"dropout": options.dropout} if options.dropout else {}
+    return grid_product(strength=strengths, learning_rate=learning_rates, **dropout)
 
 
-def check_overshoot(options: RunOptions, strength: float, learning_rate: float) -> None:
+def _rate_per_strength(decay: str, learning_rate: float) -> float:
+    """The share of a weight that a strength of 1 removes in a step; 0 for the penalties."""
+    rates = {"decoupled": learning_rate, "corrected": learning_rate, "independent": 1.0}
+    return rates.get(decay, 0.0)
+
+
+def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:
     """Refuses a decay that multiplies a weight by -1 or beyond at every step."""
-    factor = {"decoupled": learning_rate, "corrected": learning_rate, "independent": 1.0}
-    rate = factor.get(options.decay, 0.0) * strength
+    rate = _rate_per_strength(decay, learning_rate) * strength
     if rate >= 2:
         raise ValueError(
-            f"`strengths`: {strength:g} removes {rate:g} of each weight per step; from 2 on a "
-            "weight grows without bound: take a smaller strength or learning rate."
+            f"`{name}`: {strength:g} removes {rate:g} of each weight per step at learning rate "
+            f"{learning_rate:g}; from 2 on a weight grows without bound: take a smaller strength "
+            "or learning rate."
         )
 
 

@@ -52,7 +52,7 @@ def grid_product(**axes: Any) -> Grid:
     """
     if not axes:
         raise ValueError("`grid_product` needs at least one axis, such as strength=[0, 1e-3].")
-    checked = {name: _checked_axis(name, values) for name, values in axes.items()}
+    checked = {name: check_axis(name, values) for name, values in axes.items()}
     rows = list(itertools.product(*checked.values()))
     columns = zip(*rows, strict=True)
     # Kept in float64, as typed; a program takes them in its own default dtype.
@@ -60,7 +60,12 @@ def grid_product(**axes: Any) -> Grid:
     return Grid(flat, {name: len(values) for name, values in checked.items()})
 
 
-def _checked_axis(name: str, values: Any) -> list[float]:
+def check_axis(name: str, values: Any) -> list[float]:
+    """The values of one axis as floats; `name` is that of the argument or option they came by.
+
+    Raises:
+      ValueError: as `grid_product`, naming the first value that cannot stand.
+    """
     axis = np.atleast_1d(np.asarray(values))
     if axis.size and axis.dtype.kind not in "iuf":
         raise ValueError(f"`{name}` must hold numbers, got {values!r}.")
@@ -72,7 +77,7 @@ def _checked_axis(name: str, values: Any) -> list[float]:
     if not np.all(np.isfinite(axis)):
         bad = axis[~np.isfinite(axis)][0]
         raise ValueError(f"`{name}` must hold finite numbers, got {bad:g}.")
-    if (name == "strength" or name.endswith("_strength")) and np.any(axis < 0):
+    if name.removesuffix("s").split("_")[-1] == "strength" and np.any(axis < 0):
         raise ValueError(f"`{name}` must be >= 0, got {axis[axis < 0][0]:g}; 0 switches it off.")
     seen, counts = np.unique(axis, return_counts=True)
     if np.any(counts > 1):
