@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from wdjax import recipe as recipes
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
@@ -54,20 +55,22 @@ def run_select(
     clock = Clock()
     prepared = prepare(options)
     grid = strength_grid(options, prepared)
-    num_seeds = options.seeds or prepared.defaults.num_seeds
+    num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     stratified = recipe.loss == "cross_entropy"
     arrays.check_folds(choose_data, options.folds, stratify=stratified)
+    num_examples = len(choose_data.inputs)
+    check_batch_fits(recipe.batch_size, num_examples - -(-num_examples // options.folds))
     data = arrays.to_batch(choose_data)
+    folds_key, grid_key, refit_key = jax.random.split(jax.random.key(options.seed), 3)
     folds = kfold(
-        jax.random.key(options.seed),
-        len(data.weights),
+        folds_key,
+        num_examples,
         options.folds,
         stratify=choose_data.targets if stratified else None,
     )
-    check_batch_fits(recipe.batch_size, int(np.min(folds.train_mask.sum(axis=1))))
     results = {**header("select", options, prepared, command), "rule": options.rule}
     results |= {"grid": dict(grid), "grid_shape": grid.shape}
     clock.lap("data")
@@ -89,7 +92,7 @@ def run_select(
             grid,
             data,
             folds,
-            key=jax.random.key(options.seed),
+            key=grid_key,
             num_seeds=num_seeds,
             mesh=prepared.mesh,
             progress=after_chunk,
@@ -105,7 +108,7 @@ def run_select(
         results["advice"] = lines[1:]
         results["decay"] = decay_rows(prepared, chosen.hparams)
         rows = _refit_rows(grid, chosen)
-        results["refit"], params = refit_runs(prepared, data, rows, num_seeds, options.seed, watch)
+        results["refit"], params = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
         clock.lap("refit")
     except KeyboardInterrupt:
         if "scores" in results:
@@ -133,7 +136,7 @@ def run_train(
     check_strength("strength", options.strength)
     check_number("learning_rate", options.learning_rate, low=0.0, above=True)
     check_positive_int("seeds", options.seeds)
-    check_overshoot(options, options.strength, options.learning_rate)
+    check_overshoot("strength", options.decay, options.strength, options.learning_rate)
     data = arrays.to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
@@ -143,9 +146,8 @@ def run_train(
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
     say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
-    refit, params = refit_runs(
-        prepared, data, {"chosen": hparams}, options.seeds, options.seed, watch
-    )
+    key = jax.random.key(options.seed)
+    refit, params = refit_runs(prepared, data, {"chosen": hparams}, options.seeds, key, watch)
     clock.lap("refit")
     losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
     if not np.isfinite(losses).any():
@@ -173,7 +175,7 @@ def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
     }
 
 
-def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, seed: int, watch):
+def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key: Array, watch):
     """Trains on the whole choosing part, judges on the test part: `(runs, params of seed 0)`."""
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = arrays.to_batch(prepared.test_data)
@@ -192,9 +194,7 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, seed
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: jnp.array([h[name] for h, _ in trials]) for name in trials[0][0]}
-    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(
-        jnp.array([s for _, s in trials])
-    )
+    keys = jnp.tile(jax.random.split(key, num_seeds), len(rows))
     scores, curves, params = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
