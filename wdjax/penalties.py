@@ -77,7 +77,7 @@ def elastic_net_penalty(l1: Strength, l2: Strength, parts: Parts = None) -> Pena
 def _sum_over_leaves(term: Callable[[Array], Array], params: Params, parts: Parts) -> Scalar:
     """`sum_leaf m_leaf * term(leaf)` over the leaves of inexact dtype."""
     multipliers = jax.tree.leaves(resolve_parts(parts, params))
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for leaf, multiplier in zip(jax.tree.leaves(params), multipliers, strict=True):
         known_zero = isinstance(multiplier, float) and multiplier == 0.0
         if is_inexact(leaf) and not known_zero:
