@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from wdjax.checks import check_positive_int
+from wdjax.checks import check_positive_int, is_known
 from wdjax.selection.folds import Folds, take
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
@@ -149,9 +149,9 @@ def cross_validate(
     chunk = _chunk_size(trials_per_fold, num_devices * trials_at_once)
 
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
-    if mesh is not None:
-        everywhere = NamedSharding(mesh, P())
-        hparams, data, folds, key = jax.device_put((hparams, data, folds, key), everywhere)
+    # On the device once, not once a chunk; on every device of a mesh.
+    where = None if mesh is None else NamedSharding(mesh, P())
+    hparams, data, folds, key = jax.device_put((hparams, data, folds, key), where)
     run = functools.partial(
         _run_chunk,
         hparams=hparams,
@@ -355,11 +355,11 @@ def _check_folds(data: Batch, folds: Folds) -> None:
             "`data` must have the same number of examples, at least one, in inputs, targets and "
             f"weights; got leading sizes {sorted(size[:1] for size in sizes)}."
         )
-    known = [leaf for leaf in (folds.train, folds.valid) if not isinstance(leaf, jax.core.Tracer)]
     num_examples = next(iter(sizes))[0]
-    for index in known:
-        if np.size(index) and not 0 <= np.min(index) <= np.max(index) < num_examples:
+    for index in filter(is_known, (folds.train, folds.valid)):
+        low, high = int(np.min(index)), int(np.max(index))
+        if low < 0 or high >= num_examples:
             raise ValueError(
-                f"`folds` points at row {int(np.max(index))}, but `data` has {num_examples} "
+                f"`folds` points at row {low if low < 0 else high}, but `data` has {num_examples} "
                 "examples; make the folds from the same data."
             )
