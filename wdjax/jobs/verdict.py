@@ -29,6 +29,8 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     zero = row_of_zero(scores.grid, chosen.index)
     end = end_of_grid(scores.grid, chosen.index, "strength")
     gain = None if zero in (None, chosen.index) else paired_difference(values, zero, chosen.index)
+    if gain is not None and not math.isfinite(gain.mean):
+        gain = None  # Zero diverged: it can be told apart, but not by a number.
     told_apart = gain is not None and abs(gain.mean) > gain.standard_error
     at = f"strength {format_number(strength)} ({decay})"
     if zero == chosen.index:
