@@ -114,6 +114,10 @@ def run_report(folder: str) -> pathlib.Path:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`run` {folder!r}: results.json is not valid JSON ({error}).") from None
+    if not isinstance(results, dict) or "kind" not in results:
+        raise ValueError(
+            f"`run` {folder!r}: results.json was not written by `wdjax select` or `wdjax train`."
+        )
     write_report(results, path.with_name("report.html"))
     return path.with_name("report.html")
 
