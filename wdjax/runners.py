@@ -1,34 +1,119 @@
-"""How a step runs: compiled on one device. Every runner donates, and spares the user's arrays."""
+"""How a step runs: on one device, sharded over a mesh, or from batches in pmap's layout.
 
-import functools
+One step, run three ways, with equal results, because the loss is written over the global batch:
+no device averages what another has yet to count. Every runner donates the state it made itself
+and spares the user's arrays.
+"""
+
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch
 
+RunFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+"""`run(state, batch) -> (state, metrics)`, compiled."""
 
-def jit_step(step: StepFn) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Compiles `step` for one device, `run(state, batch) -> (state, metrics)`.
 
-    The state is donated: after `state = run(state, batch)` the old state's buffers are used
-    again for the new one. Arrays that the runner did not make itself (the first state, or
+def jit_step(step: StepFn) -> RunFn:
+    """Compiles `step` for one device.
+
+    The state is donated: after `state, metrics = run(state, batch)` the old state's buffers are
+    used again for the new one. Arrays that the runner did not make itself (the first state, or
     params that a user put in) are copied before, so they survive.
     """
     return _sparing_foreign_arrays(jax.jit(step, donate_argnums=0))
 
 
-def _sparing_foreign_arrays(donating: Callable) -> Callable:
+def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
+    """Compiles `step` for a mesh: the batch split along its axis `data`, the state replicated.
+
+    The batch size is global, and the means are over the whole batch, so the result equals
+    `jit_step`'s up to rounding, with uneven weights and padding, dropout and batch statistics.
+    Donates as `jit_step` does.
+
+    Raises:
+      ValueError: at build, if the mesh has no axis `data` or an explicit one; in `run`, if the
+        batch size is not divisible by the devices along it.
+    """
+    if "data" not in mesh.axis_names:
+        raise ValueError(
+            f"`mesh` must have an axis named 'data', got {mesh.axis_names}; build it with "
+            'jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)).'
+        )
+    if any(kind == AxisType.Explicit for kind in mesh.axis_types):
+        raise ValueError(
+            "`mesh` has an axis of type Explicit, which ordinary flax and optax code refuses; "
+            "build it with axis_types=(AxisType.Auto,)."
+        )
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    num_parts = mesh.shape["data"]
+    run_sharded = _sparing_foreign_arrays(
+        jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0),
+        # Placed like the states to come, or the second call would trace once more.
+        copy=lambda leaf: jax.device_put(jnp.copy(leaf), whole),
+    )
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = np.shape(batch.weights)[0]
+        if size % num_parts:
+            nearest = -(-size // num_parts) * num_parts
+            raise ValueError(
+                f"a batch of {size} does not divide over {num_parts} devices; pad it to {nearest} "
+                "with rows of weight 0 (they count nothing), or take another batch size."
+            )
+        return run_sharded(state, batch)
+
+    return run
+
+
+def pmap_step(step: StepFn, devices: Sequence[jax.Device] | None = None) -> RunFn:
+    """Runs `step` on batches in the layout of `jax.pmap`: `[device, batch, ...]`.
+
+    For code that feeds pmap. The state is that of the other runners, not replicated along a
+    leading axis. Since JAX 0.8 pmap itself is `jit` over a mesh, and so is this: the same
+    program as `shard_step`, so dropout and batch statistics are those of the global batch.
+    (For a step under your own `jax.pmap`, pass it `axis_name=`.)
+
+    Args:
+      devices: by default all; the batch's leading axis must have their number.
+
+    Raises:
+      ValueError: in `run`, if the leading axis is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    run_sharded = shard_step(step, mesh)
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        leading = np.shape(batch.weights)[0]
+        if leading != len(devices):
+            raise ValueError(
+                f"the batch's leading axis must be the {len(devices)} devices, got {leading}: "
+                "reshape [batch, ...] to [device, batch / device, ...]."
+            )
+        return run_sharded(state, jax.tree.map(_join_devices, batch))
+
+    return run
+
+
+def _join_devices(leaf):
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
+def _sparing_foreign_arrays(donating: RunFn, copy: Callable = jnp.copy) -> RunFn:
     """Calls `donating(state, batch)` with every state leaf that it did not return copied."""
     own: list[weakref.ref] = []
 
-    @functools.wraps(donating)
-    def run(state, batch):
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         mine = {id(leaf) for ref in own if (leaf := ref()) is not None}
-        fresh = jax.tree.map(lambda x: x if id(x) in mine else jnp.copy(x), state)
+        fresh = jax.tree.map(lambda x: x if id(x) in mine else copy(x), state)
         state, metrics = donating(fresh, batch)
         own[:] = [weakref.ref(leaf) for leaf in jax.tree.leaves(state)]
         return state, metrics

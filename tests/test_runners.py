@@ -1,0 +1,163 @@
+"""One step, run three ways: equal results on lopsided batches, one collective, no recompilation."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.sharding import AxisType
+
+from wdjax.losses import cross_entropy, regularized_loss
+from wdjax.models import from_linen
+from wdjax.models.layers import Dropout
+from wdjax.penalties import l2_penalty
+from wdjax.runners import jit_step, pmap_step, shard_step
+from wdjax.step import init_state, make_train_step
+from wdjax.types import Batch
+
+
+class Normed(nn.Module):
+    """Dense (no bias before a norm), batch normalisation, dropout, head."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8, use_bias=False)(x))
+        return nn.Dense(3)(Dropout(0.3)(nn.relu(x), train))
+
+
+def data_mesh(num_devices=2):
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def lopsided_batches(key, num_batches=20):
+    """Five of eight rows of the first device count nothing: a mean of means would be wrong."""
+    for k in jax.random.split(key, num_batches):
+        kx, ky, kw = jax.random.split(k, 3)
+        weights = jax.random.uniform(kw, (16,)).at[:5].set(0.0)
+        yield Batch(jax.random.normal(kx, (16, 4)), jax.random.randint(ky, (16,), 0, 3), weights)
+
+
+def by_device(batch):
+    return jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), batch)
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.sgd(0.1, momentum=0.9), optax.adam(0.01)], ids=["sgd", "adam"]
+)
+def test_jit_sharded_and_pmapped_steps_agree_with_batch_statistics_and_dropout(tx, key):
+    model = from_linen(Normed())
+    params, model_state = model.init(key, jnp.ones((16, 4)))
+    step = make_train_step(regularized_loss(model, cross_entropy, l2_penalty(0.1)), tx)
+    runs = {
+        "jit": (jit_step(step), lambda batch: batch),
+        "shard": (shard_step(step, data_mesh()), lambda batch: batch),
+        "pmap": (pmap_step(step), by_device),
+    }
+    ends = {}
+    for name, (run, layout) in runs.items():
+        state = init_state(params, tx, model_state=model_state, key=key)
+        for batch in lopsided_batches(key):
+            state, metrics = run(state, layout(batch))
+        ends[name] = jax.device_get((state.params, state.model_state, metrics["loss"]))
+    for name in ("shard", "pmap"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            ends[name],
+            ends["jit"],
+        )
+
+
+def test_the_users_arrays_survive_and_a_second_call_does_not_compile(key, nans_allowed):
+    # JAX does not donate while it looks for NaNs: it may have to run the step again.
+    traces = []
+
+    def loss_fn(params, batch, **_):
+        traces.append(1)
+        loss, aux = regularized_loss(lambda p, x: x @ p, cross_entropy)(params, batch)
+        return loss, aux
+
+    tx = optax.sgd(0.1, momentum=0.9)
+    params = jnp.zeros((4, 3))
+    for run in (
+        jit_step(make_train_step(loss_fn, tx)),
+        shard_step(make_train_step(loss_fn, tx), data_mesh()),
+    ):
+        traces.clear()
+        state = init_state(params, tx)
+        for batch in lopsided_batches(key, 4):
+            previous = state
+            state, _ = run(state, batch)
+        assert len(traces) == 1
+        assert previous.params.is_deleted(), "the runner's own state is donated"
+        np.testing.assert_array_equal(params, 0.0)
+        # Params that a user puts into a running state survive too.
+        state, _ = run(state._replace(params=params), batch)
+        np.testing.assert_array_equal(params, 0.0)
+
+
+def test_a_sharded_step_combines_its_gradients_in_one_all_reduce(key):
+    tx = optax.adam(0.01)
+    step = make_train_step(
+        regularized_loss(lambda p, x: x @ p["w"] + p["b"][None], cross_entropy), tx
+    )
+    params = {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)}
+    mesh = data_mesh()
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    split = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    batch = next(lopsided_batches(key))
+    compiled = (
+        jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+        .lower(init_state(params, tx), batch)
+        .compile()
+    )
+    reduces = re.findall(r"= (.*?) all-reduce\(", compiled.as_text())
+    arrays = [shape for shape in reduces if re.search(r"f32\[\d", shape)]
+    assert len(arrays) == 1, "kernel and bias travel together; what else is reduced is a scalar"
+    assert "f32[3,4]" in arrays[0] and "f32[3]" in arrays[0]
+
+
+def test_nothing_moves_between_host_and_device_inside_a_step(key):
+    tx = optax.adam(0.01)
+    run = jit_step(make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), tx))
+    batch = next(lopsided_batches(key))
+    state, _ = run(init_state(jnp.zeros((4, 3)), tx), batch)
+    with jax.transfer_guard("disallow"):
+        state, metrics = run(state, batch)
+    assert np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda step: shard_step(step, jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))),
+            "named 'data'",
+        ),
+        (
+            lambda step: shard_step(
+                step, jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+            ),
+            "AxisType.Auto",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_work_is_refused(build, words):
+    with pytest.raises(ValueError, match=words):
+        build(make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), optax.sgd(0.1)))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_size_that_does(key):
+    tx = optax.sgd(0.1)
+    step = make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), tx)
+    batch = jax.tree.map(lambda x: x[:13], next(lopsided_batches(key)))
+    state = init_state(jnp.zeros((4, 3)), tx)
+    with pytest.raises(
+        ValueError, match="batch of 13 does not divide over 2 devices; pad it to 14"
+    ):
+        shard_step(step, data_mesh())(state, batch)
+    with pytest.raises(ValueError, match="leading axis must be the 2 devices, got 13"):
+        pmap_step(step)(state, batch)
