@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from wdjax.report import figures, render_report
 from wdjax.report.runs import what_decay_bought
@@ -190,10 +191,11 @@ def test_the_page_holds_every_number_of_the_table_in_its_row_and_marks_the_chose
 
 
 def test_the_page_tells_the_headline_the_reasons_the_settings_and_the_times():
-    page = read(synthetic_results(**SMALL))
+    page = read(synthetic_results(**SMALL) | {"advice": ["Try more folds."]})
     for words in (
         "Decay at strength 0.001 lowers the test loss of digits by 0.012.",
-        "Lowest mean score.",
+        "By the rule of lowest mean: strength 0.001. Lowest mean score.",
+        "Try more folds.",
         "Largest strength within one standard error.",
         "over 5 folds, each the mean of 2 seeds. 40 runs.",
         "In every row: learning rate 0.001.",
@@ -315,6 +317,24 @@ def test_a_stopped_run_shows_what_there_is_and_says_what_is_not():
     assert all(mark != "chosen" for mark, _ in page.rows)
 
 
+def test_a_stopped_run_without_a_table_compares_its_rows_on_the_folds_that_were_done():
+    """Folds 0 and 1 done, fold 2 begun: means and errors are those of NumPy over folds 0, 1."""
+    results = synthetic_results(**SMALL) | {"status": "partial", "headline": "Stopped."}
+    losses = np.array(results["scores"]["loss"])
+    losses[1:, 2], losses[:, 3:], losses[3] = np.nan, np.nan, np.nan
+    results["scores"] = {name: losses for name in ("loss", "train_loss")}
+    for name in ("refit", "choices", "rule", "decay", "table"):
+        del results[name]
+    page = read(results)
+    for row in losses[:3]:
+        folds = row[:2].mean(axis=1)
+        expected = {"mean": folds.mean(), "standard_error": folds.std(ddof=1) / np.sqrt(2)}
+        assert any(printed(expected) in cells for _, cells in page.rows)
+    assert "over 2 of 5 folds finished, each the mean of 2 seeds" in page.text
+    assert "40 runs, 26 of them without a score." in page.text
+    assert "diverged" not in page.text
+
+
 def test_a_training_run_shows_its_curves_and_nothing_of_a_grid():
     results = synthetic_results(**SMALL) | {"kind": "train"}
     results["refit"] = {"run": results["refit"]["chosen"]}
@@ -329,6 +349,18 @@ def test_a_training_run_shows_its_curves_and_nothing_of_a_grid():
 def test_a_regression_shows_r2_where_a_classification_shows_accuracy():
     page = read(synthetic_results(second="r2", **SMALL))
     assert "Validation r2" in page.text and "accuracy" not in page.text
+
+
+def test_scores_stand_in_one_order_however_they_came_and_training_ones_are_not_validation():
+    results = synthetic_results(**SMALL)
+    for row in results["table"]:
+        row["train_accuracy"] = row["accuracy"]
+    shuffled = [dict(sorted(row.items(), reverse=True)) for row in results["table"]]
+    page = read(results | {"table": shuffled})
+    ours = ["strength", "loss", "accuracy", "train loss", "train accuracy", "gap", "chosen by"]
+    assert page.rows[0][1] == ours
+    assert "Validation accuracy" in page.text and "Validation train" not in page.text
+    assert page.tags.count("figure") == 6
 
 
 def test_three_axes_hold_the_third_at_the_choice():
@@ -360,8 +392,19 @@ def without(tree, name, put):
 
 
 @pytest.mark.parametrize("put", [False, True], ids=["absent", "null"])
-def test_whatever_is_missing_leaves_its_section_out(put):
-    """Each name of the results, at every depth at once, taken away or made null."""
+def test_whatever_is_missing_leaves_its_section_out(put, monkeypatch):
+    """Each name of the results, at every depth at once, taken away or made null.
+
+    The figures are painted, on one canvas, and not written: that takes half of the time.
+    """
+    canvas = Figure()
+
+    def paint_only(name, title, description, paint, **sizes):
+        canvas.clear()
+        paint(canvas.add_subplot())
+        return ""
+
+    monkeypatch.setattr(figures, "_draw", paint_only)
     whole = synthetic_results(strengths=[0.0, 1e-3], num_seeds=1)
     whole |= {name: {"one": 1} for name in ("config", "versions", "data", "timing")}
     for name in dict.fromkeys(every_name(whole)):
@@ -443,7 +486,7 @@ def test_what_decay_bought_is_paired_over_seeds():
     [
         ([0.2], [0.1], 0.01, "is 0.1 higher than without decay (one seed"),
         ([0.1, 0.2], [0.2, 0.1], 0.01, "seeds alone could do this"),
-        ([0.1, 0.2], [0.1, 0.2], 0.0, "chose a strength of 0"),
+        ([0.1, 0.2], [0.1, 0.2], 0.0, "the one without decay"),
     ],
 )
 def test_what_decay_bought_says_when_it_bought_little(chosen, zero, strength, words):

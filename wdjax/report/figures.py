@@ -22,7 +22,7 @@ _THEME = {
     PAPER: "var(--paper)",
 }
 
-WIDTH, HEIGHT, BOTTOM = 360.0, 236.0, 34.0
+WIDTH, HEIGHT, BOTTOM = 360.0, 244.0, 36.0
 """Points. Narrow, so that the words stay readable where a phone shows a figure at full width."""
 
 LOG_RATIO = 8.0
@@ -75,7 +75,7 @@ def make_scale(values: Iterable[float]) -> Scale:
     if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] < LOG_RATIO:
         return Scale(np.asarray, _thin(values), None, (float(values[0]), float(values[-1])))
     low, high = np.log10(positive[0]), np.log10(positive[-1])
-    zero = low - max(0.1 * (high - low), (high - low) / (len(positive) - 1))
+    zero = low - max(0.13 * (high - low), (high - low) / (len(positive) - 1))
     decades = 10.0 ** np.arange(np.ceil(low - 1e-6), np.floor(high + 1e-6) + 1)
     ticks = _thin(decades) if len(decades) > 1 else _thin(positive)
     has_zero = bool(values[0] == 0)
@@ -135,7 +135,7 @@ def draw_series(
             )
 
     above = bool(marks) or not all(np.isfinite(_shown(s).mean).all() for s in series)
-    right, top = 64.0 if len(series) > 1 else 14.0, 46.0 if above else 30.0
+    right, top = 64.0 if len(series) > 1 else 14.0, 56.0 if above else 30.0
     return _draw(name, title, description, paint, right=right, top=top)
 
 
@@ -153,7 +153,7 @@ def draw_epochs(
         ax.spines["bottom"].set_bounds(1, longest)
         ax.set_xlabel("epoch", loc="right", color=MUTED)
         ends = []
-        for label, values, colour in runs:
+        for label, values, colour in reversed(runs):
             epochs = np.arange(1, values.shape[1] + 1)
             if len(values) > 1:
                 ax.plot(epochs, values.T, color=colour, lw=0.5, alpha=0.35)
@@ -317,16 +317,21 @@ def _draw_edge(ax: Any, x: np.ndarray, marker: str, colour: str) -> None:
 
 
 def _draw_marks(ax: Any, marks: Sequence[Mark], scale: Scale) -> None:
-    """Names stand away from each other: the one further left to its left."""
+    """Names stand away from each other, or above each other where an edge is near."""
     places = [float(scale.place(mark.x)) for mark in marks]
     above = ax.get_xaxis_transform()
+    left, right = ax.get_xlim()
     for mark, x in zip(marks, places, strict=True):
-        ax.plot([x, x], [0, 1.07], color=MUTED, lw=0.7, zorder=1, clip_on=False, transform=above)
+        where = (x - left) / (right - left)
+        outward = "center" if len(marks) == 1 else "right" if x == min(places) else "left"
+        inward = {"right": where < 0.25, "left": where > 0.6, "center": False}[outward]
+        side = {"right": "left", "left": "right"}[outward] if inward else outward
+        top = 1.14 if inward else 1.07
+        ax.plot([x, x], [0, top], color=MUTED, lw=0.7, zorder=1, clip_on=False, transform=above)
         ax.plot([x], [mark.mean], "o", ms=8, mfc="none", mec=INK, mew=1, zorder=4)
-        side = "center" if len(marks) == 1 else "right" if x == min(places) else "left"
         ax.annotate(
             mark.label,
-            (x, 1.07),
+            (x, top),
             xycoords=above,
             xytext=({"center": 0, "right": 2, "left": -2}[side], 2),
             textcoords="offset points",
@@ -340,7 +345,7 @@ def _label_ends(ax: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
     if not ends:
         return
     points = np.array([ax.transData.transform((x, y)) for _, x, y, _ in ends])
-    gap = 10.0 * ax.figure.dpi / 72
+    gap = 11.0 * ax.figure.dpi / 72
     for (label, x, y, colour), point, height in zip(
         ends, points, spread(points[:, 1], gap), strict=True
     ):
@@ -384,7 +389,7 @@ def _draw(
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,
-        "font.size": 9.0,
+        "font.size": 9.5,
         "axes.unicode_minus": False,
     }
     with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
@@ -398,7 +403,7 @@ def _draw(
             spine.set(color=MUTED, linewidth=0.8)
         ax.tick_params(color=MUTED, labelcolor=MUTED, width=0.8, length=3)
         paint(ax)
-        figure.text(0, 1 - 12 / height, title, color=INK, fontsize=10.5)
+        figure.text(0, 1 - 12 / height, title, color=INK, fontsize=11)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue(), name, title, description, height)

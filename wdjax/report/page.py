@@ -7,14 +7,18 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from wdjax.report.figures import Figure
 from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
 from wdjax.report.sweep import (
     RULES,
     Sweep,
+    finished_folds,
     lowest_rows,
     numbers_in_words,
     read_sweep,
+    score_array,
     shared_numbers,
     sweep_figures,
     sweep_table,
@@ -104,6 +108,7 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
 def _opening(results: Mapping[str, Any], title: str) -> Iterable[str]:
     yield f'<p class="quiet">{_text(title)}</p><h1>{_text(results.get("headline") or title)}</h1>'
+    yield from (_paragraph(str(line)) for line in results.get("advice") or ())
     if results.get("status") == "partial":
         yield _paragraph(
             "This run was stopped before it ended. Scores not reached are shown as \u201c-\u201d; "
@@ -122,7 +127,10 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
     if len(lowest) < len(sweep.rows):
         yield _scrolling(sweep_table(sweep, lowest))
         yield _paragraph(
-            "The rows of lowest loss, those that the rules chose, and no decay beside these.",
+            "The rows of lowest loss"
+            + (
+                ", those that the rules chose, and no decay beside these." if sweep.choices else "."
+            ),
             "quiet",
         )
         yield f"<details><summary>All {len(sweep.rows)} rows, in the order of the grid</summary>"
@@ -143,16 +151,19 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
 def _how_scored(results: Mapping[str, Any], sweep: Sweep) -> str:
     """Counted from the scores themselves, so that it is true of a run that was stopped too."""
     sentences = ["Mean \u00b1 standard error over folds."]
-    losses = _dict(results, "scores").get("loss")
-    if isinstance(losses, list) and losses and isinstance(losses[0], list) and losses[0]:
-        runs = [run for row in losses for fold in row or () for run in fold or ()]
-        num_folds = len(losses[0])
-        num_seeds = len(runs) // (len(losses) * num_folds)
+    losses = score_array(results, "loss")
+    if losses is not None:
+        _, num_folds, num_seeds = losses.shape
+        done = num_folds if results.get("table") else len(finished_folds(losses))
+        unscored = np.sum(~np.isfinite(losses))
+        over = (
+            f"{num_folds} folds" if done == num_folds else f"{done} of {num_folds} folds finished"
+        )
+        each = f", each the mean of {num_seeds} seeds" if num_seeds > 1 else ""
+        without = f", {unscored} of them without a score" if unscored else ""
         sentences = [
-            f"Mean \u00b1 standard error over {num_folds} folds"
-            + (f", each the mean of {num_seeds} seeds." if num_seeds > 1 else "."),
-            f"{len(runs)} runs"
-            + (f", {runs.count(None)} of them without a score." if None in runs else "."),
+            f"Mean \u00b1 standard error over {over}{each}.",
+            f"{losses.size} runs{without}.",
         ]
     shared = shared_numbers(sweep)
     if shared and sweep.varying:

@@ -29,7 +29,7 @@ def runs_table(runs: Runs) -> Table:
     """A row per run: its numbers, then its scores as mean and standard error over seeds."""
     numbers = _names(runs, "hparams")
     scores = list(dict.fromkeys(n for run in runs.values() for n in run if _is_score(run[n])))
-    scores.sort(key=lambda name: not name.startswith("test"))
+    scores.sort(key=_order)
     named = len(runs) > 1
     rows = tuple(
         (
@@ -51,7 +51,7 @@ def what_decay_bought(runs: Runs) -> str:
     if chosen.shape != zero.shape or not np.isfinite(chosen - zero).all() or not len(chosen):
         return ""
     if strength == 0:
-        return "The rule chose a strength of 0: decay bought nothing here."
+        return "The rule chose a strength of 0: the chosen run is the one without decay."
     difference = over_seeds(list(chosen - zero))
     size = abs(difference.mean)
     amount = Estimate(size, difference.standard_error)
@@ -100,7 +100,7 @@ def run_figures(runs: Runs) -> list[Figure]:
                 for (name, c), v in curves.items()
                 if c == curve
             ]
-            for curve in dict.fromkeys(curve for _, curve in curves)
+            for curve in sorted({curve for _, curve in curves}, key=_order)
         }
     return [
         Figure(
@@ -110,6 +110,11 @@ def run_figures(runs: Runs) -> list[Figure]:
         )
         for i, (title, lines) in enumerate(groups.items())
     ]
+
+
+def _order(score: str) -> tuple[bool, bool, str]:
+    """The test part before the training part; in each the loss first."""
+    return not score.startswith("test"), not score.endswith("loss"), score
 
 
 def _ends_in_words(lines: list[tuple[str, np.ndarray, str]]) -> str:

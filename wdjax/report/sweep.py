@@ -44,12 +44,14 @@ class Sweep(NamedTuple):
 
 
 def read_sweep(results: Mapping[str, Any]) -> Sweep | None:
-    """The grid of a results dict, or None if it has no table."""
+    """The grid of a results dict, or None if it has neither a table nor scores to make one of."""
     rows = [row for row in results.get("table") or () if isinstance(row, Mapping)]
+    rows = rows or _rows_of_scores(results)
     if not rows:
         return None
     cells = {name: cell for row in rows for name, cell in row.items()}
     metrics = tuple(n for n, c in cells.items() if any(read_estimate(r.get(n)) for r in rows))
+    metrics = tuple(sorted(metrics, key=_order))
     axes = tuple(n for n in cells if n not in metrics and not isinstance(cells[n], Mapping))
     axes = tuple(a for a in axes if any(math.isfinite(_number(row.get(a))) for row in rows))
     choices = {
@@ -61,6 +63,56 @@ def read_sweep(results: Mapping[str, Any]) -> Sweep | None:
     }
     chosen = choices.get(str(results.get("rule")))
     return Sweep(rows, axes, metrics, choices, chosen, results.get("status") == "partial")
+
+
+def _order(metric: str) -> tuple[bool, bool, bool]:
+    """Validation scores, then training scores, then the gap; in each the loss first."""
+    return metric == "gap", metric.startswith("train"), not metric.endswith("loss")
+
+
+def score_array(results: Mapping[str, Any], metric: str) -> np.ndarray | None:
+    """One metric's scores `[row, fold, seed]`, NaN for null; None if they have no such shape."""
+    try:
+        scores = np.asarray((results.get("scores") or {}).get(metric), np.float64)
+    except (TypeError, ValueError):
+        return None
+    return scores if scores.ndim == 3 and scores.size else None
+
+
+def finished_folds(scores: np.ndarray) -> np.ndarray:
+    """The folds in which as many runs have a score as in any: what a stopped run can compare.
+
+    Rows seen on different folds are not comparable, so a fold begun and not ended is left out.
+    """
+    counts = np.isfinite(scores).sum(axis=(0, 2))
+    return np.flatnonzero((counts == counts.max()) & (counts > 0))
+
+
+def _rows_of_scores(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A table from the scores over the finished folds, for a run stopped before it made one."""
+    losses = score_array(results, "loss")
+    grid = {
+        name: axis
+        for name, axis in (results.get("grid") or {}).items()
+        if losses is not None and isinstance(axis, list) and len(axis) == len(losses)
+    }
+    if losses is None or not grid:
+        return []
+    arrays = {name: score_array(results, name) for name in results["scores"]}
+    values = {n: v for n, v in arrays.items() if v is not None and v.shape == losses.shape}
+    if "train_loss" in values:
+        values["gap"] = losses - values["train_loss"]
+    done = finished_folds(losses)
+    rows: list[Mapping[str, Any]] = []
+    for index in range(len(losses)):
+        row = {name: axis[index] for name, axis in grid.items()}
+        for name, v in values.items():
+            folds = v[index, done].mean(axis=1)
+            error = folds.std(ddof=1) / math.sqrt(len(folds)) if len(folds) > 1 else math.nan
+            mean = folds.mean() if len(folds) else math.nan
+            row[name] = {"mean": float(mean), "standard_error": float(error)}
+        rows.append(row)
+    return rows
 
 
 def read_estimate(cell: Any) -> Estimate | None:
@@ -134,7 +186,7 @@ def sweep_figures(sweep: Sweep) -> list[Figure]:
     """The scores over the first number that varies; heat maps over the first two."""
     if not sweep.varying:
         return []
-    scores = [m for m in sweep.metrics if m not in ("train_loss", "gap")]
+    scores = [m for m in sweep.metrics if m != "gap" and not m.startswith("train")]
     drawn = [_score_figure(sweep, metric) for metric in scores]
     if "train_loss" in sweep.metrics and "loss" in sweep.metrics:
         drawn.append(_train_figure(sweep))
@@ -207,8 +259,10 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
         series = [
             _series(sweep, metric, rows[column[rows] == value], format_number(value), colour)
             for value in np.unique(column[rows])
-            for colour in [figures.FIRST if sweep.choices and value == anchor else figures.MUTED]
+            for colour in [figures.FIRST if value == anchor else figures.MUTED]
         ]
+        if not sweep.choices:
+            series = [s._replace(colour=figures.INK) for s in series]
         # A band a line would be a tangle: only the chosen line has one.
         series = [
             s if s.colour == figures.FIRST else s._replace(error=np.zeros_like(s.error))
