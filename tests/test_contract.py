@@ -3,6 +3,7 @@
 A new method is a new row of METHODS; every test below then runs on it.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,16 +13,31 @@ import numpy as np
 import optax
 import pytest
 
+import wdjax.decay
 from wdjax.decay import (
     cautious_decay,
+    constrained_decay,
     corrected_decay,
     decay_to_average,
     decay_to_initial,
     decay_to_one,
     decay_weights,
     decoupled_decay,
+    fixed_bound,
+    float32_master,
     huber_decay,
     independent_decay,
+    inflection_bound,
+    initial_bound,
+    project_max_norm,
+    project_sphere,
+    proximal_elastic_net,
+    proximal_group_lasso,
+    proximal_l1,
+    proximal_l2,
+    proximal_step,
+    soft_threshold,
+    warm_start_bound,
 )
 from wdjax.parts import matrices_only
 
@@ -55,8 +71,34 @@ METHODS = {
         lambda s, parts=None: decay_weights(s, parts=parts, reference=params(seed=1)),
         any_tree=False,
     ),
+    "proximal_step": Row(lambda s, parts=None: proximal_step([s], soft_threshold, parts=parts)),
+    "proximal_l1": Row(lambda s, parts=None: proximal_l1(s, 0.5, parts=parts)),
+    "proximal_l2": Row(lambda s, parts=None: proximal_l2(s, 0.5, parts=parts)),
+    "proximal_elastic_net": Row(lambda s, parts=None: proximal_elastic_net(s, s, 0.5, parts=parts)),
+    "proximal_group_lasso": Row(lambda s, parts=None: proximal_group_lasso(s, 0.5, parts=parts)),
+    "constrained_decay": Row(
+        lambda s, parts=None: constrained_decay(s, fixed_bound(0.01), parts=parts), scheduled=False
+    ),
+    "constrained_initial": Row(
+        lambda s, parts=None: constrained_decay(s, initial_bound(0.5), parts=parts), scheduled=False
+    ),
+    "float32_master": Row(lambda s, parts=None: float32_master(independent_decay(s, parts=parts))),
 }
-every_method = pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+PLAIN = {
+    "project_max_norm": Row(lambda s, parts=None: project_max_norm(0.2, parts=parts)),
+    "project_sphere": Row(lambda s, parts=None: project_sphere(0.2, parts=parts)),
+    "constrained_warm_start": Row(
+        lambda s, parts=None: constrained_decay(s, warm_start_bound(1), parts=parts)
+    ),
+    "constrained_inflection": Row(
+        lambda s, parts=None: constrained_decay(s, inflection_bound(1), parts=parts)
+    ),
+}
+"""Without a strength, or one whose effect comes after three steps: the tests of strengths, which
+say `with_strength`, leave them out."""
+
+with_strength = pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+every_method = pytest.mark.parametrize("row", (METHODS | PLAIN).values(), ids=METHODS | PLAIN)
 
 
 def params(dtype=jnp.float32, seed=0):
@@ -112,20 +154,20 @@ def test_compiled_it_is_the_same_and_is_traced_once(row):
     assert len(traces) == 1
 
 
-@every_method
+@with_strength
 def test_it_changes_the_weights_so_the_other_tests_mean_something(row):
     moved, plain = run(row.make(row.strength), params())[0], run(optax.identity(), params())[0]
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(plain), strict=True):
         assert np.abs(a - b).max() > 1e-4
 
 
-@every_method
+@with_strength
 def test_strength_zero_is_the_identity(row):
     found, expected = run(row.make(0.0), params())[0], run(optax.identity(), params())[0]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@every_method
+@with_strength
 def test_a_vmapped_strength_equals_a_python_loop(row):
     strengths = row.strength * jnp.array([0.0, 0.4, 1.0])
     found = jax.vmap(lambda s: run(row.make(s), params())[0])(strengths)
@@ -134,7 +176,7 @@ def test_a_vmapped_strength_equals_a_python_loop(row):
         assert_trees_close(take(found, i), expected, rtol=2e-6, atol=1e-7)
 
 
-@every_method
+@with_strength
 def test_the_derivative_in_the_strength_equals_finite_differences(row, x64):
     w = params(jnp.float64)
 
@@ -148,7 +190,7 @@ def test_the_derivative_in_the_strength_equals_finite_differences(row, x64):
     np.testing.assert_allclose(jax.jvp(value, (row.strength,), (1.0,))[1], slope, rtol=1e-7)
 
 
-@every_method
+@with_strength
 def test_parts_are_floats_half_a_part_is_half_the_strength_there(row):
     halved = {"*/kernel": 0.5, "*/bias": 0.0, "*": 1.0}
     found = run(row.make(row.strength, halved), params())[0]
@@ -159,7 +201,7 @@ def test_parts_are_floats_half_a_part_is_half_the_strength_there(row):
     assert_trees_close(found["rest"], whole["rest"], rtol=2e-6)
 
 
-@every_method
+@with_strength
 def test_a_multiplier_may_be_traced(row):
     make = lambda m: run(row.make(row.strength, {"*/kernel": m, "*": 0.0}), params())[0]
     found = jax.vmap(make)(jnp.array([0.0, 0.5]))
@@ -167,7 +209,7 @@ def test_a_multiplier_may_be_traced(row):
         assert_trees_close(take(found, i), make(m), rtol=2e-6, atol=1e-7)
 
 
-@every_method
+@with_strength
 def test_numbers_and_schedules_share_one_state_tree(row):
     if not row.scheduled:
         pytest.skip("its strength is a number only")
@@ -231,7 +273,7 @@ def test_under_accumulation_it_acts_once_a_macro_step(row):
     assert_trees_close(found, tx.update(grads, tx.init(w), w)[0], rtol=2e-6)
 
 
-@every_method
+@with_strength
 def test_its_strength_can_be_injected_and_changed_in_the_state(row):
     w = params()
     make = lambda strength, parts: row.make(strength, parts)
@@ -282,7 +324,7 @@ def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(row, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, found, tx.update(grads, state, w))
 
 
-@every_method
+@with_strength
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), np.ones(2)])
 def test_a_strength_that_is_known_to_be_wrong_is_refused_at_build(row, bad):
     with pytest.raises(ValueError, match="must be (finite|a scalar)"):
@@ -298,8 +340,6 @@ def test_without_params_it_says_what_to_pass(row):
 
 def test_every_public_transformation_is_a_row():
     """A method added to the package without a row here has no proof."""
-    import wdjax.decay
-
-    made = {name for name in wdjax.decay.__all__ if name.endswith(("_decay", "decay_weights"))}
-    made |= {name for name in wdjax.decay.__all__ if name.startswith("decay_to_")}
-    assert made <= set(METHODS)
+    kinds = re.compile("decay_.*|.*_decay|proximal_.*|project_.*|.*_master")
+    made = {name for name in wdjax.decay.__all__ if kinds.fullmatch(name)}
+    assert made <= set(METHODS | PLAIN)

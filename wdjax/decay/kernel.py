@@ -86,7 +86,7 @@ def decay_weights(
     check_strength_or_schedule("rate", rate)
     _check_function("gate", gate)
     _check_function("shape", shape)
-    _check_not_injected(parts)
+    check_not_injected(parts)
     keeper = _as_keeper(reference)
     constant = 0.0 if reference is None else reference
     if parts is None and not callable(rate):
@@ -195,12 +195,7 @@ def corrected_rate(
     peak: Any = peak_learning_rate
 
     def formula(strength, learning_rate):
-        both_known = is_known(learning_rate) and is_known(peak)
-        if both_known and learning_rate > peak * (1 + _ROUNDING):
-            raise ValueError(
-                "`peak_learning_rate` must be the largest learning rate, got "
-                f"peak_learning_rate={float(peak):g} below learning_rate={float(learning_rate):g}."
-            )
+        check_peak(learning_rate, peak)
         return learning_rate * (learning_rate / peak) * strength
 
     return _rate(formula, strength, learning_rate)
@@ -498,6 +493,16 @@ def require_params(params: Params | None) -> Params:
     return params
 
 
+def check_peak(learning_rate: Any, peak: Any) -> None:
+    """Refuses a peak that is known to be below a known learning rate."""
+    both_known = is_known(learning_rate) and is_known(peak)
+    if both_known and learning_rate > peak * (1 + _ROUNDING):
+        raise ValueError(
+            "`peak_learning_rate` must be the largest learning rate, got "
+            f"peak_learning_rate={float(peak):g} below learning_rate={float(learning_rate):g}."
+        )
+
+
 def next_step(step: Array) -> Array:
     """One more update made, without running over."""
     return jnp.asarray(optax.safe_increment(step))
@@ -584,7 +589,7 @@ def _check_function(name: str, value: Any) -> None:
         )
 
 
-def _check_not_injected(parts: Parts) -> None:
+def check_not_injected(parts: Parts) -> None:
     """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value."""
     if isinstance(parts, jax.Array) and jnp.ndim(parts) == 0:
         raise ValueError(

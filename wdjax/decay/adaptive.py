@@ -1,0 +1,279 @@
+"""Decay whose strength the run finds: constrained parameter regularisation (CPR)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from wdjax.checks import check_number, check_positive_int, check_strength
+from wdjax.decay.kernel import (
+    check_not_injected,
+    is_known_zero,
+    next_step,
+    require_params,
+    wide_dtype,
+)
+from wdjax.parts import leaf_path, resolve_parts
+from wdjax.types import Params, Parts, Strength, is_inexact
+
+
+class Measure(NamedTuple):
+    """What is bounded, one number a leaf."""
+
+    value: Callable[[Array], Array]
+    """`leaf -> R(leaf)`, a scalar."""
+    gradient: Callable[[Array], Array]
+    """`leaf -> dR/dleaf`."""
+    per_weight: bool
+    """Whether R grows with the number of weights, so that the multiplier's steps divide by it."""
+
+
+class Bound(NamedTuple):
+    """How a leaf's bound is found: infinite, so without effect, until it is known.
+
+    init: `R(params_0) -> record`, any tree of scalars.
+    follow: `(record, R, step) -> (record, bound)`, after every step; `step` counts from 1.
+    """
+
+    init: Callable[[Array], PyTree]
+    follow: Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
+
+
+class ConstrainedState(NamedTuple):
+    """The same tree for every leaf that counts; zeros for those that do not."""
+
+    step: Int[Array, ""]
+    """Updates made so far."""
+    multipliers: PyTree
+    """The Lagrange multiplier of each leaf, >= 0: the strength the run has found."""
+    records: PyTree
+    """What each leaf's bound needs to be found."""
+
+
+def constrained_decay(
+    multiplier_rate: Strength,
+    bound: Bound,
+    *,
+    measure: Measure | None = None,
+    parts: Parts = None,
+) -> optax.GradientTransformation:
+    """Decays each leaf just as much as keeps its measure R below a bound: CPR.
+
+        z = params + update
+        lambda <- max(0, lambda + multiplier_rate * m_leaf / n * (R(z) - bound))
+        update <- update - lambda * grad R(z)
+
+    n is the number of weights of the leaf (1 for `standard_deviation`). Below its bound a leaf is
+    free; above, its multiplier grows until it comes back. No learning rate enters. Goes after
+    the learning rate in the chain.
+
+    Args:
+      multiplier_rate: >= 0, how fast multipliers follow; a number, may be traced. The paper's: 1.
+      bound: `fixed_bound(k)`, `initial_bound(factor)`, `warm_start_bound(num_steps)` or
+        `inflection_bound()`.
+      measure: what is bounded; by default `sum_of_squares`.
+      parts: how much each leaf counts (`wdjax.parts.resolve_parts`); by default every leaf 1.0.
+        The paper leaves embeddings, biases and norms out.
+
+    Raises:
+      ValueError: at build, for a rate that is not a scalar, or is known and negative or not
+        finite; in `init`, for parts that do not fit the params or a leaf without weights; in
+        `update`, when `params` is missing.
+
+    Source: Franke et al. 2024, arXiv:2311.09058. How this differs from the authors' program is in
+    `docs/deviations.md`.
+    """
+    check_strength("multiplier_rate", multiplier_rate)
+    check_not_injected(parts)
+    rate: Any = multiplier_rate
+    measured = sum_of_squares if measure is None else measure
+
+    def counts(leaf: Any, multiplier: Any) -> bool:
+        return is_inexact(leaf) and not is_known_zero(multiplier)
+
+    def init(params: Params) -> ConstrainedState:
+        multipliers = resolve_parts(parts, params)
+
+        def record(path, leaf, multiplier):
+            if not counts(leaf, multiplier):
+                return ()
+            least = 1 if measured.per_weight else 2
+            if np.size(leaf) < least:
+                raise ValueError(
+                    f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
+                    f"the measure needs {least}. Leave it out by `parts`."
+                )
+            return bound.init(measured.value(jnp.asarray(leaf, wide_dtype(leaf))))
+
+        def zero(leaf):
+            real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
+            return jnp.zeros((), real)
+
+        records = jax.tree_util.tree_map_with_path(record, params, multipliers)
+        return ConstrainedState(jnp.zeros((), jnp.int32), jax.tree.map(zero, params), records)
+
+    def update(
+        updates: PyTree, state: Any, params: Params | None = None
+    ) -> tuple[PyTree, ConstrainedState]:
+        params = require_params(params)
+        step = next_step(state.step)
+
+        def constrain(update, leaf, part, multiplier, record):
+            if not counts(leaf, part):
+                return update, multiplier, record
+            z = jnp.asarray(leaf, wide_dtype(leaf)) + update
+            value = measured.value(z)
+            record, limit = bound.follow(record, value, step)
+            pace = rate * part / (z.size if measured.per_weight else 1)
+            # An unknown bound is infinite; written with `where` so that a rate of 0 gives 0.
+            excess = jnp.where(jnp.isfinite(limit), value - limit, 0)
+            grown = jnp.maximum(0, multiplier + jnp.asarray(pace, value.dtype) * excess)
+            multiplier = jnp.where(jnp.isfinite(limit), grown, 0)
+            pulled = update - multiplier * measured.gradient(z)
+            return pulled.astype(update.dtype), multiplier, record
+
+        found = jax.tree.map(
+            constrain,
+            updates,
+            params,
+            resolve_parts(parts, params),
+            state.multipliers,
+            state.records,
+        )
+        pick = lambda i: jax.tree.map(lambda _, each: each[i], updates, found)
+        return pick(0), ConstrainedState(step, pick(1), pick(2))
+
+    return optax.GradientTransformation(init, update)
+
+
+# Measures.
+
+
+def _standard_deviation(leaf: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(leaf - jnp.mean(leaf))) / (leaf.size - 1))
+
+
+sum_of_squares = Measure(lambda w: jnp.sum(jnp.square(w)), lambda w: 2 * w, True)
+"""R = sum w^2, gradient 2 w."""
+
+sum_of_magnitudes = Measure(lambda w: jnp.sum(jnp.abs(w)), jnp.sign, True)
+"""R = sum |w|, gradient sign(w)."""
+
+standard_deviation = Measure(
+    _standard_deviation,
+    lambda w: (w - jnp.mean(w)) / ((w.size - 1) * _standard_deviation(w)),
+    False,
+)
+"""R = the standard deviation of the weights with n - 1, gradient (w - mean) / ((n - 1) R)."""
+
+sum_of_hubers = Measure(
+    lambda w: jnp.sum(jnp.where(jnp.abs(w) < 1, 0.5 * jnp.square(w), jnp.abs(w) - 0.5)),
+    lambda w: jnp.clip(w, -1, 1),
+    True,
+)
+"""R = sum of w^2 / 2 below 1 and |w| - 1/2 above, gradient clip(w, -1, 1)."""
+
+
+# Bounds.
+
+
+def fixed_bound(bound: Strength) -> Bound:
+    """The same bound for every leaf, known from the start ("uniform").
+
+    Raises:
+      ValueError: if it is not a scalar, or is known and negative or not finite.
+    """
+    check_strength("bound", bound)
+    return Bound(lambda value: (), lambda record, value, step: (record, _like(bound, value)))
+
+
+def initial_bound(factor: Strength) -> Bound:
+    """Each leaf's bound is `factor` times its measure at `init` ("dependent").
+
+    Raises:
+      ValueError: if the factor is not a scalar, or is known and negative or not finite.
+    """
+    check_strength("factor", factor)
+
+    def init(value: Array) -> Array:
+        return _like(factor, value) * value
+
+    return Bound(init, lambda bound, value, step: (bound, bound))
+
+
+def warm_start_bound(num_steps: int) -> Bound:
+    """Each leaf's bound is its measure after `num_steps` steps; free until then ("warm start").
+
+    Raises:
+      ValueError: if `num_steps` is no integer >= 1.
+    """
+    check_positive_int("num_steps", num_steps)
+
+    def follow(bound: Array, value: Array, step: Array) -> tuple[Array, Array]:
+        bound = jnp.where(step == num_steps, value, bound)
+        return bound, bound
+
+    return Bound(lambda value: jnp.full_like(value, jnp.inf), follow)
+
+
+class InflectionRecord(NamedTuple):
+    """What finding an inflection point needs."""
+
+    bound: Array
+    """Infinite until found."""
+    average: Array
+    """Exponential moving average of the measure."""
+    sample: Array
+    """The average when last sampled."""
+    growth: Array
+    """By how much the sample before had grown; -infinity before there are two."""
+
+
+def inflection_bound(every: int = 200, smoothing: Strength = 0.9) -> Bound:
+    """Each leaf's bound is its measure where its growth first slows down ("inflection point").
+
+    The measure is averaged over steps, `average <- smoothing * average + (1 - smoothing) * R`
+    from R(params_0) on, and sampled every `every` steps; the bound is R at the first sample that
+    has grown by less than the one before.
+
+    Args:
+      every: steps between samples, >= 1.
+      smoothing: in [0, 1].
+
+    Raises:
+      ValueError: if a value is known and out of range.
+    """
+    check_positive_int("every", every)
+    check_number("smoothing", smoothing, low=0.0, high=1.0)
+
+    def init(value: Array) -> InflectionRecord:
+        return InflectionRecord(
+            jnp.full_like(value, jnp.inf), value, value, jnp.full_like(value, -jnp.inf)
+        )
+
+    def follow(
+        record: InflectionRecord, value: Array, step: Array
+    ) -> tuple[InflectionRecord, Array]:
+        keep = _like(smoothing, value)
+        average = keep * record.average + (1 - keep) * value
+        sampled = step % every == 0
+        growth = average - record.sample
+        found = sampled & (growth < record.growth) & ~jnp.isfinite(record.bound)
+        bound = jnp.where(found, value, record.bound)
+        record = InflectionRecord(
+            bound,
+            average,
+            jnp.where(sampled, average, record.sample),
+            jnp.where(sampled, growth, record.growth),
+        )
+        return record, bound
+
+    return Bound(init, follow)
+
+
+def _like(number: Any, value: Array) -> Array:
+    return jnp.asarray(number, value.dtype)
