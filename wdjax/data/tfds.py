@@ -201,8 +201,8 @@ def _prepare_with_tfds(name: str, base: str, data_dir: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"data 'tfds:{name}' cannot be prepared here ({str(error).splitlines()[-1]}): in any "
-            f"environment that has TensorFlow run `tfds build {name} --file_format array_record --data_dir "
-            f"{data_dir}` once; to read it, TensorFlow is not needed."
+            f"environment that has TensorFlow run `tfds build {name} --file_format array_record "
+            f"--data_dir {data_dir}` once; to read it, TensorFlow is not needed."
         ) from error
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
