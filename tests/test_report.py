@@ -260,7 +260,7 @@ def test_colours_follow_the_page_and_none_is_left_as_a_stand_in():
 
 
 def test_hostile_strings_stay_words():
-    hostile = "<script>alert(1)</script>'\"&$\\frac{1}"
+    hostile = "<script>alert(1)</script>'\"&$\\frac{$"
 
     def poison(tree):
         if isinstance(tree, dict):
@@ -429,7 +429,7 @@ def test_arrays_and_nans_that_never_went_through_json_render_the_same():
 def test_the_same_results_give_the_same_page_whatever_matplotlib_is_set_to():
     results = synthetic_results(**SMALL)
     page = render_report(results)
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)
         assert render_report(results) == page
         assert dict(matplotlib.rcParams) == before
