@@ -187,7 +187,7 @@ def _add_command(commands: Any, name: str, options: type) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field, options))
 
 
-def _argument(field: dataclasses.Field, options: type) -> dict[str, Any]:
+def _argument(field: Any, options: type) -> dict[str, Any]:
     """The argparse form of an options field: type, number of values, choices, help."""
     base = typing.get_type_hints(options)[field.name]
     if isinstance(base, types.UnionType):
@@ -214,7 +214,7 @@ def _argument(field: dataclasses.Field, options: type) -> dict[str, Any]:
 
 class _Tuple(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
+        setattr(namespace, self.dest, tuple(values or ()))
 
 
 def _number(text: str) -> float:

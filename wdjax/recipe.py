@@ -93,7 +93,7 @@ def recipe_learning_rate(
     """
     if recipe.schedule == "constant":
         return learning_rate, 1.0
-    multiplier = lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * step / num_steps))
+    multiplier: Schedule = lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * step / num_steps))
     return (lambda step: learning_rate * multiplier(step)), multiplier
 
 
@@ -185,7 +185,7 @@ def load_make_model(name: str) -> Callable[..., Model]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"`model` {name!r}: running the file failed: {error!r}.") from error
-    make_model = getattr(module, function, None)
+    make_model: Any = getattr(module, function, None)
     if not callable(make_model):
         functions = [n for n, value in vars(module).items() if callable(value)]
         raise ValueError(

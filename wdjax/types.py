@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
 Params = PyTree
 """The network's weights: any tree; only its leaves of inexact dtype decay or are trained."""
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
     inputs: PyTree
     targets: PyTree
-    weights: ArrayLike
+    weights: Array | np.ndarray
 
 
 class Model(NamedTuple):

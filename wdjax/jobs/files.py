@@ -85,7 +85,8 @@ def write_params(out: pathlib.Path, params: Any) -> None:
     """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled."""
     out.mkdir(parents=True, exist_ok=True)
     named = jax.tree_util.tree_leaves_with_path(params)
-    np.savez(out / "params.npz", **{leaf_path(path): np.asarray(leaf) for path, leaf in named})
+    leaves: dict[str, Any] = {leaf_path(path): np.asarray(leaf) for path, leaf in named}
+    np.savez(out / "params.npz", **leaves)
 
 
 def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:

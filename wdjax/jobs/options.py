@@ -27,7 +27,7 @@ class RunOptions:
     schedule: str = option("constant", "", recipes.SCHEDULES)
     decay: str = option("decoupled", "", recipes.DECAYS)
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
-    epochs: int | None = option(None, "passes over the training part (default 100; cnn fewer)")
+    epochs: int | None = option(None, "passes over the training part (default 100; cnn 10)")
     batch_size: int = option(64, "examples a step")
     dropout: float = option(0.0, "rate at which hidden units are dropped")
     label_noise: float = option(0.0, "share of the choosing part's labels made wrong")
@@ -43,11 +43,11 @@ class SelectOptions(RunOptions):
     """Choose the strength by cross-validation, then show what it bought on a test part."""
 
     strengths: tuple[float, ...] | None = option(
-        None, "the candidates (default zero and 13 log-spaced; cnn fewer)"
+        None, "the candidates (default zero and 13 log-spaced; cnn 5, rnn 7)"
     )
     learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
     folds: int = option(5, "held-out parts, stratified by class")
-    seeds: int | None = option(None, "runs per strength and fold (default 3; cnn 1)")
+    seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
     rule: str = option("min", "", RULES)
 
 
@@ -70,7 +70,7 @@ class ModelDefaults:
     score_rows: int | None = None
 
 
-DEFAULTS = {"cnn": ModelDefaults(8, 1, 4, score_rows=128)}
+DEFAULTS = {"cnn": ModelDefaults(10, 1, 5, score_rows=128), "rnn": ModelDefaults(100, 2, 7)}
 
 
 OTHERWISE = ModelDefaults(100, 3, 13)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from wdjax.selection.choice import Choice, end_of_grid, paired_difference, row_of_zero
-from wdjax.selection.cross_validation import Scores, standard_error_over_folds
-from wdjax.selection.grids import Grid
+from wdjax.selection.cross_validation import Grid, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
 
@@ -80,7 +79,7 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
     values["gap"] = values["loss"] - values["train_loss"]
     rows = []
     for row in range(len(values["loss"])):
-        numbers = {name: float(axis[row]) for name, axis in scores.grid.items()}
+        numbers: dict[str, Any] = {name: float(axis[row]) for name, axis in scores.grid.items()}
         for name, v in values.items():
             error = float(standard_error_over_folds(v)[row])
             numbers[name] = {"mean": float(v[row].mean()), "standard_error": error}
