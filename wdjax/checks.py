@@ -72,6 +72,31 @@ def check_strength_or_schedule(name: str, value: Strength | Schedule) -> None:
         check_strength(name, value)
 
 
+def check_weights(name: str, weights: Any, *, some: bool = False) -> None:
+    """Checks that known weights are finite and >= 0; with `some`, that one is above 0.
+
+    Traced weights pass.
+
+    Raises:
+      ValueError: if they are not; the message names the first bad row.
+    """
+    if not is_known(weights):
+        return
+    values = np.asarray(weights)
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        row = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"`{name}` must be finite and >= 0, got {values[row]:g} in row "
+            f"{row[0] if len(row) == 1 else row}; 0 leaves an example out."
+        )
+    if some and not (values > 0).any():
+        raise ValueError(
+            f"`{name}` are all zero: no example would count in a whole epoch. Give at least one "
+            "a weight above 0."
+        )
+
+
 def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None = None) -> None:
     """Checks that `value` is a Python or NumPy integer in `[low, high]`.
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Inexact, Num, PyTree
 
-from wdjax.checks import check_one_of
+from wdjax.checks import check_one_of, check_weights, is_known
 from wdjax.parts import is_hidden, resolve_parts
 from wdjax.types import (
     Batch,
@@ -60,10 +60,12 @@ def regularized_loss(
     Raises:
       ValueError: at build, for an unknown `normalize`; when `loss_fn` is called or traced, if
         `example_loss` returned anything but one number per example (a forgotten reduction, or
-        `[batch, 1] - [batch]`), or if `batch.weights` do not fit the inputs.
+        `[batch, 1] - [batch]`), if `batch.weights` do not fit the inputs, or are known and
+        negative or not finite. (Such weights inside a compiled program, where nothing can be
+        refused, make the loss NaN.)
     """
     check_one_of("normalize", normalize, ("weights", "count"))
-    apply = _as_model_apply(apply_fn)
+    apply = as_model_apply(apply_fn)
 
     def loss_fn(
         params: Params,
@@ -73,8 +75,8 @@ def regularized_loss(
         key: Array | None = None,
         train: bool = True,
     ) -> tuple[Array, LossAux]:
-        weights = jnp.asarray(batch.weights)
-        counts = weights > 0
+        weights = _sound_weights(batch.weights)
+        counts = weights != 0
         inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
         seen = params if part_weights is None else _scale_gradient(params, part_weights)
         outputs, model_state = apply(seen, model_state, inputs, key=key, train=train)
@@ -144,7 +146,8 @@ def squared_error(
     return jnp.sum(half_squares, axis=tuple(range(1, half_squares.ndim)))
 
 
-def _as_model_apply(apply_fn: Callable | Model) -> Callable:
+def as_model_apply(apply_fn: Callable | Model) -> Callable:
+    """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form."""
     if isinstance(apply_fn, Model):
         return apply_fn.apply
     return lambda params, model_state, inputs, *, key, train: (
@@ -171,6 +174,16 @@ def without_dead_rows(inputs: PyTree, targets: PyTree, counts: Array) -> tuple[P
         jax.tree.map(lambda x: mask(x, alive), inputs),
         jax.tree.map(lambda y: mask(y, counts if jnp.ndim(y) >= counts.ndim else alive), targets),
     )
+
+
+def _sound_weights(weights: Any) -> Array:
+    """The weights as an array; a negative one is refused or, if traced, becomes NaN."""
+    if is_known(weights):
+        check_weights("weights", weights)
+    weights = jnp.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, np.floating):
+        return weights
+    return jnp.where(weights >= 0, weights, jnp.nan)
 
 
 def _scale_gradient(params: Params, part_weights: Parts) -> Params:

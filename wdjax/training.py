@@ -1,5 +1,6 @@
 """A whole run as one pure function of its numbers: a scan over epochs of a scan over steps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from wdjax.checks import check_positive_int
+from wdjax.checks import check_positive_int, check_weights
 from wdjax.losses import regularized_loss, without_dead_rows
 from wdjax.step import init_state, make_train_step
 from wdjax.types import Batch, ExampleLoss, Fit, HParams, Model, Parts, PenaltyFn, is_inexact
@@ -58,12 +59,14 @@ def make_fit(
 
     Raises:
       ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1; in `fit`, if
-        the batch is larger than the training part.
+        the batch is larger than the training part, or its weights are known and negative, not
+        finite or all zero.
     """
     check_positive_int("num_epochs", num_epochs)
     check_positive_int("batch_size", batch_size)
 
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
+        check_weights("weights", train.weights, some=True)
         train = jax.tree.map(jnp.asarray, train)
         num_steps = steps_per_epoch(train, batch_size)
         init_key, order_key, augment_key, step_key = jax.random.split(key, 4)
@@ -152,7 +155,7 @@ def make_score(model: Model, *, batch_size: int | None = None, **measures: Calla
         if batch_size is None or batch_size >= num_examples:
             totals = sums(fit, batch)
         else:
-            blocks = jax.tree.map(lambda x: _in_blocks(x, batch_size), batch)
+            blocks = jax.tree.map(functools.partial(_in_blocks, size=batch_size), batch)
             totals = jax.lax.map(lambda block: sums(fit, block), blocks)
             totals = {name: jnp.sum(values) for name, values in totals.items()}
         denominator = jnp.sum(batch.weights)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from wdjax.checks import check_positive_int, is_known
+from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.selection.folds import Folds, take
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
@@ -134,7 +134,8 @@ def cross_validate(
 
     Raises:
       ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
-        `num_seeds` or `trials_at_once` is below 1, or a score is not a scalar.
+        `num_seeds` or `trials_at_once` is below 1, a score is not a scalar, or weights are
+        negative, not finite, or all zero in a part of a fold.
     """
     start = time.perf_counter()
     num_rows = _checked_num_rows(grid)
@@ -363,3 +364,17 @@ def _check_folds(data: Batch, folds: Folds) -> None:
                 f"`folds` points at row {low if low < 0 else high}, but `data` has {num_examples} "
                 "examples; make the folds from the same data."
             )
+    check_weights("data.weights", data.weights)
+    if is_known(data.weights) and all(map(is_known, folds)):
+        counts = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
+        for name, index, mask in (
+            ("training", folds.train, folds.train_mask),
+            ("held-out", folds.valid, folds.valid_mask),
+        ):
+            empty = ~(counts[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
+            if empty.any():
+                raise ValueError(
+                    f"`data.weights` are all zero in the {name} part of fold "
+                    f"{int(np.argmax(empty))}: nothing would count there. Give some of its "
+                    "examples a weight above 0, or make other folds."
+                )
