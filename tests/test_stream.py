@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wdjax.data.arrays import load_data, make_dataset
-from wdjax.data.stream import as_stream, make_stream, pad_batch, prefetch_to_device, to_devices
+from wdjax.data.batches import pad_batch, to_devices
+from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
 from wdjax.data.tfds import open_tfds
 from wdjax.types import Batch
 

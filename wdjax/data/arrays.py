@@ -3,9 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, nearest
+from wdjax.data.dataset import LOSSES, Dataset, make_dataset, take
 from wdjax.data.files import read_csv, read_npz
 from wdjax.data.text import (
     DEFAULT_LENGTH,
@@ -23,7 +23,6 @@ from wdjax.data.text import (
 from wdjax.data.tfds import TfdsSource, open_tfds, read_tfds, split_sizes
 from wdjax.types import Batch
 
-LOSSES = ("cross_entropy", "squared_error")
 CLASS_SETS = ("digits", "breast_cancer", "wine", "iris")
 NUMBER_SETS = ("diabetes",)
 
@@ -33,28 +32,6 @@ _WHERE_OPTIONS_APPLY = {
     "download": "a TFDS set (tfds:NAME)",
     "length": "texts: stdlib, or a TFDS set of them",
 }
-
-
-class Dataset(NamedTuple):
-    """Host arrays with their meaning, before any split; `make_dataset` checks and builds one.
-
-    An image is `[row, column, channel]` of floats, in [0, 1] where it was made of bytes; a table
-    row is `[column]`; a text is `[time]` of integer tokens.
-    """
-
-    name: str
-    inputs: np.ndarray
-    """`[example, ...]`: float32, or int32 tokens."""
-    targets: np.ndarray
-    """`[example]` int32 labels (`[example, time]` for language), or float32 to regress on."""
-    kind: str
-    """`"image"`, `"table"` or `"text"`."""
-    num_outputs: int
-    """Classes, or the numbers to predict per example: 1 for ordinary regression."""
-    class_names: tuple[str, ...] = ()
-    """What label 0, 1, ... is called, where the source says so."""
-    weights: np.ndarray | None = None
-    """float32 >= 0 in the shape of the losses; None counts every example fully."""
 
 
 class Scaling(NamedTuple):
@@ -133,26 +110,35 @@ def load_data(
 def load_choose_and_test(
     name_or_path: str | os.PathLike,
     *,
+    target: str | None = None,
+    loss: str = "cross_entropy",
+    data_dir: str | os.PathLike | None = None,
+    download: bool = False,
+    length: int | None = None,
     fraction: float = 0.2,
     seed: int = 0,
     stratify: bool = True,
-    **options: Any,
 ) -> tuple[Dataset, Dataset]:
-    """Loads the data to choose on and the test data that nothing sees until the end.
+    """Loads the data to choose on, and the test data that nothing sees until the end.
 
-    A TFDS set named without a split, which has splits `train` and `test`, comes apart as its
-    authors meant. Everything else is split by `split_off_test`.
+    A TFDS set that is named without a split and has `train` and `test` comes apart as its
+    authors meant; everything else by `split_off_test`, which `fraction`, `seed` and `stratify`
+    are for. The other options are those of `load_data`.
 
-    Args:
-      options: those of `load_data`.
+    Raises:
+      ValueError: as `load_data` and `split_off_test` do.
     """
     name = os.fspath(name_or_path)
+
+    def load(name: str) -> Dataset:
+        return load_data(
+            name, target=target, loss=loss, data_dir=data_dir, download=download, length=length
+        )
+
+    dataset = load(name)
     if name.startswith("tfds:") and "@" not in name:
-        choose = load_data(name, **options)
-        if "test" in split_sizes(name.removeprefix("tfds:"), data_dir=options.get("data_dir")):
-            return choose, load_data(f"{name}@test", **options)
-        return split_off_test(choose, fraction=fraction, seed=seed, stratify=stratify)
-    dataset = load_data(name, **options)
+        if "test" in split_sizes(name.removeprefix("tfds:"), data_dir=data_dir):
+            return dataset, load(f"{name}@test")
     return split_off_test(dataset, fraction=fraction, seed=seed, stratify=stratify)
 
 
@@ -177,57 +163,6 @@ def load_source(source: TfdsSource, *, loss: str = "cross_entropy") -> Dataset:
         num_outputs=source.num_classes,
         class_names=source.class_names,
     )
-
-
-def make_dataset(
-    inputs: ArrayLike | Sequence,
-    targets: ArrayLike | Sequence,
-    *,
-    loss: str = "cross_entropy",
-    name: str = "data",
-    kind: str | None = None,
-    num_outputs: int | None = None,
-    class_names: Sequence[str] = (),
-) -> Dataset:
-    """Checks arrays and gives them their meaning.
-
-    Bytes of three or more axes are images and are divided by 255; an image without a channel
-    axis gets one. Other inputs become float32 as they are, one column if they have one axis.
-
-    Args:
-      inputs: `[example, ...]` numbers.
-      targets: `[example]` labels 0..C-1, each with an example, or words (`"cross_entropy"`);
-        `[example]` or `[example, output]` numbers (`"squared_error"`).
-      kind: `"image"`, `"table"` or `"text"` (tokens, kept as int32); None decides by shape:
-        an image has three or four axes.
-      num_outputs: the number of classes, where `targets` may lack some of them.
-
-    Raises:
-      ValueError: for empty data, different lengths, objects or words among the inputs, values
-        that are not finite (the first is named), or targets that the loss cannot use.
-    """
-    check_one_of("loss", loss, LOSSES)
-    inputs, targets = _plain_array("inputs", inputs), _plain_array("targets", targets)
-    if len(inputs) == 0:
-        raise ValueError("`inputs` holds no examples; give at least one row.")
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"`inputs` has {len(inputs)} examples and `targets` {len(targets)}; "
-            "give one target per example."
-        )
-    if kind is None:
-        kind = "image" if inputs.ndim in (3, 4) else "table"
-    check_one_of("kind", kind, ("image", "table", "text"))
-    inputs = _checked_inputs(inputs, kind)
-    if loss == "squared_error":
-        targets = _checked_numbers(targets)
-        outputs = 1 if targets.ndim == 1 else targets.shape[1]
-        return Dataset(name, inputs, targets, kind, outputs)
-    if targets.dtype.kind in "US":
-        words, targets = np.unique(targets.astype(str), return_inverse=True)
-        class_names = tuple(words.tolist())
-    labels, num_outputs = _checked_labels(targets, num_outputs)
-    return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names))
 
 
 def split_off_test(
@@ -269,14 +204,6 @@ def split_off_test(
         stratify=dataset.targets if by_class else None,
     )
     return take(dataset, np.sort(choose)), take(dataset, np.sort(test))
-
-
-def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """The examples at `rows`, as a data set of the same meaning."""
-    weights = None if dataset.weights is None else dataset.weights[rows]
-    return dataset._replace(
-        inputs=dataset.inputs[rows], targets=dataset.targets[rows], weights=weights
-    )
 
 
 def check_folds(dataset: Dataset, num_folds: int, *, stratify: bool = True) -> None:
@@ -455,107 +382,3 @@ def _load_stdlib(loss: str, length: int | None) -> Dataset:
     length = DEFAULT_LENGTH if length is None else length
     inputs, targets, weights = next_byte_windows(texts, length)
     return Dataset("stdlib", inputs, targets, "text", NUM_TOKENS, (), weights)
-
-
-def _plain_array(name: str, values: ArrayLike | Sequence) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be one array, every row of one shape: {error}") from None
-    if array.dtype.kind == "O":
-        raise ValueError(
-            f"`{name}` holds Python objects; give an array of numbers"
-            f"{' or of strings' if name == 'targets' else ''}, every row of one shape."
-        )
-    if array.ndim == 0:
-        raise ValueError(f"`{name}` must have a leading axis of examples, got one {array!r}.")
-    return array
-
-
-def _checked_inputs(inputs: np.ndarray, kind: str) -> np.ndarray:
-    if inputs.dtype.kind not in "buif":
-        raise ValueError(
-            f"`inputs` must be real numbers, got dtype {inputs.dtype}; turn words into numbers "
-            "(one column per value) first."
-        )
-    if kind == "text":
-        if inputs.dtype.kind not in "ui":
-            raise ValueError(f"`inputs` of kind text must be integers, got dtype {inputs.dtype}.")
-        return inputs.astype(np.int32)
-    if inputs.ndim > 4 or (kind == "image" and inputs.ndim < 3):
-        raise ValueError(
-            f"`inputs` has shape {inputs.shape}; tables are [example, column] and images "
-            "[example, row, column] or [example, row, column, channel]."
-        )
-    if inputs.size == 0:
-        raise ValueError(f"`inputs` has shape {inputs.shape}; give at least one column.")
-    pixels = kind == "image" and inputs.dtype == np.uint8
-    with np.errstate(over="ignore"):
-        inputs = inputs.astype(np.float32) / (np.float32(255) if pixels else np.float32(1))
-    _check_finite("inputs", inputs)
-    if inputs.ndim == 1 or (kind == "image" and inputs.ndim == 3):
-        inputs = inputs[..., None]
-    return inputs
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        place = np.argwhere(~np.isfinite(values))[0]
-        where = f"row {place[0]}" + (
-            f", column {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
-        )
-        raise ValueError(
-            f"`{name}` must be finite, got {values[tuple(place)]} at {where} (counted from 0); "
-            "remove or fill such rows first."
-        )
-
-
-def _checked_numbers(targets: np.ndarray) -> np.ndarray:
-    if targets.dtype.kind not in "buif":
-        raise ValueError(
-            f"`targets` must be numbers under loss squared_error, got dtype {targets.dtype}; "
-            "use loss cross_entropy for classes."
-        )
-    with np.errstate(over="ignore"):
-        targets = targets.astype(np.float32)
-    if targets.ndim > 2:
-        raise ValueError(
-            f"`targets` has shape {targets.shape}; give [example] or [example, output]."
-        )
-    _check_finite("targets", targets)
-    return targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
-
-
-def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.ndarray, int]:
-    if targets.dtype.kind not in "bui":
-        raise ValueError(
-            f"`targets` must be integer labels under loss cross_entropy, got dtype "
-            f"{targets.dtype} ({targets.flat[0]} first); convert them with targets.astype(int), "
-            "or use loss squared_error to predict numbers."
-        )
-    if targets.ndim != 1:
-        raise ValueError(
-            f"`targets` has shape {targets.shape}; give one label per example, shape "
-            f"({len(targets)},). From one-hot rows: targets.argmax(axis=1)."
-        )
-    high = int(targets.max()) + 1 if num_outputs is None else num_outputs
-    outside = np.flatnonzero((targets < 0) | (targets >= high))
-    if len(outside):
-        raise ValueError(
-            f"`targets` must be labels 0..{max(high, 1) - 1}, got {targets[outside[0]]} at row "
-            f"{outside[0]}; renumber them with np.unique(targets, return_inverse=True)[1]."
-        )
-    if num_outputs is None:
-        present = np.unique(targets)
-        if len(present) < high:
-            missing = np.setdiff1d(np.arange(len(present)), present)[0]
-            raise ValueError(
-                f"`targets` goes up to {high - 1}, but no example has label {missing}; labels "
-                "must be 0..C-1: renumber them with np.unique(targets, return_inverse=True)[1]."
-            )
-    if high < 2:
-        raise ValueError(
-            "`targets` holds a single class; cross_entropy needs two or more, or use loss "
-            "squared_error to predict a number."
-        )
-    return targets.astype(np.int32), high

@@ -4,14 +4,16 @@ import importlib
 import itertools
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from wdjax.checks import check_positive_int
-from wdjax.data.arrays import Dataset, hash_of
+from wdjax.data.arrays import hash_of
+from wdjax.data.batches import as_batch, checked_item, pad_batch, to_devices
+from wdjax.data.dataset import Dataset
 from wdjax.data.tfds import TfdsSource
 from wdjax.types import Batch
 
@@ -241,7 +243,7 @@ class IterableStream(Stream):
             empty = True
             for item in self._data:
                 empty = False
-                batch = _as_batch(item)
+                batch = as_batch(item)
                 self._size = np.shape(batch.weights)[0] if self._size is None else self._size
                 yield pad_batch(batch, self._size)
             if empty:
@@ -284,47 +286,6 @@ class DeviceStream(Stream):
         self._ahead.clear()
         self._stream.set_state(self._state)
         self._stream.close()
-
-
-def to_devices(batch: Batch, sharding: Any = None) -> Batch:
-    """A host batch as JAX arrays; with a sharding, this process's part of a global batch.
-
-    Raises:
-      ValueError: if the devices of `sharding` do not divide the batch.
-    """
-    if sharding is None:
-        return jax.tree.map(jax.device_put, batch)
-    devices = sharding.num_devices
-    rows = np.shape(batch.weights)[0] * jax.process_count()
-    try:
-        sharding.shard_shape((rows,))
-    except ValueError:
-        raise ValueError(
-            f"a batch of {rows} rows cannot be divided among {devices} devices; take a batch size "
-            f"of {-(-rows // devices) * devices}, or fill the batch up with rows of weight 0."
-        ) from None
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
-    )
-
-
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """A host batch filled up to `size` rows with zeros, of weight 0.
-
-    Raises:
-      ValueError: if it has more rows than that.
-    """
-    rows = np.shape(batch.weights)[0]
-    if rows > size:
-        raise ValueError(f"`batch_size` = {size} is less than the {rows} rows of a batch.")
-    if rows == size:
-        return batch
-
-    def fill(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return np.concatenate([leaf, np.zeros((size - rows, *leaf.shape[1:]), leaf.dtype)])
-
-    return jax.tree.map(fill, batch)
 
 
 def check_same_stream(saved: dict[str, Any], here: dict[str, Any]) -> None:
@@ -409,64 +370,28 @@ class _Loader:
 
     def _order(self, epoch: int) -> np.ndarray:
         """NumPy promises that a bit generator's raw stream never changes; `permutation` may."""
-        if epoch not in self._orders:
-            bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
-            order = np.argsort(bits.random_raw(self.num_examples), kind="stable")
-            kept = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
-            self._orders = {**kept, epoch: order}
-            return order
-        return self._orders[epoch]
+        orders = self._orders  # Reading threads replace the dictionary, they never change it.
+        if epoch in orders:
+            return orders[epoch]
+        bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
+        order = np.argsort(bits.random_raw(self.num_examples), kind="stable")
+        near = {e: o for e, o in orders.items() if abs(e - epoch) == 1}
+        self._orders = {**near, epoch: order}
+        return order
 
     def _read(self, rows: np.ndarray) -> Batch:
         source = self.source
         if isinstance(source, Dataset):
             weights = None if source.weights is None else source.weights[rows]
-            return _as_batch(_with_weights(source.inputs[rows], source.targets[rows], weights))
+            item = (source.inputs[rows], source.targets[rows])
+            return as_batch(item if weights is None else (*item, weights))
         many = getattr(source, "__getitems__", None)
         items = [source[int(row)] for row in rows] if many is None else many(rows.tolist())
-        items = [_checked_item(item) for item in items]
-        batch = _as_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *items))
+        items = [checked_item(item) for item in items]
+        batch = as_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *items))
         if isinstance(source, TfdsSource) and source.num_classes is not None:
             _check_labels(batch.targets, source.num_classes, rows, source.name)
         return batch
-
-
-def _with_weights(inputs: Any, targets: Any, weights: Any) -> tuple:
-    return (inputs, targets) if weights is None else (inputs, targets, weights)
-
-
-def _checked_item(item: Any) -> tuple:
-    """`(inputs, targets)` or `(inputs, targets, weights)`."""
-    if isinstance(item, Batch):
-        return tuple(item)
-    if not (isinstance(item, Sequence) and len(item) in (2, 3)):
-        raise ValueError(
-            "the data to stream must yield (inputs, targets) or (inputs, targets, weights), got "
-            f"{type(item).__name__}; wrap it in a generator that does."
-        )
-    return tuple(item)
-
-
-def _as_batch(item: Any) -> Batch:
-    """NumPy arrays of the dtypes JAX uses, rows in equal number, weights ones if missing."""
-    inputs, targets, *weights = jax.tree.map(_host_array, _checked_item(item))
-    leaves = jax.tree.leaves((inputs, targets, weights))
-    rows = {leaf.shape[:1] for leaf in leaves}
-    if len(rows) != 1 or () in rows:
-        raise ValueError(
-            f"a batch's leaves have shapes {[leaf.shape for leaf in leaves]}; each needs the same "
-            "number of rows first."
-        )
-    if not weights:
-        weights = [np.ones(leaves[0].shape[:1], np.float32)]
-    return Batch(inputs, targets, weights[0])
-
-
-def _host_array(leaf: Any) -> np.ndarray:
-    array = np.asarray(leaf)
-    if array.dtype == np.uint8 and array.ndim >= 3:
-        return array.astype(np.float32) / np.float32(255)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def _check_labels(targets: Any, num_classes: int, rows: np.ndarray, name: str) -> None:
