@@ -243,7 +243,7 @@ def _learning_rates(
             f"`value` must be known to convert {source} to {target} under a schedule: the "
             "horizon's equation is solved on the host. Convert outside of jit and vmap."
         )
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)), np.float64)
+    rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps, dtype=jnp.int32)), np.float64)
     if not (np.isfinite(rates).all() and (rates >= 0).all() and rates.max() > 0):
         raise ValueError("`learning_rate` must be a schedule of finite values >= 0, not all zero.")
     if peak is not None:

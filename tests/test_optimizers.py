@@ -1,0 +1,159 @@
+"""The optimisers: optax' own steps with any decay, right for every weight and dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from wdjax.decay import (
+    adamw,
+    cautious_decay,
+    corrected_decay,
+    decay_to_initial,
+    decoupled_decay,
+    float32_master,
+    independent_decay,
+    lion,
+    muon,
+    proximal_l1,
+    sgdw,
+)
+from wdjax.parts import matrices_only
+
+ETA, LAM, T = 0.05, 0.4, 25
+COSINE = optax.cosine_decay_schedule(ETA, T)
+DECAYS = {
+    "decoupled": lambda: decoupled_decay(LAM, COSINE),
+    "independent": lambda: independent_decay(LAM, optax.cosine_decay_schedule(1.0, T)),
+    "corrected": lambda: corrected_decay(LAM, COSINE, ETA),
+    "fixed": lambda: independent_decay(LAM),
+}
+A, W = np.array([1.0, -2.0, 3.0]), np.array([5.0, -5.0, 0.5])
+
+
+def grad(w, t):
+    """A quadratic's, with made-up noise."""
+    return (w - A) * (1 + 0.5 * (-1.0) ** t)
+
+
+def train(tx, w, grad=grad, num_steps=T):
+    def step(carry, t):
+        w, state = carry
+        updates, state = tx.update(grad(w, t), state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    def run(w):
+        return jax.lax.scan(step, (w, tx.init(w)), jnp.arange(num_steps))[0][0]
+
+    return jax.jit(run)(w)
+
+
+@pytest.mark.parametrize("coupling", DECAYS)
+@pytest.mark.parametrize("optimizer", ["sgdw", "adamw", "lion"])
+def test_each_optimiser_in_each_coupling_is_its_reference(optimizer, coupling, x64):
+    schedule = reference.cosine_schedule(ETA, T)
+    rates = reference.rates(coupling, LAM, schedule, ETA)
+    slow, fast = {
+        "sgdw": (lambda *a, **k: reference.sgd(*a, momentum=0.9, **k), sgdw),
+        "adamw": (reference.adam, adamw),
+        "lion": (reference.lion, lion),
+    }[optimizer]
+    expected = slow(W, grad, schedule, decay_rates=rates)
+    found = train(fast(COSINE, DECAYS[coupling]()), jnp.asarray(W))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_lion_does_not_decay_twice(x64):
+    """`optax.lion` has a decay of its own, 1e-3, unless told not to."""
+    nothing = lambda w, t: jnp.zeros_like(w)
+    found = train(lion(ETA, optax.identity()), jnp.ones(3), nothing)
+    np.testing.assert_array_equal(found, 1.0)
+
+
+def test_muon_steps_as_optax_and_its_decay_reaches_both_branches(key, x64):
+    """What is left of the update without decay is optax' own; with it, every leaf loses
+    eta * strength * m, matrices and vectors alike."""
+    w = {"kernel": jax.random.normal(key, (4, 3), jnp.float64), "bias": jnp.ones(3)}
+    grads = jax.tree.map(jnp.cos, w)
+    plain = optax.contrib.muon(ETA, consistent_rms=0.2)
+    expected, _ = plain.update(grads, plain.init(w), w)
+    for parts, kernel, bias in ((None, 1.0, 1.0), ({"kernel": 0.5, "bias": 0.0}, 0.5, 0.0)):
+        tx = muon(ETA, decoupled_decay(LAM, ETA, parts=parts))
+        found, _ = tx.update(grads, tx.init(w), w)
+        left = jax.tree.map(lambda u, v: u - v, found, expected)
+        np.testing.assert_allclose(left["kernel"], -ETA * LAM * kernel * w["kernel"], atol=1e-12)
+        np.testing.assert_allclose(left["bias"], -ETA * LAM * bias * w["bias"], atol=1e-12)
+
+
+def test_muons_matrices_move_by_the_root_mean_square_of_adam(key):
+    """0.2 per learning rate, so strengths found for AdamW can be used again; Newton-Schulz
+    leaves the singular values within 0.7 and 1.2, hence the tolerance."""
+    w = {"kernel": jax.random.normal(key, (32, 64))}
+    tx = muon(1.0, optax.identity())
+    updates, _ = tx.update(jax.tree.map(jnp.sin, w), tx.init(w), w)
+    size = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
+    # An orthogonal 32 x 64 matrix has entries of root mean square 1 / 8 = 1 / sqrt(max side).
+    assert 0.2 * 0.7 < size < 0.2 * 1.2
+
+
+@pytest.mark.parametrize("make", [sgdw, adamw, lion, muon])
+def test_a_learning_rate_that_is_known_to_be_wrong_is_refused(make):
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="`learning_rate` must be finite and >= 0"):
+            make(bad, optax.identity())
+
+
+def test_bfloat16_weights_decay_only_under_a_master():
+    """1 - 1e-4 rounds to 1: a thousand steps leave 1.0 where 0.905 is right."""
+    w, nothing = jnp.ones(3, jnp.bfloat16), lambda w, t: jnp.zeros_like(w)
+    lost = train(independent_decay(1e-4), w, nothing, 1000)
+    np.testing.assert_array_equal(lost, 1.0)
+    kept = train(float32_master(independent_decay(1e-4)), w, nothing, 1000)
+    assert kept.dtype == jnp.bfloat16
+    np.testing.assert_allclose(kept.astype(np.float32), (1 - 1e-4) ** 1000, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("decay", [decoupled_decay, cautious_decay, decay_to_initial, proximal_l1])
+def test_under_a_master_half_precision_follows_the_float32_run_to_one_rounding(decay, dtype):
+    start = jnp.asarray(W, dtype)
+    make = lambda: optax.chain(optax.sgd(1e-3), decay(0.3, 1e-3))
+    exact = lambda w, t: (w.astype(jnp.float32) - A.astype(np.float32)).astype(w.dtype)
+    found = train(float32_master(make()), start, exact, 200)
+    tx = make()
+    w, state = start.astype(jnp.float32), tx.init(start.astype(jnp.float32))
+    for t in range(200):
+        grads = exact(w.astype(dtype), t).astype(jnp.float32)
+        updates, state = tx.update(grads, state, w)
+        w = optax.apply_updates(w, updates)
+    np.testing.assert_array_equal(found, w.astype(dtype))
+
+
+def test_a_master_is_kept_for_half_precision_only_and_the_rest_passes_through():
+    w = {"half": jnp.ones(2, jnp.bfloat16), "full": jnp.ones(2), "steps": jnp.arange(2)}
+    state = float32_master(independent_decay(0.1)).init(w)
+    assert [leaf.dtype for leaf in jax.tree.leaves(state.master)] == [jnp.float32]
+
+
+def test_the_master_recovers_from_an_update_that_its_dtype_could_not_hold():
+    """A weight that falls by a factor of 1000 in one step may be off by a rounding of the step;
+    the next update mends it."""
+    tx = float32_master(optax.identity())
+    w = jnp.full(1, 1.0, jnp.bfloat16)
+    state = tx.init(w)
+    for move in (-0.9990234375, 0.0):
+        updates, state = tx.update(jnp.full(1, move, jnp.float32).astype(w.dtype), state, w)
+        w = optax.apply_updates(w, updates)
+    np.testing.assert_array_equal(w, state.master.astype(w.dtype))
+
+
+def test_matrices_only_is_one_rule_for_every_optimiser(x64):
+    w = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    nothing = jax.tree.map(jnp.zeros_like, w)
+    for make in (sgdw, adamw, lion, muon):
+        tx = make(ETA, decoupled_decay(LAM, ETA, parts=matrices_only))
+        updates, _ = tx.update(nothing, tx.init(w), w)
+        np.testing.assert_allclose(updates["kernel"], -ETA * LAM, rtol=1e-12)
+        np.testing.assert_array_equal(updates["bias"], 0.0)
