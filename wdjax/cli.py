@@ -198,7 +198,7 @@ def _argument(field: Any, options: type) -> dict[str, Any]:
     several = typing.get_origin(base) is tuple
     base = typing.get_args(base)[0] if several else base
     known = field.default not in (None, "") and "default" not in text
-    shown = " ".join(map(str, field.default)) if several and known else field.default
+    shown = " ".join(map(str, field.default or ())) if several and known else field.default
     words = [", ".join(choices), text]
     default = f" (default {shown})" if known else ""
     argument = {

@@ -29,7 +29,9 @@ def l2_penalty(strength: Strength, parts: Parts = None) -> PenaltyFn:
     Source: Hanson & Pratt 1988; the half is that of `tf.nn.l2_loss` (Keras' `L2` has none).
     """
     check_strength("strength", strength)
-    return lambda params: 0.5 * strength * _sum_over_leaves(_sum_of_squares, params, parts)
+    return lambda params: (
+        0.5 * jnp.asarray(strength) * _sum_over_leaves(_sum_of_squares, params, parts)
+    )
 
 
 def l1_penalty(strength: Strength, parts: Parts = None) -> PenaltyFn:
@@ -50,7 +52,9 @@ def l1_penalty(strength: Strength, parts: Parts = None) -> PenaltyFn:
     Source: Tibshirani 1996.
     """
     check_strength("strength", strength)
-    return lambda params: strength * _sum_over_leaves(_sum_of_magnitudes, params, parts)
+    return lambda params: (
+        jnp.asarray(strength) * _sum_over_leaves(_sum_of_magnitudes, params, parts)
+    )
 
 
 def elastic_net_penalty(l1: Strength, l2: Strength, parts: Parts = None) -> PenaltyFn:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +192,7 @@ def load_make_model(name: str) -> Callable[..., Model]:
             f"`model` {name!r}: {path!r} defines no function {function!r}."
             f"{nearest(function, functions)}"
         )
-    return make_model
+    return cast(Callable[..., Model], make_model)
 
 
 def parse_parts(text: str) -> Parts:

@@ -7,6 +7,7 @@ and spares the user's arrays.
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
     return run
 
 
-def pmap_step(step: StepFn, devices: Sequence[jax.Device] | None = None) -> RunFn:
+def pmap_step(step: StepFn, devices: Sequence[Any] | None = None) -> RunFn:
     """Runs `step` on batches in the layout of `jax.pmap`: `[device, batch, ...]`.
 
     For code that feeds pmap. The state is that of the other runners, not replicated along a

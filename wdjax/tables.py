@@ -64,6 +64,8 @@ class Estimate(NamedTuple):
             digits = max(0, size + decimals)
             scaled = f"{mean / 10.0**size:.{digits}f} +- {error / 10.0**size:.{digits}f}"
             return f"({scaled})e{size}"
+        # No more decimals than four, or than three digits of the mean take: nobody reads them.
+        decimals = min(decimals, max(4, 2 - _exponent(mean) if mean else 4))
         places = max(0, decimals)
         mean, error = round(mean, decimals) + 0.0, round(error, decimals)  # + 0.0: no "-0.00"
         return f"{mean:.{places}f} +- {error:.{places}f}"

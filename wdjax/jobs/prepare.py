@@ -178,7 +178,8 @@ def decay_rows(prepared: Prepared, hparams: dict[str, float]) -> list[dict[str, 
     if recipe.decay == "independent":
         rate = multiplier if callable(multiplier) else None
     elif recipe.decay == "corrected" and callable(rate):
-        peak, scheduled = hparams["learning_rate"], rate
+        peak = hparams["learning_rate"]
+        scheduled: Any = rate
         rate = lambda step: scheduled(step) ** 2 / peak
     report = describe_decay(
         prepared.param_shapes, recipe.parts, strength, learning_rate=rate, num_steps=num_steps

@@ -22,7 +22,8 @@ from wdjax.jobs.prepare import (
     prepare,
     strength_grid,
 )
-from wdjax.jobs.verdict import headline, over_seeds, score_rows
+from wdjax.jobs.verdict import headline, score_rows
+from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
 from wdjax.selection.cross_validation import Progress, cross_validate, map_trials
 from wdjax.selection.folds import kfold
@@ -73,6 +74,7 @@ def run_select(
     )
     results = {**header("select", options, prepared, command), "rule": options.rule}
     results |= {"grid": dict(grid), "grid_shape": grid.shape}
+    results["config"] |= {"strengths": np.unique(grid["strength"]), "seeds": num_seeds}
     clock.lap("data")
     say(plan_text(options, prepared, grid, num_seeds))
 
@@ -105,7 +107,7 @@ def run_select(
         results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
         lines = headline(scores, chosen, options.decay, command)
         results["headline"] = lines[0]
-        results["advice"] = lines[1:]
+        results["advice"] = [*lines[1:], *_about_noise(options)]
         results["decay"] = decay_rows(prepared, chosen.hparams)
         rows = _refit_rows(grid, chosen)
         results["refit"], params = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
@@ -219,6 +221,15 @@ def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds:
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
     )
+
+
+def _about_noise(options: SelectOptions) -> list[str]:
+    if not options.label_noise:
+        return []
+    return [
+        f"{options.label_noise:.0%} of the labels chosen on were made wrong; the test labels are "
+        "clean, so the test loss may prefer another strength than the validation loss does."
+    ]
 
 
 def _partial_headline(event: Progress) -> str:

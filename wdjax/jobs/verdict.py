@@ -1,11 +1,11 @@
 """What the evidence allows, in words and tables."""
 
-import math
 import shlex
 from typing import Any
 
 import numpy as np
 
+from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import Choice, end_of_grid, paired_difference, row_of_zero
 from wdjax.selection.cross_validation import Grid, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
@@ -91,7 +91,7 @@ def select_table(results: dict[str, Any]) -> Table:
     """The table of candidates, the chosen row marked."""
     rows, several = results["table"], results["grid_shape"]["learning_rate"] > 1
     names = [n for n in ("loss", "accuracy", "train_loss", "gap") if n in rows[0]]
-    titles = {"loss": "validation loss", "train_loss": "training loss"}
+    titles = {"loss": "validation loss", "train_loss": "train loss"}
     numbers = ("strength", "learning_rate") if several else ("strength",)
     return Table(
         headers=(*(n.replace("_", " ") for n in numbers), *(titles.get(n, n) for n in names)),
@@ -112,17 +112,12 @@ def refit_table(results: dict[str, Any]) -> Table:
         rows.append((name, run["hparams"]["strength"], *estimates))
     num_test = results["data"]["num_test"]
     num_seeds = len(results["refit"]["chosen"]["test_loss"])
+    noisy = results["config"]["label_noise"]
+    clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
     spread = " (no error: one seed)" if num_seeds == 1 else ""
     return Table(
-        ("refit", "strength", "test loss", "test accuracy", "training loss", "gap"),
+        ("refit", "strength", "test loss", "test accuracy", "train loss", "gap"),
         tuple(rows),
         marked=0 if len(rows) > 1 else None,
-        note=f"{num_test} test examples; mean +- standard error over {num_seeds} seeds{spread}",
+        note=f"{num_test} test examples{clean}; mean +- standard error over {num_seeds} seeds{spread}",
     )
-
-
-def over_seeds(values: Any) -> Estimate:
-    """Mean and standard error over seeds; no error (NaN) from a single one."""
-    values = np.asarray(values, np.float64)
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(values.mean()), float(error))

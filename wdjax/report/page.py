@@ -25,7 +25,7 @@ from wdjax.report.sweep import (
 )
 from wdjax.tables import Table, format_number, to_plain
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper: #fffefa; --ink: #1c1c1a; --muted: #63635d;
   --first: #a8391c; --second: #1f6391; --rule: #d8d6cc; --wash: #f4efe2;
   --serif: Charter, "Bitstream Charter", "Iowan Old Style", Georgia, Cambria, serif;
@@ -91,7 +91,7 @@ def render_report(results: Mapping[str, Any]) -> str:
             # Not even a hostile name in the results can make this page load or run anything.
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body><main>",
+            f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
             *_opening(results, title),
             *sections,
             *_decay(results),

@@ -15,7 +15,7 @@ RULES = ("min", "one_standard_error")
 class Choice(NamedTuple):
     """One candidate, and why."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     hparams: dict[str, float]
     mean: float
     standard_error: float
