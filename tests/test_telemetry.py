@@ -1,0 +1,116 @@
+"""Telemetry: what is measured against its definition, what is predicted against a long run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wdjax.decay import cautious, cautious_decay, decoupled_rate, independent_decay
+from wdjax.step import TrainState
+from wdjax.telemetry import measure_parts
+
+
+def state_of(params, step=0):
+    return TrainState(jnp.asarray(step, jnp.int32), params, ())
+
+
+def test_norm_angle_and_ratio_are_their_definitions(x64):
+    w = {"dense": {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]])}}
+    grads = {"dense": {"kernel": jnp.array([[0.0, 1.0], [1.0, 1.0]])}}
+    updates = {"dense": {"kernel": jnp.array([[0.0, 5.0], [0.0, 0.0]])}}
+    found = measure_parts(state_of(w), grads, updates)
+    assert list(found) == ["dense/kernel"]
+    part = found["dense/kernel"]
+    np.testing.assert_allclose(part.norm, 5.0, rtol=1e-12)
+    np.testing.assert_allclose(part.angle, np.pi / 4, rtol=1e-12)
+    np.testing.assert_allclose(part.gradient_ratio, np.sqrt(3) / 5, rtol=1e-12)
+    assert part.timescale == np.inf and part.equilibrium_norm == np.inf
+    assert part.equilibrium_angle == 0 and part.stuck_share == 0
+
+
+def test_a_small_angle_is_seen_in_float32():
+    """arccos of the cosine would give 0 below 3e-4."""
+    w, update = jnp.array([1.0, 0.0]), jnp.array([0.0, 1e-5])
+    found = measure_parts(state_of(w), w, update)[""]
+    np.testing.assert_allclose(found.angle, 1e-5, rtol=1e-4)
+
+
+def test_the_timescale_follows_the_schedule_and_the_part():
+    w = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    rate = decoupled_rate(0.5, lambda t: 0.1 * t)
+    parts = {"a": 1.0, "b": 0.25}
+    found = measure_parts(state_of(w, 4), w, w, rate=rate, parts=parts)
+    np.testing.assert_allclose([found["a"].timescale, found["b"].timescale], [5, 20], rtol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_the_predicted_equilibrium_is_where_a_random_walk_ends_up(momentum, key, x64):
+    """Steps of independent directions (averaged by momentum) with decay: over the last half of
+    4000 steps the mean norm and angle are the predicted; the tolerance is what 400 weights
+    leave of chance, and the order c that the formula for momentum neglects."""
+    c, eta, size = 0.01, 0.1, 400
+    tx = optax.chain(optax.ema(momentum, debias=False), optax.scale(-eta), independent_decay(c))
+
+    def step(carry, key):
+        w, state = carry
+        grads = jax.random.normal(key, (size,), jnp.float64)
+        updates, state = tx.update(grads, state, w)
+        part = measure_parts(state_of(w), grads, updates, rate=c, momentum=momentum)[""]
+        kept = (part.norm**2, part.angle, part.equilibrium_norm**2, part.equilibrium_angle)
+        return (w + updates, state), jnp.stack(kept)
+
+    w = jnp.full(size, 5.0)
+    _, found = jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, 4000))
+    norm, angle, predicted_norm, predicted_angle = np.asarray(found[2000:]).mean(axis=0)
+    np.testing.assert_allclose(norm, predicted_norm, rtol=0.06)
+    np.testing.assert_allclose(angle, predicted_angle, rtol=0.06)
+    if momentum == 0:
+        np.testing.assert_allclose(predicted_angle, np.arccos(1 - c), rtol=1e-9)
+
+
+def test_the_gated_share_counts_the_weights_that_were_spared():
+    w, updates = jnp.ones(4), jnp.array([0.1, -0.1, 0.1, 0.1])
+    tx = cautious_decay(0.1, 0.1)
+    updates, _ = tx.update(updates, tx.init(w), w)
+    found = measure_parts(state_of(w), w, updates, rate=0.01, gate=cautious)[""]
+    np.testing.assert_allclose(found.gated_share, 0.75)
+
+
+def test_the_stuck_share_counts_the_weights_their_dtype_could_not_move():
+    """In bfloat16 1 - 1e-4 is 1; 1e-3 - 1e-4 is not 1e-3; no update is not stuck."""
+    w = jnp.array([1.0, 1.0, 1e-3, 1e-3], jnp.bfloat16)
+    updates = jnp.array([-1e-4, 0.0, -1e-4, 0.0], jnp.bfloat16)
+    found = measure_parts(state_of(w), w, updates)[""]
+    np.testing.assert_allclose(found.stuck_share, 0.25)
+    assert found.norm.dtype == jnp.float32
+
+
+def test_it_is_pure_so_it_compiles_and_maps_and_leaves_integers_out():
+    w = {"w": jnp.ones((3, 2)), "steps": jnp.arange(2), "zero": jnp.zeros(2)}
+
+    def measure(rate):
+        found = measure_parts(state_of(w), w, w, rate=rate)
+        return found
+
+    rates = jnp.array([0.1, 0.5])
+    mapped = jax.jit(jax.vmap(measure))(rates)
+    assert set(mapped) == {"w", "zero"}
+    for i, rate in enumerate((0.1, 0.5)):
+        one = jax.tree.map(lambda x, i=i: x[i], mapped)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, measure(rate))
+    assert mapped["zero"].angle[0] == 0 and mapped["zero"].gradient_ratio[0] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"rate": -0.1}, "rate=-0.1"),
+        ({"momentum": 1.0}, "momentum=1"),
+        ({"parts": {"x": 1.0}}, "x"),
+    ],
+)
+def test_what_is_known_to_be_wrong_is_refused(wrong, message):
+    w = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        measure_parts(state_of(w), w, w, **wrong)
