@@ -1,0 +1,348 @@
+"""Losses: closed forms, weights as repetition, rows that do not count, parts."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+from wdjax.losses import cross_entropy, regularized_loss, squared_error
+from wdjax.models import dropout, from_linen
+from wdjax.penalties import l2_penalty
+from wdjax.types import Batch
+
+RNG = np.random.default_rng(0)
+
+
+def linear(params, inputs):
+    return inputs @ params["w"]
+
+
+def regression(num_examples=12, num_features=3, weights=None):
+    x = RNG.normal(size=(num_examples, num_features))
+    y = x @ RNG.normal(size=num_features) + RNG.normal(size=num_examples)
+    return Batch(x, y, np.ones(num_examples) if weights is None else np.asarray(weights))
+
+
+def value_and_grad(loss_fn, params, batch, **options):
+    of_params = lambda p: loss_fn(p, batch, **options)
+    return jax.jit(jax.value_and_grad(of_params, has_aux=True))(params)
+
+
+def minimum(loss_fn, batch, params, num_steps=3000, learning_rate=0.5):
+    """Plain full-batch descent, far past convergence."""
+    grad = jax.grad(lambda p: loss_fn(p, batch)[0])
+    step = lambda p, _: (jax.tree.map(lambda w, g: w - learning_rate * g, p, grad(p)), None)
+    return jax.jit(lambda p: jax.lax.scan(step, p, length=num_steps)[0])(params)
+
+
+def ridge(x, y, weights, strength):
+    """(X'SX / sum s + strength I)^-1 X'Sy / sum s."""
+    s = weights / weights.sum()
+    return np.linalg.solve((x.T * s) @ x + strength * np.eye(x.shape[1]), (x.T * s) @ y)
+
+
+# The data loss
+
+
+def test_the_loss_is_the_weighted_mean_plus_the_penalty(x64):
+    x, y, weights = regression(weights=RNG.uniform(0, 2, 12))
+    w = RNG.normal(size=3)
+    loss_fn = regularized_loss(linear, squared_error, l2_penalty(0.3))
+    (loss, aux), grads = value_and_grad(loss_fn, {"w": w}, Batch(x, y, weights))
+    residuals = x @ w - y
+    expected = 0.5 * np.sum(weights * residuals**2) / weights.sum()
+    np.testing.assert_allclose(aux.data_loss, expected)
+    np.testing.assert_allclose(aux.penalty, 0.15 * np.sum(w**2))
+    np.testing.assert_allclose(aux.denominator, weights.sum())
+    np.testing.assert_allclose(loss, expected + 0.15 * np.sum(w**2))
+    slope = x.T @ (weights * residuals) / weights.sum() + 0.3 * w
+    np.testing.assert_allclose(grads["w"], slope)
+
+
+def test_the_minimum_is_weighted_ridge_regression(x64):
+    batch = regression(weights=RNG.uniform(0, 2, 12))
+    loss_fn = regularized_loss(linear, squared_error, l2_penalty(0.4))
+    found = minimum(loss_fn, batch, {"w": jnp.zeros(3)}, learning_rate=0.2)
+    np.testing.assert_allclose(found["w"], ridge(*batch, 0.4), rtol=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_full_batch_logistic_regression_reaches_scikit_learns_optimum(weighted, x64):
+    """C = 1 / (sum of weights * strength); the intercept is a part that does not decay."""
+    strength, (x, y) = 0.05, load_iris(return_X_y=True)
+    x = (x - x.mean(0)) / x.std(0)
+    weights = RNG.uniform(0.2, 2, len(x)) if weighted else np.ones(len(x))
+    theirs = LogisticRegression(C=1 / (weights.sum() * strength), tol=1e-10, max_iter=1000)
+    theirs.fit(x, y, sample_weight=weights)
+
+    model = lambda params, inputs: inputs @ params["coef"] + params["intercept"][None]
+    penalty = l2_penalty(strength, {"coef": 1.0, "intercept": 0.0})
+    loss_fn = regularized_loss(model, cross_entropy, penalty)
+    start = {"coef": jnp.zeros((4, 3)), "intercept": jnp.zeros(3)}
+    found = minimum(loss_fn, Batch(x, y, weights), start)
+    np.testing.assert_allclose(found["coef"], theirs.coef_.T, atol=1e-5)
+    np.testing.assert_allclose(found["intercept"], theirs.intercept_, atol=1e-5)
+
+
+def test_an_integer_weight_is_a_repeated_row_only_if_divided_by_the_weights(x64):
+    """Under "count" the denominator is the rows, not the weights: with sum w / n = 2 the data
+    loss doubles, which is ridge at half the strength, and the minimum moves by 0.07."""
+    weights = np.tile([1, 2, 3], 4)
+    batch = regression(weights=weights)
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, weights, axis=0), batch)
+    repeated = repeated._replace(weights=np.ones(24))
+    start = {"w": jnp.full(3, 0.5)}
+    for normalize in ("weights", "count"):
+        loss_fn = regularized_loss(linear, squared_error, l2_penalty(0.4), normalize=normalize)
+        (once, aux), grads = value_and_grad(loss_fn, start, batch)
+        (often, aux_often), grads_often = value_and_grad(loss_fn, start, repeated)
+        factor = 2.0 if normalize == "count" else 1.0
+        np.testing.assert_allclose(aux.data_loss, factor * aux_often.data_loss, rtol=1e-14)
+        equal = np.allclose(once, often, rtol=1e-14) and np.allclose(
+            grads["w"], grads_often["w"], rtol=1e-13
+        )
+        assert equal == (normalize == "weights")
+        found = minimum(loss_fn, batch, start, learning_rate=0.1)["w"]
+        np.testing.assert_allclose(found, ridge(*batch, 0.4 / factor), rtol=1e-9)
+        if normalize == "count":
+            assert np.linalg.norm(found - ridge(*repeated, 0.4)) > 0.05
+
+
+def test_sigmoid_weights_of_slope_zero_halve_the_data_loss_only_under_count(x64):
+    batch, params = regression(), {"w": np.ones(3)}
+    halves = batch._replace(weights=np.full(12, 0.5))
+    for normalize, share in (("count", 0.5), ("weights", 1.0)):
+        loss_fn = regularized_loss(linear, squared_error, normalize=normalize)
+        expected = share * loss_fn(params, batch)[0]
+        np.testing.assert_allclose(loss_fn(params, halves)[0], expected)
+
+
+# Rows that do not count
+
+
+@pytest.mark.parametrize("normalize", ["weights", "count"])
+def test_rows_of_weight_zero_change_nothing_even_if_they_hold_nan(normalize, x64):
+    """With debug_nans on: no NaN is made on the way, forward or backward."""
+    x, y, weights = regression(weights=[2.0, 0.0, 1.0, 1.0, 0.0])
+    x, y = x[:5], y[:5]
+    kept = weights > 0
+    loss_fn = regularized_loss(linear, squared_error, l2_penalty(0.3), normalize=normalize)
+    params = {"w": jnp.ones(3)}
+    expected = value_and_grad(loss_fn, params, Batch(x[kept], y[kept], weights[kept]))
+    x[~kept], y[~kept] = np.nan, np.nan
+    found = value_and_grad(loss_fn, params, Batch(x, y, weights))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), found, expected)
+
+
+def test_labels_out_of_range_do_not_matter_where_the_weight_is_zero(x64):
+    logits = lambda params, inputs: inputs * params
+    batch = Batch(jnp.ones((2, 3)), jnp.array([1, 99]), jnp.array([1.0, 0.0]))
+    (loss, _), _ = value_and_grad(regularized_loss(logits, cross_entropy), 2.0, batch)
+    np.testing.assert_allclose(loss, np.log(3))
+
+
+def test_sequences_have_a_weight_per_time(x64):
+    """A position that is not scored may have a NaN target; a row without any, NaN inputs."""
+    x = RNG.normal(size=(3, 4, 2))
+    labels, w = RNG.integers(0, 5, (3, 4)), RNG.normal(size=(2, 5))
+    weights = np.array([[1.0, 2, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    logits = x @ w
+    losses = (
+        np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    )
+    x[2], labels[0, 2:] = np.nan, 77
+    batch = Batch(x, labels, weights)
+    (loss, aux), grads = value_and_grad(regularized_loss(linear, cross_entropy), {"w": w}, batch)
+    np.testing.assert_allclose(loss, (weights * losses).sum() / 7)
+    assert aux.denominator == 7
+    assert np.isfinite(grads["w"]).all()
+
+    def per_time(predictions, targets):
+        return 0.5 * (predictions[..., 0] - targets) ** 2
+
+    targets = np.where(weights > 0, 1.0, np.nan)
+    loss_fn = regularized_loss(linear, per_time)
+    (loss, _), _ = value_and_grad(loss_fn, {"w": w[:, :1]}, Batch(x, targets, weights))
+    expected = 0.5 * weights[:2] * ((x[:2] @ w[:, :1])[..., 0] - 1) ** 2
+    np.testing.assert_allclose(loss, expected.sum() / 7)
+
+
+def test_if_nothing_counts_the_data_loss_is_zero_and_the_penalty_stays(x64):
+    batch = regression(weights=np.zeros(12))._replace(inputs=np.full((12, 3), np.nan))
+    for normalize in ("weights", "count"):
+        loss_fn = regularized_loss(linear, squared_error, l2_penalty(2.0), normalize=normalize)
+        (loss, aux), grads = value_and_grad(loss_fn, {"w": jnp.ones(3)}, batch)
+        assert (loss, aux.data_loss, aux.penalty, aux.denominator) == (3.0, 0.0, 3.0, 0.0)
+        np.testing.assert_array_equal(grads["w"], 2.0)
+
+
+# Parts
+
+
+def two_parts(params, inputs):
+    return jnp.tanh(inputs @ params["body"]) @ params["head"]
+
+
+def two_part_setting():
+    params = {"body": jnp.asarray(RNG.normal(size=(3, 4))), "head": jnp.asarray(RNG.normal(size=4))}
+    return params, regression()
+
+
+def test_part_weights_leave_the_value_to_the_last_bit_and_multiply_the_gradient(x64):
+    params, batch = two_part_setting()
+    plain = regularized_loss(two_parts, squared_error)
+    weighted = regularized_loss(two_parts, squared_error, part_weights={"body": 0.3, "head": 0.0})
+    (loss, _), grads = value_and_grad(plain, params, batch)
+    (found, _), scaled = value_and_grad(weighted, params, batch)
+    assert found == loss
+    np.testing.assert_allclose(scaled["body"], 0.3 * grads["body"], rtol=1e-14)
+    np.testing.assert_array_equal(scaled["head"], 0.0)
+
+
+def test_part_weights_do_not_touch_the_penalty(x64):
+    params, batch = two_part_setting()
+    loss_fn = regularized_loss(two_parts, squared_error, l2_penalty(0.5), part_weights={"*": 0.0})
+    _, grads = value_and_grad(loss_fn, params, batch)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, 0.5 * w), grads, params)
+
+
+def test_the_gradient_is_linear_in_a_part_weight_and_the_value_does_not_see_it(x64):
+    """d loss / dm = 0 and d (m dL/dw) / dm = dL/dw: m can be learned through the steps it makes."""
+    params, batch = two_part_setting()
+
+    def value_and_step(m):
+        loss_fn = regularized_loss(two_parts, squared_error, part_weights={"body": m, "*": 1.0})
+        loss = lambda p: loss_fn(p, batch)[0]
+        return jax.value_and_grad(loss)(params)
+
+    _, (slope, sensitivity) = jax.jvp(value_and_step, (0.3,), (1.0,))
+    _, grads = value_and_step(1.0)
+    assert slope == 0.0
+    np.testing.assert_allclose(sensitivity["body"], grads["body"], rtol=1e-12)
+    np.testing.assert_array_equal(sensitivity["head"], 0.0)
+    assert jax.grad(lambda m: value_and_step(m)[0])(0.3) == 0.0
+
+
+def test_part_weights_fit_bfloat16_and_integer_leaves():
+    params = {"w": jnp.ones(3, jnp.bfloat16), "steps": jnp.arange(2)}
+    apply_fn = lambda p, inputs: inputs @ p["w"] + p["steps"][1].astype(jnp.bfloat16)
+    batch = Batch(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16), jnp.ones(2))
+    loss_fn = regularized_loss(apply_fn, squared_error, part_weights={"*": np.float64(0.5)})
+    grads = jax.grad(lambda w: loss_fn(params | {"w": w}, batch)[0])(params["w"])
+    assert grads.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grads, 2.0)
+
+
+# Models with state and chance
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        x = nn.BatchNorm(not train, momentum=0.75, use_bias=False, use_scale=False)(inputs)
+        x = dropout(self.make_rng("dropout"), x, 0.5) if train else x
+        return nn.Dense(1, use_bias=False)(x)
+
+
+def test_a_model_with_batch_statistics_and_dropout_gets_its_state_and_key(key):
+    model, batch = from_linen(Noisy()), Batch(jnp.array([[1.0], [3.0]]), jnp.ones(2), jnp.ones(2))
+    params, state = model.init(key, batch.inputs)
+    loss_fn = regularized_loss(model, squared_error)
+    run = lambda key, train: loss_fn(params, batch, model_state=state, key=key, train=train)
+    keys = jax.random.split(key, 6)
+    _, aux = run(keys[0], True)
+    moved = aux.model_state["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(moved["mean"], [0.5])
+    np.testing.assert_allclose(moved["var"], [1.0])
+    losses = [float(run(k, True)[0]) for k in keys]
+    assert len(set(losses)) > 1
+    assert losses == [float(run(k, True)[0]) for k in keys]
+    evaluated, aux = run(None, False)
+    kernel = params["Dense_0"]["kernel"][0, 0]
+    expected = np.mean([0.5 * (x * kernel - 1) ** 2 for x in (1.0, 3.0)])
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, aux.model_state, state)
+
+
+# Losses of one example
+
+
+def test_cross_entropy_of_labels_equals_soft_targets_and_the_formula(x64):
+    logits, labels = RNG.normal(size=(5, 4)), RNG.integers(0, 4, 5)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), labels]
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), labels), expected)
+    soft = np.eye(4)[labels]
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), soft), expected)
+    half = 0.5 * soft + 0.5 * np.eye(4)[[0] * 5]
+    first = np.log(np.exp(logits).sum(1)) - logits[:, 0]
+    found = cross_entropy(jnp.asarray(logits), half)
+    np.testing.assert_allclose(found, 0.5 * expected + 0.5 * first)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    np.testing.assert_array_equal(cross_entropy(jnp.array([[1e30, 0.0]]), np.array([0])), [0.0])
+
+
+def test_squared_error_is_half_the_squares_summed_over_outputs(x64):
+    p, t = RNG.normal(size=(4, 2, 3)), RNG.normal(size=(4, 2, 3))
+    expected = 0.5 * ((p - t) ** 2).sum((1, 2))
+    np.testing.assert_allclose(squared_error(jnp.asarray(p), t), expected)
+    np.testing.assert_allclose(
+        squared_error(jnp.asarray(p[:, 0, :1]), t[:, 0, 0]),
+        0.5 * (p[:, 0, 0] - t[:, 0, 0]) ** 2,
+    )
+
+
+@pytest.mark.parametrize("targets", [np.zeros((3, 1)), np.zeros(2), np.zeros((3, 2, 1))])
+def test_a_squared_error_that_would_broadcast_is_refused(targets):
+    with pytest.raises(ValueError, match=r"shape of the predictions, \(3,\); got"):
+        squared_error(jnp.zeros(3), targets)
+
+
+@pytest.mark.parametrize("targets", [np.zeros(3), np.zeros((3, 2), int), np.zeros((3, 1), int)])
+def test_targets_that_are_neither_labels_nor_soft_are_refused(targets):
+    with pytest.raises(ValueError, match=r"labels of shape \(3,\) or soft targets .floats. of"):
+        cross_entropy(jnp.zeros((3, 2)), targets)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "example_loss, shape",
+    [
+        (lambda p, t: jnp.mean((p - t) ** 2), r"\(\)"),
+        (lambda p, t: (p[:, None] - t[None, :]) ** 2, r"\(12, 12\)"),
+        (lambda p, t: jnp.ones((12, 1)), r"\(12, 1\)"),
+    ],
+)
+def test_an_example_loss_must_give_one_number_per_example(example_loss, shape):
+    loss_fn = regularized_loss(linear, example_loss)
+    words = rf"`example_loss` returned shape {shape}; expected one loss per example, shape \(12,\)"
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(loss_fn, {"w": jnp.ones(3)}, regression())
+
+
+def test_weights_that_do_not_fit_the_inputs_are_refused():
+    batch = regression()._replace(weights=np.ones(5))
+    with pytest.raises(ValueError, match=r"`weights` of shape \(5,\) do not fit .* \(12, 3\)"):
+        regularized_loss(linear, squared_error)({"w": jnp.ones(3)}, batch)
+
+
+def test_an_unknown_normalisation_is_refused_when_the_loss_is_built():
+    with pytest.raises(ValueError, match="`normalize` must be one of weights, count; got 'mean'"):
+        regularized_loss(linear, squared_error, normalize="mean")
+
+
+def test_the_loss_fits_optax_value_and_grad_conventions(x64):
+    """`has_aux`, and params of any tree: a bare array as well."""
+    loss_fn = regularized_loss(lambda w, x: x @ w, squared_error)
+    batch = regression()
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(jnp.zeros(3), batch)
+    updates, _ = optax.sgd(1.0).update(grads, optax.sgd(1.0).init(jnp.zeros(3)))
+    np.testing.assert_allclose(updates, batch.inputs.T @ batch.targets / 12)
+    assert aux.model_state is None
