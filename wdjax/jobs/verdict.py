@@ -1,5 +1,6 @@
 """What the evidence allows, in words and tables."""
 
+import math
 import shlex
 from typing import Any
 
@@ -119,5 +120,6 @@ def refit_table(results: dict[str, Any]) -> Table:
         ("refit", "strength", "test loss", "test accuracy", "train loss", "gap"),
         tuple(rows),
         marked=0 if len(rows) > 1 else None,
-        note=f"{num_test} test examples{clean}; mean +- standard error over {num_seeds} seeds{spread}",
+        note=f"{num_test} test examples{clean}; "
+        f"mean +- standard error over {num_seeds} seeds{spread}",
     )
