@@ -1,9 +1,8 @@
 """How much each part of the model counts: path rules -> one multiplier a leaf."""
 
-import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,14 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from wdjax.checks import check_number, check_positive_int, check_strength, is_known, nearest
-from wdjax.tables import Table
-from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
+from wdjax.checks import check_one_of, is_known, nearest
+from wdjax.types import Params, Parts, is_inexact
+
+ROLES = ("kernel", "bias", "gain", "embedding", "head", "other")
+"""What a leaf is for, as far as its name tells; see `leaf_role`."""
+
+_ROLE = "role:"
+_HEADS = ("head", "lm_head", "logits", "classifier", "output", "readout")
 
 
 def is_hidden(node: Any) -> bool:
@@ -36,7 +40,8 @@ def resolve_parts(parts: Parts, params: Params) -> PyTree:
     - None: 1.0 for every leaf;
     - a tree of scalars with the structure of `params`;
     - a mapping of path patterns to scalars: `fnmatchcase` on the whole `/`-joined path, so
-      `*` crosses `/`; the first match wins: `{"*/kernel": 1.0, "*": 0.0}`;
+      `*` crosses `/`; the first match wins: `{"*/kernel": 1.0, "*": 0.0}`. `role:bias` matches
+      the leaves of that `leaf_role`: `{"role:bias": 0.0, "role:gain": 0.0, "*": 1.0}`;
     - a function `params -> tree of scalars`, such as `matrices_only`.
 
     Scalars are floats >= 0 (1.0 = fully) and may be traced. Leaves of integer, bool or key
@@ -56,6 +61,30 @@ def resolve_parts(parts: Parts, params: Params) -> PyTree:
     else:
         multipliers = _match_structure(parts, params, "`parts`")
     return jax.tree_util.tree_map_with_path(_checked_multiplier, params, multipliers)
+
+
+def leaf_role(path: str, leaf: Any) -> str:
+    """What a leaf is for, by its name and number of axes: one of `ROLES`.
+
+    - `bias`: its name is, begins or ends with `bias`, or is `b`, `beta` or `offset`;
+    - `embedding`: the name, or that of the module, holds `embed`;
+    - `gain` (of a norm): the name is `scale`, `gain` or `gamma`, or `weight` with one axis;
+    - `head`: a kernel in a module called `head`, `lm_head`, `logits`, `classifier`, `output` or
+      `readout`;
+    - `kernel`: any other `kernel`, `weight` or `w` of two or more axes;
+    - `other`: whatever no name tells.
+    """
+    *modules, name = path.lower().split("/")
+    is_matrix = np.ndim(leaf) >= 2
+    if name in ("b", "beta", "offset") or name.startswith("bias") or name.endswith("bias"):
+        return "bias"
+    if any("embed" in word for word in (name, *modules[-1:])):
+        return "embedding"
+    if name in ("scale", "gain", "gamma") or (name == "weight" and not is_matrix):
+        return "gain"
+    if is_matrix and (name == "w" or name.startswith(("kernel", "weight"))):
+        return "head" if any(module in _HEADS for module in modules) else "kernel"
+    return "other"
 
 
 def matrices_only(params: Params) -> PyTree:
@@ -86,13 +115,38 @@ def _match_structure(multipliers: PyTree, params: Params, what: str) -> PyTree:
         raise ValueError(
             f"{what} must be a tree of scalars with the structure of the params, a mapping of "
             "path patterns to scalars, a function of the params, or None. One number for every "
-            f'leaf is {{"*": number}}. The structures differ: {error}'
+            f'leaf is {{"*": number}}. The structures differ'
+            f"{_difference(multipliers, params)}: {error}"
         ) from None
+
+
+def _difference(multipliers: PyTree, params: Params) -> str:
+    """Which paths one tree has and the other has not, in words."""
+    paths = [
+        [
+            leaf_path(path)
+            for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_hidden)
+        ]
+        for tree in (multipliers, params)
+    ]
+    some = lambda names: ", ".join(map(repr, names[:3])) + (" and others" if names[3:] else "")
+    given, wanted = paths
+    words = [
+        f"without {some(missing)}" if (missing := [p for p in wanted if p not in given]) else "",
+        f"with {some(extra)} that the params lack"
+        if (extra := [p for p in given if p not in wanted])
+        else "",
+    ]
+    told = ", ".join(filter(None, words))
+    return f" (one is {told})" if told else ""
 
 
 def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_hidden)
     hidden = any(is_hidden(leaf) for _, leaf in leaves)
+    for pattern in patterns:
+        if pattern.startswith(_ROLE):
+            check_one_of(f"parts: {_ROLE}", pattern.removeprefix(_ROLE), ROLES)
     used, unmatched = set(), []
 
     def first_match(path, leaf):
@@ -100,7 +154,7 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
             return leaf
         name = leaf_path(path)
         for pattern in patterns:
-            if fnmatchcase(name, pattern):
+            if _matches(pattern, name, leaf):
                 used.add(pattern)
                 return patterns[pattern]
         if is_inexact(leaf):
@@ -112,18 +166,31 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
     if unmatched:
         raise ValueError(
             f"`parts` has no pattern for {', '.join(map(repr, unmatched[:3]))}"
-            f"{' and others' if len(unmatched) > 3 else ''}; got {list(patterns)}. "
+            f"{' and others' if len(unmatched) > 3 else ''}; got {list(patterns)}."
+            f"{nearest(unmatched[0], patterns)} "
             'End with "*": 0.0 to leave the rest alone.'
         )
     for pattern in patterns:
         if pattern not in used and not hidden:
-            shadowed = any(fnmatchcase(name, pattern) for name in names)
-            why = "an earlier pattern takes them all" if shadowed else "no path matches it"
+            shadowed = any(_matches(pattern, leaf_path(path), leaf) for path, leaf in leaves)
+            roles = sorted({leaf_role(leaf_path(path), leaf) for path, leaf in leaves})
+            missing = (
+                f"the roles here are {', '.join(roles)}"
+                if pattern.startswith(_ROLE)
+                else "no path matches it"
+            )
+            why = "an earlier pattern takes them all" if shadowed else missing
             raise ValueError(
                 f"`parts` has a pattern that is first for no leaf: {pattern!r} ({why})."
                 f"{'' if shadowed else nearest(pattern, names)}"
             )
     return multipliers
+
+
+def _matches(pattern: str, name: str, leaf: Any) -> bool:
+    if pattern.startswith(_ROLE):
+        return leaf_role(name, leaf) == pattern.removeprefix(_ROLE)
+    return fnmatchcase(name, pattern)
 
 
 def _checked_multiplier(path: tuple, leaf: Any, multiplier: Any) -> Any:
@@ -145,92 +212,3 @@ def _checked_multiplier(path: tuple, leaf: Any, multiplier: Any) -> Any:
             "it must be finite and >= 0 (0.0 leaves the part alone, 1.0 counts it fully)."
         )
     return multiplier
-
-
-class LeafDecay(NamedTuple):
-    """What one leaf loses."""
-
-    path: str
-    shape: tuple[int, ...]
-    multiplier: float
-    rate: float
-    """The fraction of the weight removed in a step; under a schedule the run's average."""
-    half_life: float
-    """Steps after which half of a weight without gradient is left; infinite at rate 0."""
-
-
-class DecayReport(NamedTuple):
-    """Who gets how much decay: one row a leaf."""
-
-    leaves: tuple[LeafDecay, ...]
-
-    def table(self) -> Table:
-        """One row a leaf."""
-        rows = tuple(
-            (leaf.path, "x".join(map(str, leaf.shape)) or "scalar", *leaf[2:])
-            for leaf in self.leaves
-        )
-        return Table(("leaf", "shape", "multiplier", "rate per step", "half-life, steps"), rows)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """A dict a leaf."""
-        return [leaf._asdict() for leaf in self.leaves]
-
-
-def describe_decay(
-    params: Params,
-    parts: Parts,
-    strength: Strength,
-    *,
-    learning_rate: Strength | Schedule | None = None,
-    num_steps: int | None = None,
-) -> DecayReport:
-    """Says what each leaf loses, from the formulas: nothing is run.
-
-        rate = strength * m_leaf                   without a learning rate (independent decay)
-        rate = eta_t * strength * m_leaf           with one (decoupled decay)
-        half-life = ln 2 / mean_t(-ln(1 - rate_t))
-
-    Args:
-      params: the tree, of arrays or of `jax.ShapeDtypeStruct`s (`jax.eval_shape`).
-      parts: how much each leaf counts.
-      strength: scalar >= 0.
-      learning_rate: a number or a schedule `step -> value`; a schedule needs `num_steps`.
-      num_steps: steps of the run, >= 1.
-
-    Raises:
-      ValueError: for a strength or learning rate out of range, a schedule without `num_steps`,
-        or parts that do not fit.
-    """
-    check_strength("strength", strength)
-    if callable(learning_rate):
-        if num_steps is None:
-            raise ValueError("`num_steps` is needed to average a learning-rate schedule over.")
-        check_positive_int("num_steps", num_steps)
-        factors = np.asarray(jax.vmap(learning_rate)(jnp.arange(num_steps)), np.float64)
-    else:
-        if learning_rate is not None:
-            check_number("learning_rate", learning_rate, low=0.0)
-        factors = np.array([1.0 if learning_rate is None else float(learning_rate)])
-    multipliers = jax.tree.leaves(resolve_parts(parts, params))
-    named = jax.tree_util.tree_leaves_with_path(params)
-    return DecayReport(
-        tuple(
-            _leaf_decay(leaf_path(path), leaf, float(m), float(strength) * float(m) * factors)
-            for (path, leaf), m in zip(named, multipliers, strict=True)
-        )
-    )
-
-
-def _leaf_decay(path: str, leaf: Any, multiplier: float, rates: np.ndarray) -> LeafDecay:
-    kept = 1.0 - rates
-    # A rate of 1 or more does not shrink a weight, it flips or clears it: no half-life.
-    per_step = -np.log(kept).mean() if np.all(kept > 0) else np.inf
-    half_life = math.log(2) / per_step if per_step > 0 else math.inf
-    return LeafDecay(path, np.shape(leaf), multiplier, float(rates.mean()), half_life)

@@ -1,0 +1,12 @@
+"""How much each part of the model counts: path rules -> one multiplier a leaf; who gets what."""
+
+from wdjax.parts.description import DecayReport as DecayReport
+from wdjax.parts.description import LeafDecay as LeafDecay
+from wdjax.parts.description import describe_decay as describe_decay
+from wdjax.parts.rules import ROLES as ROLES
+from wdjax.parts.rules import inexact_leaves as inexact_leaves
+from wdjax.parts.rules import is_hidden as is_hidden
+from wdjax.parts.rules import leaf_path as leaf_path
+from wdjax.parts.rules import leaf_role as leaf_role
+from wdjax.parts.rules import matrices_only as matrices_only
+from wdjax.parts.rules import resolve_parts as resolve_parts
