@@ -125,7 +125,8 @@ def _score_named(values: Any, name: str) -> np.ndarray:
     leaves = jax.tree.leaves(values)
     if len(leaves) != 1:
         raise ValueError("`scores.values` must be one array or a dict of arrays by name.")
-    return np.asarray(leaves[0], np.float64)
+    scores = np.asarray(leaves[0], np.float64)
+    return np.where(np.isfinite(scores), scores, np.nan)
 
 
 def _simplest_within(grid: Any, simpler: str, ranked: np.ndarray, bound: float) -> int:

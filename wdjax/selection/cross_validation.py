@@ -90,7 +90,7 @@ class Progress(NamedTuple):
 
 def standard_error_over_folds(values: np.ndarray) -> np.ndarray:
     """`[row, fold, seed] -> [row]`: mean over seeds, deviation of the fold means / sqrt(folds)."""
-    fold_means = values.mean(axis=2)
+    fold_means = np.where(np.isfinite(values), values, np.nan).mean(axis=2)
     num_folds = fold_means.shape[1]
     if num_folds < 2:
         return np.full(fold_means.shape[0], np.nan)
@@ -181,7 +181,8 @@ def cross_validate(
         done += size
         now = clock()
         remaining = (total - done) * (now - compiled_at) / done
-        partial = _scores(grid, values, num_rows, num_seeds)
+        # A copy: the listener may keep it while the next chunks fill the array.
+        partial = _scores(grid, jax.tree.map(np.copy, values), num_rows, num_seeds)
         _report(progress, Progress("run", done, total, now, remaining, partial))
     return _scores(grid, values, num_rows, num_seeds)
 
@@ -358,6 +359,7 @@ def _check_folds(data: Batch, folds: Folds) -> None:
         )
     num_examples = next(iter(sizes))[0]
     for index in filter(is_known, (folds.train, folds.valid)):
+        index = np.asarray(index)  # Under jit, np.min of a known jax.Array would be traced.
         low, high = int(np.min(index)), int(np.max(index))
         if low < 0 or high >= num_examples:
             raise ValueError(
