@@ -48,7 +48,7 @@ def kfold(
     if stratify is not None:
         classes = _checked_classes(stratify, num_examples, num_folds)
         order = order[jnp.argsort(classes[order], stable=True)]
-    dealt = jnp.arange(num_examples) % num_folds
+    dealt = jnp.arange(num_examples, dtype=jnp.int32) % num_folds
     fold_of = jnp.zeros(num_examples, jnp.int32).at[order].set(dealt)
     num_valid, num_train = -(-num_examples // num_folds), num_examples - num_examples // num_folds
 
