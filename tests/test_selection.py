@@ -1,0 +1,593 @@
+"""Choosing: grids, cross-validation as one program, the rules."""
+
+import itertools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from wdjax.losses import cross_entropy
+from wdjax.models import make_mlp
+from wdjax.penalties import l2_penalty
+from wdjax.selection.choice import choose, end_of_grid, row_of_zero
+from wdjax.selection.cross_validation import (
+    Progress,
+    Scores,
+    _run_chunk,
+    cross_validate,
+    cross_validate_pure,
+    map_trials,
+    standard_error_over_folds,
+)
+from wdjax.selection.folds import folds_from_splits, kfold, take
+from wdjax.selection.grids import Grid, check_axis, grid_product
+from wdjax.training import make_fit, make_fit_and_score, make_score
+from wdjax.types import Batch
+
+
+def mesh_of(num_devices, *axes):
+    shape = (num_devices,) if not axes else tuple(axes)
+    names = tuple("ab"[: len(shape)])
+    kinds = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(shape, names, axis_types=kinds, devices=jax.devices()[:num_devices])
+
+
+# Grids
+
+
+def test_a_grid_is_every_combination_the_last_axis_fastest():
+    grid = grid_product(strength=[0, 0.1, 1], slope=(1, 2), rate=0.5)
+    assert grid.shape == {"strength": 3, "slope": 2, "rate": 1}
+    assert grid.num_rows == 6
+    rows = [tuple(grid.row(i).values()) for i in range(6)]
+    assert rows == list(itertools.product([0, 0.1, 1], [1, 2], [0.5]))
+    assert all(axis.dtype == np.float64 for axis in grid.values())
+
+
+def test_a_grid_is_a_tree_that_keeps_its_shape_and_order():
+    grid = grid_product(strength=[0.0, 1.0], alpha=[3.0])
+    doubled = jax.tree.map(lambda x: 2 * x, grid)
+    assert isinstance(doubled, Grid)
+    assert (list(doubled), doubled.shape) == (["strength", "alpha"], {"strength": 2, "alpha": 1})
+    np.testing.assert_array_equal(doubled["strength"], [0.0, 2.0])
+    traced = jax.jit(lambda grid: grid["strength"].sum())(grid)
+    assert traced == 1.0
+
+
+@pytest.mark.parametrize(
+    "axes, words",
+    [
+        ({}, "needs at least one axis, such as strength="),
+        (
+            {"strength": []},
+            r"`strength` must hold at least one number along one axis, got .*\(0,\)",
+        ),
+        ({"strength": [-0.1, 1]}, r"`strength` must be >= 0, got -0\.1; 0 switches it off"),
+        ({"l1_strength": [-1]}, "`l1_strength` must be >= 0"),
+        ({"slope": [1, float("nan")]}, "`slope` must hold finite numbers, got nan"),
+        ({"slope": [np.inf]}, "`slope` must hold finite numbers, got inf"),
+        ({"slope": ["a"]}, r"`slope` must hold numbers, got \['a'\]"),
+        ({"slope": [True, False]}, "`slope` must hold numbers"),
+        ({"slope": [0.1, 0.2, 0.1]}, r"`slope` holds 0\.1 twice"),
+        ({"slope": [[1.0]]}, r"along one axis, got shape \(1, 1\)"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(axes, words):
+    with pytest.raises(ValueError, match=words):
+        grid_product(**axes)
+
+
+def test_only_strengths_must_not_be_negative():
+    assert check_axis("slope", [-1, 1]) == [-1.0, 1.0]
+    with pytest.raises(ValueError, match="`strengths` must be >= 0, got -1"):
+        check_axis("strengths", [-1, 1])
+
+
+# Cross-validation
+
+
+def data_of(num_examples=22):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, num_examples)
+    x = rng.normal(size=(num_examples, 3)) + y[:, None]
+    return Batch(x.astype(np.float32), y.astype(np.int32), rng.uniform(0.5, 1.5, num_examples))
+
+
+MODEL = make_mlp(2, widths=(4,), dropout=0.2)
+FIT_AND_SCORE = make_fit_and_score(
+    make_fit(
+        MODEL,
+        cross_entropy,
+        make_tx=lambda h: optax.sgd(h["learning_rate"]),
+        make_penalty=lambda h: l2_penalty(h["strength"]),
+        num_epochs=2,
+        batch_size=4,
+    ),
+    make_score(MODEL, loss=cross_entropy),
+)
+GRID = grid_product(strength=[0.0, 0.1, 1.0], learning_rate=[0.1, 0.3])
+
+
+def cheap(hparams, train, valid, key):
+    """A pure function of all it is given; no training."""
+    value = lambda part: jnp.sum(part.weights * part.inputs[:, 0]) / jnp.sum(part.weights)
+    noise = jax.random.normal(key)
+    return {
+        "loss": hparams["strength"] * value(train) + hparams["learning_rate"] * noise,
+        "noise": noise,
+        "valid": value(valid),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """A plain Python loop: run by run, one compiled `fit_and_score`."""
+    data, key = data_of(), jax.random.key(1)
+    folds = kfold(jax.random.key(0), 22, 3, stratify=data.targets)
+    run = jax.jit(FIT_AND_SCORE)
+    values = {name: np.zeros((6, 3, 2), np.float32) for name in ("loss", "train_loss")}
+    for row, fold, seed in itertools.product(range(6), range(3), range(2)):
+        train = take(data, folds.train[fold], folds.train_mask[fold])
+        valid = take(data, folds.valid[fold], folds.valid_mask[fold])
+        trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
+        hparams = {name: jnp.float32(value) for name, value in GRID.row(row).items()}
+        for name, score in run(hparams, train, valid, trial_key).items():
+            values[name][row, fold, seed] = score
+    return data, folds, key, values
+
+
+def assert_values_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "num_devices, trials_at_once", [(0, None), (0, 5), (1, 4), (2, None), (2, 3)]
+)
+def test_it_equals_a_plain_loop_run_by_run(expected, num_devices, trials_at_once):
+    """On one device and on two, one by one and vmapped, padded chunks or not."""
+    data, folds, key, values = expected
+    mesh = None if num_devices == 0 else mesh_of(num_devices)
+    scores = cross_validate(
+        FIT_AND_SCORE,
+        GRID,
+        data,
+        folds,
+        key=key,
+        num_seeds=2,
+        trials_at_once=trials_at_once,
+        mesh=mesh,
+    )
+    assert scores.grid is GRID
+    assert_values_close(scores.values, values)
+
+
+def test_the_pure_form_equals_it_and_is_traceable(expected):
+    data, folds, key, values = expected
+    run = lambda grid, data: cross_validate_pure(
+        FIT_AND_SCORE, grid, data, folds, key=key, num_seeds=2
+    )
+    assert_values_close(jax.jit(run)(GRID, data), values)
+
+
+def test_the_pure_form_is_differentiable_in_the_grid(x64):
+    data, folds = data_of(), kfold(jax.random.key(0), 22, 3)
+    total = lambda grid: cross_validate_pure(cheap, grid, data, folds, key=jax.random.key(1))[
+        "loss"
+    ].sum()
+    slopes = jax.jit(jax.grad(total))(dict(GRID))["strength"]
+    x, w = data.inputs[:, 0].astype(float), data.weights
+    parts = [np.asarray(t)[np.asarray(m)] for t, m in zip(*folds[:2], strict=True)]
+    means = [np.average(x[part], weights=w[part]) for part in parts]
+    np.testing.assert_allclose(slopes, np.full(6, np.sum(means)), rtol=1e-6)
+
+
+def run_cheap(grid=GRID, num_seeds=2, num_folds=3, **options):
+    data = data_of()
+    folds = kfold(jax.random.key(0), 22, num_folds)
+    return cross_validate(
+        cheap, grid, data, folds, key=jax.random.key(1), num_seeds=num_seeds, **options
+    )
+
+
+def test_rows_are_paired_a_key_depends_on_fold_and_seed_only():
+    noise = run_cheap().values["noise"]
+    np.testing.assert_array_equal(noise, np.broadcast_to(noise[:1], noise.shape))
+    assert len(np.unique(noise[0])) == 6
+    fewer = run_cheap(grid_product(strength=[1.0], learning_rate=[0.3]), num_seeds=1)
+    np.testing.assert_array_equal(fewer.values["noise"][0, :, 0], noise[0, :, 0])
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7])
+@pytest.mark.parametrize("trials_at_once", [1, 3])
+@pytest.mark.parametrize("mesh", [None, mesh_of(2)], ids=["one", "two"])
+def test_chunks_are_filled_up_and_the_filling_thrown_away(num_rows, trials_at_once, mesh):
+    strengths = np.arange(num_rows)
+    grid = grid_product(strength=strengths, learning_rate=[0.0])
+    events = []
+    scores = run_cheap(
+        grid, num_seeds=1, trials_at_once=trials_at_once, mesh=mesh, progress=events.append
+    )
+    losses = scores.values["loss"][:, :, 0]
+    slopes = run_cheap(grid_product(strength=[1.0], learning_rate=[0.0])).values["loss"][0, :, 0]
+    np.testing.assert_allclose(losses, strengths[:, None] * slopes[None], rtol=1e-6)
+    assert events[-1].done == events[-1].total == 3 * num_rows
+
+
+def test_a_mesh_of_several_axes_splits_over_all_of_them():
+    found = run_cheap(mesh=mesh_of(2, 1, 2)).values
+    jax.tree.map(np.testing.assert_array_equal, found, run_cheap().values)
+
+
+def test_one_program_is_compiled_whatever_the_grid_and_chunks_and_none_the_second_time(caplog):
+    """Counted three ways: traces, the program's own cache, and what XLA was asked to compile."""
+    traces = []
+
+    def counted(hparams, train, valid, key):
+        traces.append(1)
+        return cheap(hparams, train, valid, key)
+
+    data, folds = data_of(), kfold(jax.random.key(0), 22, 3)
+    before = _run_chunk._cache_size()
+    for mesh in (None, mesh_of(2)):
+        traces.clear()
+        chunks = []
+        for strengths in ([0.0, 0.1, 1.0], [0.2, 0.3, 0.4]):
+            grid = grid_product(strength=strengths, learning_rate=[0.1, 0.2, 0.3])
+            with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+                cross_validate(
+                    counted,
+                    grid,
+                    data,
+                    folds,
+                    key=jax.random.key(len(chunks)),
+                    num_seeds=2,
+                    trials_at_once=5,
+                    mesh=mesh,
+                    progress=chunks.append,
+                )
+        compiled = [r for r in caplog.messages if r.startswith("Finished XLA compilation of")]
+        programs = [message for message in compiled if "_run_chunk" in message]
+        assert len(programs) == 1, programs
+        assert len(traces) == 1
+        assert len({chunk.done for chunk in chunks if chunk.stage == "run"}) > 1 + 3
+        caplog.clear()
+    assert _run_chunk._cache_size() == before + 2
+
+
+def test_a_run_that_is_nan_stays_in_its_own_row(nans_allowed):
+    def poisoned(hparams, train, valid, key):
+        return jnp.log(hparams["strength"] - 0.5) + 0 * jnp.sum(valid.weights)
+
+    grid = grid_product(strength=[0.0, 1.0, 2.0, 0.25])
+    data, folds = data_of(), kfold(jax.random.key(0), 22, 3)
+    for options in ({}, {"trials_at_once": 4}, {"mesh": mesh_of(2)}):
+        values = cross_validate(
+            poisoned, grid, data, folds, key=jax.random.key(1), **options
+        ).values
+        assert np.isnan(values[[0, 3]]).all()
+        np.testing.assert_allclose(values[1], np.log(0.5), rtol=1e-6)
+        np.testing.assert_allclose(values[2], np.log(1.5), rtol=1e-6)
+
+
+def test_progress_tells_the_compilation_then_every_chunk_with_what_is_finished():
+    events = []
+    scores = run_cheap(trials_at_once=4, progress=events.append)
+    assert [e.stage for e in events[:3]] == ["compile", "run", "run"]
+    assert [e.done for e in events[:2]] == [0, 0] and {e.total for e in events} == {36}
+    assert events[1].remaining is None and events[1].scores is None
+    assert events[-1].remaining == 0.0
+    done = [e.done for e in events]
+    assert done == sorted(done)
+    assert [e.elapsed for e in events] == sorted(e.elapsed for e in events)
+    middle = events[2]
+    assert isinstance(middle, Progress) and middle.remaining > 0
+    finished = ~np.isnan(middle.scores.values["loss"])
+    assert finished.sum() == middle.done < 36
+    np.testing.assert_array_equal(
+        middle.scores.values["loss"][finished], scores.values["loss"][finished]
+    )
+
+
+def test_what_progress_raises_stops_the_run():
+    def stop(event):
+        if event.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cheap(progress=stop)
+
+
+def test_folds_of_uneven_sizes_are_padded_and_the_padding_counts_nothing():
+    data = data_of()
+    pairs = [(np.arange(4), np.arange(4, 22)), (np.arange(10, 22), np.arange(3))]
+    scores = cross_validate(
+        cheap,
+        grid_product(strength=[1.0], learning_rate=[0.0]),
+        data,
+        folds_from_splits(pairs),
+        key=jax.random.key(1),
+    )
+    for fold, parts in enumerate(pairs):
+        for name, rows in zip(("loss", "valid"), parts, strict=True):
+            mean = np.average(data.inputs[rows, 0], weights=data.weights[rows])
+            np.testing.assert_allclose(scores.values[name][0, fold, 0], mean, rtol=1e-5)
+
+
+def test_a_fold_is_gathered_once_and_shared_by_its_trials():
+    """Temporary memory of the compiled program: 8 trials at once must not hold 8 folds.
+
+    The fold's training part has 4.2 MB; the run reads it by batches of 16 rows."""
+
+    def fit_and_score(hparams, train, valid, key):
+        def step(w, rows):
+            x, y = train.inputs[rows], train.targets[rows]
+            return w - 0.1 * (x.T @ (x @ w - y) + hparams["strength"] * w), None
+
+        order = jax.random.permutation(key, 1040).reshape(65, 16)
+        w, _ = jax.lax.scan(step, jnp.zeros(1000), order)
+        return jnp.mean((valid.inputs @ w - valid.targets) ** 2)
+
+    shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
+    data = Batch(shape(1300, 1000), shape(1300), shape(1300))
+    folds = jax.eval_shape(lambda key: kfold(key, 1300, 5), jax.random.key(0))
+    bytes_of = {}
+    for trials in (1, 8):
+        index = jax.ShapeDtypeStruct((8,), jnp.int32)
+        lowered = _run_chunk.lower(
+            index,
+            index,
+            jax.ShapeDtypeStruct((), jnp.int32),
+            hparams={"strength": shape(8)},
+            data=data,
+            folds=folds,
+            key=jax.eval_shape(lambda: jax.random.key(0)),
+            fit_and_score=fit_and_score,
+            mesh=None,
+            trials_at_once=trials,
+        )
+        bytes_of[trials] = lowered.compile().memory_analysis().temp_size_in_bytes
+    fold = 1040 * 1000 * 4
+    assert bytes_of[1] >= fold
+    # Eight trials add their batches, weights and orders: well below one more fold.
+    assert bytes_of[8] - bytes_of[1] < 0.5 * fold, bytes_of
+
+
+def test_other_trials_run_compiled_once_over_the_mesh():
+    traces = []
+
+    def function(number, tree, scale):
+        traces.append(1)
+        return {"value": scale["by"] * (number + tree["x"].sum())}
+
+    trials = (jnp.arange(3.0), {"x": jnp.ones((3, 2))})
+    found = map_trials(function, trials, ({"by": jnp.array(10.0)},), mesh=mesh_of(2))
+    np.testing.assert_array_equal(found["value"], [20.0, 30.0, 40.0])
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"grid": {}}, "`grid` is empty; build one with grid_product"),
+        ({"grid": {"strength": np.ones(2), "slope": np.ones(3)}}, "arrays of one length.*slope"),
+        ({"grid": {"strength": 1.0}}, "one leading axis; got shapes {'strength': ..}"),
+        ({"num_seeds": 0}, "`num_seeds` must be >= 1, got num_seeds=0"),
+        ({"trials_at_once": 0}, "`trials_at_once` must be >= 1"),
+        (
+            {"data": Batch(np.ones((5, 3)), np.ones(4), np.ones(5))},
+            r"leading sizes \[\(4,\), \(5,\)",
+        ),
+        ({"data": Batch(np.ones((5, 3)), np.ones(5), np.ones(5))}, "points at row 21, .* has 5"),
+        ({"data": Batch(np.ones((0, 3)), np.ones(0), np.ones(0))}, "at least one, in inputs"),
+        ({"fit_and_score": lambda h, t, v, k: {"loss": v.weights}}, "one score a run; ..loss.*8"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change, words):
+    arguments = {
+        "fit_and_score": cheap,
+        "grid": GRID,
+        "data": data_of(),
+        "folds": kfold(jax.random.key(0), 22, 3),
+        "key": jax.random.key(1),
+    } | change
+    with pytest.raises(ValueError, match=words):
+        cross_validate(**arguments)
+    if "trials_at_once" not in change:
+        with pytest.raises(ValueError, match=words):
+            cross_validate_pure(**arguments)
+
+
+def test_folds_of_negative_rows_are_refused():
+    folds = folds_from_splits([([0, 1], [-1, 2])])
+    with pytest.raises(ValueError, match="`folds` points at row -1"):
+        cross_validate(cheap, GRID, data_of(), folds, key=jax.random.key(1))
+
+
+# Scores
+
+
+def scores_of(values, **axes):
+    return Scores(grid_product(**axes), {"loss": np.asarray(values, np.float64)})
+
+
+VALUES = np.array([[[1.0, 3.0], [4.0, 4.0]], [[2.0, 2.0], [6.0, 2.0]], [[np.nan, 1.0], [1, 1]]])
+
+
+def test_the_standard_error_is_that_of_the_fold_means():
+    """Row 0: fold means 2 and 4, deviation sqrt(2), over sqrt(2) folds: 1."""
+    scores = scores_of(VALUES, strength=[0, 1, 2])
+    np.testing.assert_array_equal(scores.mean()["loss"], [3.0, 3.0, np.nan])
+    np.testing.assert_allclose(scores.standard_error()["loss"], [1.0, 1.0, np.nan])
+    assert np.isnan(standard_error_over_folds(VALUES[:2, :1])).all()
+
+
+def test_scores_print_a_row_a_candidate_and_become_plain_lists():
+    scores = scores_of(VALUES, strength=[0, 1, 2])
+    text = str(scores)
+    assert "3.0 +- 1.0" in text and "diverged" in text
+    assert "mean +- standard error over 2 folds, 2 seeds each" in text
+    assert scores._repr_html_().count("<tr") == 1 + 3
+    plain = scores.to_dict()
+    assert plain["grid"] == {"strength": [0.0, 1.0, 2.0]}
+    assert plain["values"]["loss"][0] == [[1.0, 3.0], [4.0, 4.0]]
+
+
+# The rules
+
+
+def by_fold(*rows):
+    """`[row, fold, 1]`."""
+    return np.array(rows, np.float64)[:, :, None]
+
+
+# Means 5, 3, 3.5, 6; the best row's fold means deviate by 1, so its standard error is
+# 1 / sqrt(4) * sqrt(4 / 3) = 0.577 (2, 2, 4, 4: ddof 1).
+FOUR = by_fold([5, 5, 5, 5], [2, 2, 4, 4], [2.5, 2.5, 4.5, 4.5], [6, 6, 6, 6])
+
+
+def test_min_takes_the_lowest_mean():
+    choice = choose(scores_of(FOUR, strength=[0, 1, 2, 3]))
+    assert (choice.index, choice.hparams, choice.mean) == (1, {"strength": 1.0}, 3.0)
+    np.testing.assert_allclose(choice.standard_error, np.sqrt(4 / 3) / 2)
+    assert choice.reason.startswith("Lowest mean score, 3.")
+
+
+def test_one_standard_error_takes_the_largest_strength_close_to_the_best():
+    scores = scores_of(FOUR, strength=[0, 1, 2, 3])
+    choice = choose(scores, "one_standard_error")
+    assert (choice.index, choice.mean, choice.rule) == (2, 3.5, "one_standard_error")
+    assert "Largest strength within one standard error (0.5774) of the lowest" in choice.reason
+    outside = FOUR + by_fold([0] * 4, [0] * 4, [0.08] * 4, [0] * 4)
+    assert choose(scores_of(outside, strength=[0, 1, 2, 3]), "one_standard_error").index == 1
+
+
+def test_one_standard_error_looks_at_strengths_not_at_rows():
+    order = [2, 3, 0, 1]
+    scores = scores_of(FOUR[order], strength=np.array([0, 1, 2, 3])[order])
+    assert choose(scores, "one_standard_error").hparams == {"strength": 2.0}
+
+
+def test_of_several_axes_the_simpler_one_counts_and_ties_go_to_the_lower_mean():
+    """Rows (strength, rate): (0, 1) (0, 2) (1, 1) (1, 2); 3.2 and 3.4 both have strength 1."""
+    values = by_fold([2, 2, 4, 4], [5] * 4, [3.4] * 4, [3.2] * 4)
+    scores = scores_of(values, strength=[0, 1], rate=[1, 2])
+    assert choose(scores, "one_standard_error").hparams == {"strength": 1.0, "rate": 2.0}
+    other = choose(scores, "one_standard_error", simpler="rate")
+    assert other.hparams == {"strength": 1.0, "rate": 2.0}
+    assert choose(scores).hparams == {"strength": 0.0, "rate": 1.0}
+
+
+def test_of_equal_means_the_first_row_wins():
+    equal = by_fold([3, 3], [1, 3], [1, 3])
+    assert choose(scores_of(equal, strength=[0.1, 1, 2])).index == 1
+
+
+def test_seeds_are_averaged_before_folds():
+    values = np.array([[[0.0, 4.0], [2.0, 2.0]], [[3.0, 3.0], [3.0, 3.0]]])
+    choice = choose(scores_of(values, strength=[1, 2]))
+    assert (choice.mean, choice.standard_error) == (2.0, 0.0)
+
+
+def test_a_row_with_one_diverged_run_loses_and_is_told():
+    values = FOUR.copy()
+    values[1, 2, 0] = np.nan
+    for rule in ("min", "one_standard_error"):
+        choice = choose(scores_of(values, strength=[0, 1, 2, 3]), rule)
+        assert choice.index == 2
+        assert "1 of 4 rows diverged and lose" in choice.reason
+    infinite = np.where(np.isnan(values), -np.inf, values)
+    assert choose(scores_of(infinite, strength=[0, 1, 2, 3])).index == 2
+
+
+def test_if_every_row_diverged_there_is_no_choice():
+    with pytest.raises(ValueError, match="every run of the grid diverged.*lower the learning rate"):
+        choose(scores_of(FOUR * np.nan, strength=[0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    "strengths, words",
+    [
+        ([0, 1, 2, 3], None),
+        ([1, 0.5, 2, 3], "at an end of the grid: smallest strength tried; the best may lie beyond"),
+        ([0, 3, 2, 1], "largest strength"),
+        ([0, 1, 2, 3.0], None),
+        ([2, 0, 1, 3], None),
+    ],
+)
+def test_a_choice_at_an_end_of_the_grid_says_so_and_zero_is_no_end(strengths, words):
+    """In the first grid 1 is the smallest above zero, so it is an end as well."""
+    reason = choose(scores_of(FOUR, strength=strengths)).reason
+    if strengths[0] == 0 and strengths[1] == 1:
+        words = "smallest strength"
+    assert ("end of the grid" in reason) == (words is not None)
+    assert words is None or words in reason
+
+
+def test_ends_are_told_for_every_axis_of_two_values_or_more():
+    grid = grid_product(strength=[0, 1, 2, 4], rate=[0.1, 0.2], fixed=[7])
+    assert end_of_grid(grid, 0, "strength") is None
+    assert end_of_grid(grid, 2, "strength") == "smallest"
+    assert end_of_grid(grid, 4, "strength") is None
+    assert end_of_grid(grid, 7, "strength") == "largest"
+    assert end_of_grid(grid, 7, "rate") == "largest"
+    assert end_of_grid(grid, 7, "fixed") is None
+    assert end_of_grid(grid_product(strength=[0, 1]), 1, "strength") is None
+
+
+def test_zero_that_cannot_be_told_from_the_choice_is_said_with_the_paired_difference():
+    """Differences over folds 1, -0.5, 1, -0.5: mean 0.25, standard error 0.433."""
+    values = by_fold([3, 1.5, 5, 3.5], [2, 2, 4, 4], [9] * 4)
+    reason = choose(scores_of(values, strength=[0, 1, 2])).reason
+    assert "cannot be told from zero: the paired difference is 0.25 +- 0.43" in reason
+    clear = by_fold([3, 3, 5, 5.1], [2, 2, 4, 4], [9] * 4)
+    assert "told from zero" not in choose(scores_of(clear, strength=[0, 1, 2])).reason
+
+
+def test_zero_chosen_is_said():
+    values = by_fold([2, 2, 4, 4], [5] * 4, [6] * 4)
+    assert "It is zero: no strength tried scored lower" in (
+        choose(scores_of(values, strength=[0, 1, 2])).reason
+    )
+
+
+def test_a_zero_that_diverged_is_no_tie():
+    values = by_fold([np.nan] * 4, [2, 2, 4, 4], [9] * 4)
+    assert "told from zero" not in choose(scores_of(values, strength=[0, 1, 2])).reason
+
+
+def test_the_row_of_zero_shares_all_other_numbers():
+    grid = grid_product(strength=[0, 1], rate=[0.1, 0.2])
+    assert [row_of_zero(grid, i) for i in range(4)] == [0, 1, 0, 1]
+    assert row_of_zero(grid_product(strength=[1, 2]), 0) is None
+    assert row_of_zero(grid_product(slope=[0, 2]), 1) is None
+
+
+def test_a_score_that_is_one_array_needs_no_name():
+    scores = Scores(grid_product(strength=[0, 1]), by_fold([2, 2], [1, 1]))
+    assert choose(scores).index == 1
+
+
+def test_a_choice_prints_and_becomes_a_dict():
+    choice = choose(scores_of(FOUR, strength=[0, 1, 2, 3]))
+    assert "3.00 +- 0.58" in str(choice) and choice.reason in str(choice)
+    assert "<table" in choice._repr_html_()
+    assert choice.to_dict()["hparams"] == {"strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"rule": "minimum"}, "`rule` must be one of min, one_standard_error; .*'min'"),
+        ({"value": "accuracy"}, "`value` must be one of loss; got 'accuracy'"),
+        ({"rule": "one_standard_error", "simpler": "slope"}, "`simpler` must be one of strength"),
+    ],
+)
+def test_an_unknown_rule_score_or_axis_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        choose(scores_of(FOUR, strength=[0, 1, 2, 3]), **options)
