@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -177,10 +178,13 @@ def load_make_model(name: str) -> Callable[..., Model]:
     path, function = name.rsplit(":", 1)
     if not pathlib.Path(path).is_file():
         raise ValueError(f"`model` {name!r}: there is no file {path!r}; give FILE.py:FUNCTION.")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module_name = f"wdjax_model_{pathlib.Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"`model` {name!r}: {path!r} is not a Python file; give FILE.py:FUNCTION.")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses, so flax modules too, look up annotations written as strings there.
+    sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
