@@ -31,6 +31,7 @@ def make_fit(
     make_penalty: Callable[[HParams], PenaltyFn] | None = None,
     make_example_weight: Callable[[HParams], Callable] | None = None,
     part_weights: Parts = None,
+    make_part_weights: Callable[[HParams], Parts] | None = None,
     augment: Callable[[Array, Array], tuple[Array, Array]] | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
 ) -> FitFn:
@@ -53,17 +54,20 @@ def make_fit(
         They multiply `batch.weights`. The gradient of a step does not pass through them; a
         derivative of the run in `hparams` does.
       part_weights: multipliers of each leaf's own data loss, see `regularized_loss`.
+      make_part_weights: `hparams -> part_weights`, where a number reaches inside (a slope).
       augment: `(key, example) -> (example, strength)` for one example, strength a scalar.
       observe: `Fit -> tree`, called after each epoch with the params so far; the results are
         stacked in `history["observed"]`. It sees; it does not change the run.
 
     Raises:
-      ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1; in `fit`, if
-        the batch is larger than the training part, or its weights are known and negative, not
-        finite or all zero.
+      ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1, or part weights
+        are given twice; in `fit`, if the batch is larger than the training part, or its weights
+        are known and negative, not finite or all zero.
     """
     check_positive_int("num_epochs", num_epochs)
     check_positive_int("batch_size", batch_size)
+    if part_weights is not None and make_part_weights is not None:
+        raise ValueError("give `part_weights` or `make_part_weights`, not both.")
 
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
         check_weights("weights", train.weights, some=True)
@@ -73,8 +77,9 @@ def make_fit(
         run_model = model if isinstance(model, Model) else model(hparams)
         tx = make_tx(hparams)
         penalty = None if make_penalty is None else make_penalty(hparams)
+        parts = part_weights if make_part_weights is None else make_part_weights(hparams)
         step = make_train_step(
-            regularized_loss(run_model, example_loss, penalty, part_weights=part_weights), tx
+            regularized_loss(run_model, example_loss, penalty, part_weights=parts), tx
         )
         reweigh = None if make_example_weight is None else make_example_weight(hparams)
         params, model_state = run_model.init(init_key, _first_rows(train.inputs, batch_size))

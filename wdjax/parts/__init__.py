@@ -1,8 +1,14 @@
-"""How much each part of the model counts: path rules -> one multiplier a leaf; who gets what."""
+"""How much each part of the model counts: path rules -> one multiplier a leaf; who gets what.
+
+Weights of parts from a feature of the part are in `wdjax.parts.features`.
+"""
 
 from wdjax.parts.description import DecayReport as DecayReport
 from wdjax.parts.description import LeafDecay as LeafDecay
 from wdjax.parts.description import describe_decay as describe_decay
+from wdjax.parts.measurement import AuditReport as AuditReport
+from wdjax.parts.measurement import AuditWarning as AuditWarning
+from wdjax.parts.measurement import audit as audit
 from wdjax.parts.rules import ROLES as ROLES
 from wdjax.parts.rules import inexact_leaves as inexact_leaves
 from wdjax.parts.rules import is_hidden as is_hidden
@@ -10,3 +16,5 @@ from wdjax.parts.rules import leaf_path as leaf_path
 from wdjax.parts.rules import leaf_role as leaf_role
 from wdjax.parts.rules import matrices_only as matrices_only
 from wdjax.parts.rules import resolve_parts as resolve_parts
+from wdjax.parts.scaling import no_norms_or_biases as no_norms_or_biases
+from wdjax.parts.scaling import scale_by_parts as scale_by_parts

@@ -23,6 +23,20 @@ class LeafDecay(NamedTuple):
     """The fraction of the weight removed in a step; under a schedule the run's average."""
     half_life: float
     """Steps after which half of a weight without gradient is left; infinite at rate 0."""
+    role: str = "other"
+    """`wdjax.parts.leaf_role`."""
+    size: int = 0
+    """The number of weights."""
+    first_rate: float = 0.0
+    """The rate of the first step."""
+    peak_rate: float = 0.0
+    """The largest rate of a step."""
+    last_rate: float = 0.0
+    """The rate of the last step."""
+    half_life_epochs: float | None = None
+    """The half-life in epochs; None where their length was not given."""
+    penalty_share: float | None = None
+    """Which part of the loss is the penalty on this leaf; None where no loss was measured."""
 
 
 class DecayReport(NamedTuple):
@@ -31,12 +45,8 @@ class DecayReport(NamedTuple):
     leaves: tuple[LeafDecay, ...]
 
     def table(self) -> Table:
-        """One row a leaf."""
-        rows = tuple(
-            (leaf.path, "x".join(map(str, leaf.shape)) or "scalar", *leaf[2:])
-            for leaf in self.leaves
-        )
-        return Table(("leaf", "shape", "multiplier", "rate per step", "half-life, steps"), rows)
+        """One row a leaf; a column that would say nothing is left out."""
+        return leaf_table(self.leaves)
 
     def __str__(self) -> str:
         return str(self.table())
@@ -56,6 +66,7 @@ def describe_decay(
     *,
     learning_rate: Strength | Schedule | None = None,
     num_steps: int | None = None,
+    steps_per_epoch: int | None = None,
 ) -> DecayReport:
     """Says what each leaf loses, from the formulas: nothing is run.
 
@@ -63,18 +74,23 @@ def describe_decay(
         rate = eta_t * strength * m_leaf           with one (decoupled decay)
         half-life = ln 2 / mean_t(-ln(1 - rate_t))
 
+    What an optimiser really does, `audit` measures.
+
     Args:
       params: the tree, of arrays or of `jax.ShapeDtypeStruct`s (`jax.eval_shape`).
       parts: how much each leaf counts.
       strength: scalar >= 0.
       learning_rate: a number or a schedule `step -> value`; a schedule needs `num_steps`.
       num_steps: steps of the run, >= 1.
+      steps_per_epoch: steps of an epoch, >= 1, for half-lives in epochs.
 
     Raises:
       ValueError: for a strength or learning rate out of range, a schedule without `num_steps`,
         or parts that do not fit.
     """
     check_strength("strength", strength)
+    if steps_per_epoch is not None:
+        check_positive_int("steps_per_epoch", steps_per_epoch)
     if callable(learning_rate):
         if num_steps is None:
             raise ValueError("`num_steps` is needed to average a learning-rate schedule over.")
@@ -88,15 +104,58 @@ def describe_decay(
     named = jax.tree_util.tree_leaves_with_path(params)
     return DecayReport(
         tuple(
-            _leaf_decay(leaf_path(path), leaf, float(m), float(strength) * float(m) * factors)
+            leaf_decay(
+                leaf_path(path),
+                leaf,
+                float(m),
+                float(strength) * float(m) * factors,
+                steps_per_epoch,
+            )
             for (path, leaf), m in zip(named, multipliers, strict=True)
         )
     )
 
 
-def _leaf_decay(path: str, leaf: Any, multiplier: float, rates: np.ndarray) -> LeafDecay:
+def leaf_decay(
+    path: str, leaf: Any, multiplier: float, rates: np.ndarray, steps_per_epoch: int | None
+) -> LeafDecay:
+    """The row of a leaf from its rates `[step]`, each the fraction removed by that step."""
     kept = 1.0 - rates
     # A rate of 1 or more does not shrink a weight, it flips or clears it: no half-life.
     per_step = -np.log(kept).mean() if np.all(kept > 0) else np.inf
     half_life = math.log(2) / per_step if per_step > 0 else math.inf
-    return LeafDecay(path, np.shape(leaf), multiplier, float(rates.mean()), half_life)
+    return LeafDecay(
+        path=path,
+        shape=np.shape(leaf),
+        multiplier=multiplier,
+        rate=float(rates.mean()),
+        half_life=half_life,
+        role=leaf_role(path, leaf),
+        size=math.prod(np.shape(leaf)),
+        first_rate=float(rates[0]),
+        peak_rate=float(rates.max()),
+        last_rate=float(rates[-1]),
+        half_life_epochs=None if steps_per_epoch is None else half_life / steps_per_epoch,
+    )
+
+
+def leaf_table(leaves: tuple[LeafDecay, ...]) -> Table:
+    """One row a leaf, without the columns that hold nothing or repeat the rate."""
+    columns = {
+        "leaf": [leaf.path for leaf in leaves],
+        "role": [leaf.role for leaf in leaves],
+        "shape": ["x".join(map(str, leaf.shape)) or "scalar" for leaf in leaves],
+        "weights": [leaf.size for leaf in leaves],
+        "multiplier": [leaf.multiplier for leaf in leaves],
+        "rate per step": [leaf.rate for leaf in leaves],
+        "first": [leaf.first_rate for leaf in leaves],
+        "peak": [leaf.peak_rate for leaf in leaves],
+        "last": [leaf.last_rate for leaf in leaves],
+        "half-life, steps": [leaf.half_life for leaf in leaves],
+        "epochs": [leaf.half_life_epochs for leaf in leaves],
+        "penalty's share": [leaf.penalty_share for leaf in leaves],
+    }
+    if all(leaf.first_rate == leaf.peak_rate == leaf.last_rate for leaf in leaves):
+        columns = {n: c for n, c in columns.items() if n not in ("first", "peak", "last")}
+    told = {n: c for n, c in columns.items() if not c or any(cell is not None for cell in c)}
+    return Table(tuple(told), tuple(zip(*told.values(), strict=True)))

@@ -1,0 +1,307 @@
+"""The audit: rates measured from any optimiser, and warnings that fire when they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wdjax.decay import (
+    corrected_decay,
+    decay_to_initial,
+    decay_to_one,
+    decay_weights,
+    decoupled_decay,
+    float32_master,
+    independent_decay,
+)
+from wdjax.losses import regularized_loss, squared_error
+from wdjax.parts import audit, describe_decay, matrices_only, scale_by_parts
+from wdjax.penalties import l1_penalty, l2_penalty
+from wdjax.types import Batch
+
+KERNELS = {"*/kernel": 1.0, "*": 0.0}
+
+
+def a_tree(dtype=jnp.float32):
+    r = np.random.default_rng(0)
+    return {
+        "hidden": {
+            "kernel": jnp.asarray(r.normal(size=(3, 4)), dtype),
+            "bias": jnp.zeros(4, dtype),
+        },
+        "norm": {"scale": jnp.ones(4, dtype)},
+        "head": {"kernel": jnp.asarray(r.normal(size=(4, 1)), dtype)},
+    }
+
+
+def predict(params, x):
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    return hidden * params["norm"]["scale"][None] @ params["head"]["kernel"]
+
+
+def a_batch():
+    r = np.random.default_rng(1)
+    return Batch(r.normal(size=(6, 3)), r.normal(size=6), np.ones(6))
+
+
+def a_loss(penalty=None, **how):
+    return regularized_loss(predict, squared_error, penalty, **how)
+
+
+def rates(report):
+    return {leaf.path: leaf.rate for leaf in report.leaves}
+
+
+def kinds(report):
+    return {warning.kind for warning in report.warnings}
+
+
+def sgd_with(decay, learning_rate=0.1):
+    return optax.chain(optax.sgd(learning_rate), decay)
+
+
+# What is measured.
+
+
+@pytest.mark.parametrize(
+    "tx, rate",
+    [
+        (optax.adamw(1e-2, weight_decay=0.3, mask=lambda p: matrices_only_mask(p)), 3e-3),
+        (sgd_with(decoupled_decay(0.3, 0.1, parts=matrices_only)), 0.03),
+        (optax.chain(optax.adam(1e-2), independent_decay(0.02, parts=matrices_only)), 0.02),
+        (
+            optax.chain(
+                optax.add_decayed_weights(0.5, mask=lambda p: matrices_only_mask(p)),
+                optax.sgd(0.1),
+            ),
+            0.05,
+        ),
+        # Its Adam branch, which has the vectors, takes another argument for its decay.
+        (optax.contrib.muon(0.1, weight_decay=0.2), 0.02),
+    ],
+    ids=["optax.adamw", "decoupled", "independent", "coupled in the chain", "optax muon"],
+)
+def test_rates_are_measured_from_any_transformation(tx, rate):
+    expected = {"hidden/kernel": rate, "head/kernel": rate, "hidden/bias": 0, "norm/scale": 0}
+    assert rates(audit(a_tree(), tx)) == pytest.approx(expected, rel=1e-5)
+
+
+def matrices_only_mask(params):
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def test_the_measured_table_is_the_described_one():
+    """The same numbers by formula and by measurement, under a schedule and uneven parts."""
+    schedule, parts = optax.cosine_decay_schedule(0.1, 20), {"head/*": 0.5, "*": 1.0}
+    tx = optax.chain(optax.sgd(schedule), decoupled_decay(0.4, schedule, parts=parts))
+    measured = audit(a_tree(), tx, num_steps=20, steps_per_epoch=5).leaves
+    described = describe_decay(
+        a_tree(), parts, 0.4, learning_rate=schedule, num_steps=20, steps_per_epoch=5
+    ).leaves
+    for ours, theirs in zip(measured, described, strict=True):
+        assert (ours.path, ours.role, ours.shape, ours.size) == (
+            theirs.path,
+            theirs.role,
+            theirs.shape,
+            theirs.size,
+        )
+        for (
+            name
+        ) in "multiplier rate first_rate peak_rate last_rate half_life half_life_epochs".split():
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4), name
+    assert measured[0].first_rate > measured[0].last_rate > 0
+    assert measured[0].half_life_epochs == pytest.approx(measured[0].half_life / 5)
+
+
+def test_shapes_are_enough_where_no_loss_is_measured():
+    shapes = jax.eval_shape(a_tree)
+    report = audit(shapes, sgd_with(decoupled_decay(0.3, 0.1)))
+    assert [*rates(report).values()] == pytest.approx([0.03] * 4)
+
+
+def test_decay_to_another_reference_is_measured_too():
+    """At the reference it removes nothing; of a distance, the same share."""
+    tx = sgd_with(decay_to_initial(0.3, 0.1, parts=KERNELS))
+    assert rates(audit(a_tree(), tx))["hidden/kernel"] == pytest.approx(0.03, rel=1e-4)
+
+
+def test_accumulated_steps_are_measured_over_their_cycle():
+    tx = optax.MultiSteps(sgd_with(decoupled_decay(0.4, 0.1)), every_k_schedule=4)
+    found = rates(audit(a_tree(), tx.gradient_transformation(), num_steps=8))
+    assert found["head/kernel"] == pytest.approx(0.04 / 4, rel=1e-4)
+
+
+def test_the_penaltys_share_is_its_part_of_the_loss(x64):
+    params, batch, penalty = a_tree(jnp.float64), a_batch(), l2_penalty(0.3, KERNELS)
+    loss, _ = a_loss(penalty)(params, batch)
+    report = audit(params, optax.sgd(0.1), a_loss(penalty), batch=batch)
+    shares = {leaf.path: leaf.penalty_share for leaf in report.leaves}
+    for layer in ("hidden", "head"):
+        expected = 0.15 * np.sum(np.square(params[layer]["kernel"])) / loss
+        assert shares[f"{layer}/kernel"] == pytest.approx(float(expected), rel=1e-9)
+    assert shares["hidden/bias"] == shares["norm/scale"] == 0
+
+
+def test_integers_and_keys_are_left_out():
+    params = a_tree() | {"step": jnp.array([3]), "key": jax.random.key(0)}
+    found = rates(audit(params, decay_weights(0.1)))
+    assert found["step"] == found["key"] == 0 and found["head/kernel"] == pytest.approx(0.1)
+
+
+def test_a_report_prints_its_rows_and_warnings_and_goes_to_json():
+    report = audit(a_tree(), optax.sgd(0.1))
+    assert "no leaf decays at all" in str(report) and "hidden/kernel" in report._repr_html_()
+    assert report.to_dict()["warnings"][0]["kind"] == "nothing decays"
+    assert report.to_dict()["leaves"][0]["path"] == "head/kernel"
+
+
+# Every warning, provoked and not.
+
+ADAM_AND_DECAY = lambda parts=matrices_only, **how: optax.chain(
+    optax.adam(1e-2), decoupled_decay(1.0, 1e-2, parts=parts)
+)
+
+
+def test_what_is_as_it_should_be_gets_no_warning():
+    report = audit(
+        a_tree(),
+        ADAM_AND_DECAY(),
+        a_loss(),
+        batch=a_batch(),
+        num_steps=1000,
+        steps_per_epoch=10,
+    )
+    assert report.warnings == ()
+    assert "No warning." in str(report)
+
+
+def test_decayed_twice():
+    penalised = a_loss(l2_penalty(0.1, {"hidden/kernel": 1.0, "*": 0.0}))
+    twice = audit(a_tree(), sgd_with(decoupled_decay(0.1, 0.1)), penalised, batch=a_batch())
+    (warning,) = [w for w in twice.warnings if w.kind == "decayed twice"]
+    assert warning.paths == ("hidden/kernel",) and "Keep one" in warning.text
+    apart = sgd_with(decoupled_decay(0.1, 0.1, parts={"head/*": 1.0, "*": 0.0}))
+    assert "decayed twice" not in kinds(audit(a_tree(), apart, penalised, batch=a_batch()))
+
+
+def test_a_norm_gain_or_bias_decays():
+    report = audit(a_tree(), optax.adamw(1e-2))
+    (warning,) = [w for w in report.warnings if w.kind == "norm or bias decays"]
+    assert set(warning.paths) == {"hidden/bias", "norm/scale"}
+    assert "parts=matrices_only" in warning.text
+    by_penalty = audit(a_tree(), optax.sgd(0.1), a_loss(l2_penalty(0.1)), batch=a_batch())
+    assert "norm or bias decays" in kinds(by_penalty)
+    assert "norm or bias decays" not in kinds(audit(a_tree(), ADAM_AND_DECAY()))
+    gains_to_one = sgd_with(decay_to_one(0.1, 0.1, parts={"*/scale": 1.0, "*": 0.0}))
+    assert "norm or bias decays" not in kinds(audit(a_tree(), gains_to_one))
+
+
+@pytest.mark.parametrize("penalty", [l2_penalty(0.1, KERNELS), l1_penalty(0.1, KERNELS)])
+def test_l2_in_the_loss_under_adam(penalty):
+    how = dict(loss_fn=a_loss(penalty), batch=a_batch())
+    under_adam = audit(a_tree(), optax.adam(1e-2), **how)
+    (warning,) = [w for w in under_adam.warnings if w.kind == "L2 under Adam"]
+    assert "decoupled_decay" in warning.text
+    assert "L2 under Adam" in kinds(audit(a_tree(), optax.lion(1e-3, weight_decay=0.0), **how))
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+    assert "L2 under Adam" not in kinds(audit(a_tree(), clipped, **how))
+
+
+def test_a_half_life_longer_than_the_run_or_shorter_than_an_epoch():
+    """Half-life ln 2 / 0.01 = 69 steps."""
+    of = lambda steps, epoch: kinds(
+        audit(a_tree(), ADAM_AND_DECAY(), num_steps=steps, steps_per_epoch=epoch)
+    )
+    assert of(60, 10) == {"half-life too long"}
+    assert of(80, 75) == {"half-life too short"}
+    assert of(80, 60) == set()
+
+
+def test_frozen_but_still_decaying():
+    """A zeroed gradient does not freeze a weight: the decay after it goes on."""
+    labels = {"hidden": "hidden", "norm": "norm", "head": "head"}
+    frozen = optax.partition(
+        {"hidden": optax.set_to_zero(), "norm": optax.sgd(0.1), "head": optax.sgd(0.1)}, labels
+    )
+    report = audit(a_tree(), optax.chain(frozen, decoupled_decay(0.1, 0.1, parts=matrices_only)))
+    (warning,) = [w for w in report.warnings if w.kind == "frozen but decays"]
+    assert warning.paths == ("hidden/kernel",) and "optax.set_to_zero" in warning.text
+    spared = optax.chain(frozen, decoupled_decay(0.1, 0.1, parts={"head/*": 1.0, "*": 0.0}))
+    assert "frozen but decays" not in kinds(audit(a_tree(), spared))
+
+
+def test_a_dtype_too_coarse_for_the_rate():
+    """bfloat16 has 8 bits: the spacing is 2^-8 to 2^-7 of a weight, so half of it is lost."""
+    of = lambda dtype, rate, wrap=lambda tx: tx: kinds(
+        audit(a_tree(dtype), wrap(sgd_with(decay_weights(rate, parts=matrices_only))))
+    )
+    assert of(jnp.bfloat16, 1e-3) == {"dtype too coarse"}
+    assert of(jnp.bfloat16, 1e-2) == set()
+    assert of(jnp.float16, 1e-4) == {"dtype too coarse"}
+    assert of(jnp.float32, 1e-3) == set()
+    assert of(jnp.bfloat16, 1e-3, float32_master) == set()
+
+
+def test_part_weights_that_adam_cancels():
+    part_weights = {"hidden/*": 0.1, "*": 1.0}
+    how = dict(
+        loss_fn=a_loss(part_weights=part_weights), batch=a_batch(), part_weights=part_weights
+    )
+    report = audit(a_tree(), ADAM_AND_DECAY(), **how)
+    (warning,) = report.warnings
+    assert warning.kind == "part weights cancel" and "`scale_by_parts`" in warning.text
+    assert warning.paths == ("hidden/bias", "hidden/kernel")
+    plain = sgd_with(decoupled_decay(0.1, 0.1, parts=matrices_only))
+    assert "part weights cancel" not in kinds(audit(a_tree(), plain, **how))
+    after = optax.chain(
+        optax.scale_by_adam(),
+        scale_by_parts(part_weights),
+        optax.scale_by_learning_rate(1e-2),
+        decoupled_decay(1.0, 1e-2, parts=matrices_only),
+    )
+    assert audit(a_tree(), after, a_loss(), batch=a_batch()).warnings == ()
+
+
+def test_no_leaf_decays_at_all():
+    all_false = optax.adamw(1e-2, mask=lambda p: jax.tree.map(lambda _: False, p))
+    assert kinds(audit(a_tree(), all_false)) == {"nothing decays"}
+    penalised = dict(loss_fn=a_loss(l2_penalty(0.1, KERNELS)), batch=a_batch())
+    assert "nothing decays" not in kinds(audit(a_tree(), optax.sgd(0.1), **penalised))
+
+
+def test_weights_that_grow():
+    """Our decay before the learning rate has its sign turned round by it."""
+    wrong = optax.chain(decay_weights(0.1, parts=matrices_only), optax.sgd(0.1))
+    assert "grows" in kinds(audit(a_tree(), wrong))
+    assert "grows" not in kinds(audit(a_tree(), ADAM_AND_DECAY()))
+
+
+def test_corrected_decay_is_measured_under_its_schedule():
+    schedule = optax.cosine_decay_schedule(0.1, 20)
+    tx = optax.chain(optax.sgd(schedule), corrected_decay(0.4, schedule, 0.1, parts=matrices_only))
+    leaf = audit(a_tree(), tx, num_steps=20).leaves[0]
+    eta = np.asarray(jax.vmap(schedule)(jnp.arange(20)))
+    assert leaf.rate == pytest.approx(float(np.mean(eta**2 / 0.1 * 0.4)), rel=1e-4)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        (dict(loss_fn=a_loss()), "`batch` is needed"),
+        (dict(num_steps=0), "`num_steps` must be >= 1"),
+        (dict(steps_per_epoch=0), "`steps_per_epoch` must be >= 1"),
+        (dict(part_weights={"nothing/*": 1.0, "*": 1.0}), "first for no leaf"),
+    ],
+)
+def test_bad_arguments_are_refused(how, words):
+    with pytest.raises(ValueError, match=words):
+        audit(a_tree(), optax.sgd(0.1), **how)
+
+
+def test_a_loss_cannot_be_measured_on_shapes():
+    with pytest.raises(ValueError, match="must be arrays"):
+        audit(jax.eval_shape(a_tree), optax.sgd(0.1), a_loss(), batch=a_batch())

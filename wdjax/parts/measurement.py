@@ -1,0 +1,403 @@
+"""Who gets how much decay, measured from any optimiser, with warnings that say what to do."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from wdjax.checks import check_positive_int, is_known
+from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
+from wdjax.parts.rules import leaf_path, resolve_parts
+from wdjax.tables import Table
+from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
+
+UPDATES_TRIED = 16
+"""Updates measured where the length of the run is not given: some optimisers wait for a few."""
+
+
+class AuditWarning(NamedTuple):
+    """Something about the decay that is probably not meant."""
+
+    kind: str
+    paths: tuple[str, ...]
+    """The leaves it is about; empty where it is about all of them."""
+    text: str
+    """What was found and what to do, in a sentence or two."""
+
+
+class AuditReport(NamedTuple):
+    """Who gets how much decay, as measured, and what is probably not meant."""
+
+    leaves: tuple[LeafDecay, ...]
+    warnings: tuple[AuditWarning, ...]
+
+    def table(self) -> Table:
+        """One row a leaf; the warnings are its note."""
+        note = "\n".join(f"Warning: {warning.text}" for warning in self.warnings)
+        return leaf_table(self.leaves)._replace(note=note or "No warning.")
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"leaves": a dict a leaf, "warnings": a dict a warning}`."""
+        return {
+            "leaves": [leaf._asdict() for leaf in self.leaves],
+            "warnings": [warning._asdict() for warning in self.warnings],
+        }
+
+
+class _Leaf(NamedTuple):
+    """What was measured on a leaf, beside its row."""
+
+    row: LeafDecay
+    dtype: np.dtype
+    to_zero: bool
+    """Decay draws it to zero, not to another reference."""
+    grows: bool
+    penalty_pull: float
+    """The penalty's gradient per weight: what coupled L2 calls its strength."""
+    moves: bool
+    """A gradient moves it."""
+    scale_free: bool
+    """Ten times the gradient moves it as far."""
+    keeps_master: bool
+    """The optimiser's state holds a wider copy."""
+
+
+def audit(
+    params: Params,
+    tx: optax.GradientTransformation,
+    loss_fn: LossFn | None = None,
+    *,
+    batch: Batch | None = None,
+    model_state: PyTree = None,
+    part_weights: Parts = None,
+    num_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+) -> AuditReport:
+    """Measures who gets how much decay, from any transformation, and says what looks wrong.
+
+        rate_t = -<update_t, w> / <w, w>,  update_t = tx.update(0, state_t, w)
+
+    The rate is what updates with zero gradients remove of the weights, held where they are, so
+    optax's own transformations are measured like this project's. Where that is zero, a decay to
+    another reference is looked for by the same at `2 w`. Leaves in half precision are measured in
+    float32, leaves of zeros (biases at the start) as if they were ones. `multiplier` is the rate
+    as a share of the largest. With `loss_fn`, the penalty's gradient is the loss's own at weights
+    of zero, where the data loss is 0.
+
+    Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
+    long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
+    `grows`, `nothing decays`.
+
+    Args:
+      params: the tree, of arrays or (without `loss_fn`) of `jax.ShapeDtypeStruct`s.
+      tx: the whole chain, as the step uses it.
+      loss_fn: as `regularized_loss` builds it.
+      batch: examples to measure the loss on; needed with `loss_fn`.
+      model_state: what the loss's model needs beside the params.
+      part_weights: what the loss was built with, to find those that the optimiser cancels.
+      num_steps: steps of the run: that many updates are made, without gradients; by default 16.
+      steps_per_epoch: steps of an epoch.
+
+    Raises:
+      ValueError: if `loss_fn` comes without `batch` or with shapes instead of params, a count is
+        not an integer >= 1, or parts do not fit.
+    """
+    for name, count in (("num_steps", num_steps), ("steps_per_epoch", steps_per_epoch)):
+        if count is not None:
+            check_positive_int(name, count)
+    named = jax.tree_util.tree_leaves_with_path(params)
+    if loss_fn is not None and batch is None:
+        raise ValueError("`batch` is needed to measure `loss_fn`: give a batch of examples.")
+    if loss_fn is not None and any(isinstance(x, jax.ShapeDtypeStruct) for _, x in named):
+        raise ValueError("`params` must be arrays where `loss_fn` is given, not shapes.")
+    probe = jax.tree.map(_probe, params)
+    rates, slopes = _measure_decay(tx, probe, num_steps or UPDATES_TRIED)
+    masters = _kept_masters(tx, params)
+    moves, scale_free = _measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED))
+    pulls, shares = _measure_penalty(params, loss_fn, batch, model_state)
+    effective = [
+        np.where(np.abs(r) > 1e-12, r, np.maximum(s, 0)) for r, s in zip(rates, slopes, strict=True)
+    ]
+    largest = max((r.mean() for r in effective), default=0.0)
+    leaves = []
+    for i, (path, leaf) in enumerate(named):
+        multiplier = float(effective[i].mean() / largest) if largest > 0 else 0.0
+        row = leaf_decay(leaf_path(path), leaf, multiplier, effective[i], steps_per_epoch)
+        rate, slope = float(rates[i].mean()), float(slopes[i].mean())
+        leaves.append(
+            _Leaf(
+                row=row._replace(penalty_share=shares[i]),
+                dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
+                to_zero=rate > 0 and rate >= 0.99 * slope,
+                grows=rate < 0 and slope < 0,
+                penalty_pull=pulls[i],
+                moves=moves[i],
+                scale_free=scale_free[i],
+                keeps_master=masters[i],
+            )
+        )
+    part_multipliers = [1.0] * len(leaves)
+    if part_weights is not None:
+        part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
+    warnings = _warnings(leaves, part_multipliers, num_steps, steps_per_epoch)
+    return AuditReport(tuple(leaf.row for leaf in leaves), tuple(warnings))
+
+
+# What is measured.
+
+
+def _probe(leaf: Any) -> Any:
+    """The leaf in float32 at least; ones in place of a shape or of zeros alone."""
+    if not is_inexact(leaf):
+        return jnp.zeros(np.shape(leaf), leaf.dtype) if _is_shape(leaf) else leaf
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    if _is_shape(leaf) or not np.any(np.asarray(leaf)):
+        return jnp.ones(np.shape(leaf), wide)
+    return jnp.asarray(leaf, wide)
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _dot(x: Any, y: Any) -> Array:
+    return jnp.real(jnp.vdot(x, y))
+
+
+def _measure_decay(
+    tx: optax.GradientTransformation, params: Params, num_steps: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per leaf: rates `[step]`, and their growth with the weights `[step]`.
+
+    The second is `-<update(2 w) - update(w), w> / <w, w>`: the same for decay to zero, and what
+    decay to another reference removes of the distance.
+    """
+    zeros = jax.tree.map(_zero_gradient, params)
+    twice = jax.tree.map(lambda w: 2 * w if is_inexact(w) else w, params)
+    start = jax.jit(tx.init)(params)
+
+    def along(update, w):
+        return -_dot(w, update) / _dot(w, w) if is_inexact(w) and w.size else jnp.zeros(())
+
+    def one_step(state, _):
+        farther, _ = tx.update(zeros, state, twice)
+        updates, state = tx.update(zeros, state, params)
+        change = jax.tree.map(lambda f, u: f - u if is_inexact(u) else u, farther, updates)
+        rates = jax.tree.map(along, updates, params)
+        slopes = jax.tree.map(along, change, params)
+        return state, (jax.tree.leaves(rates), jax.tree.leaves(slopes))
+
+    _, measured = jax.jit(lambda state: jax.lax.scan(one_step, state, length=num_steps))(start)
+    rates, slopes = jax.tree.map(lambda x: np.asarray(x, np.float64), measured)
+    return rates, slopes
+
+
+def _kept_masters(tx: optax.GradientTransformation, params: Params) -> list[bool]:
+    """Per leaf: whether the state holds a copy in a wider dtype, as `float32_master` does."""
+    leaves = jax.tree.leaves(params)
+    narrow = [is_inexact(leaf) and jnp.result_type(leaf).itemsize <= 2 for leaf in leaves]
+    if not any(narrow):
+        return narrow
+    own = jax.tree.map(
+        lambda w: jnp.ones(w.shape, w.dtype) if _is_shape(w) and is_inexact(w) else w, params
+    )
+    own = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype) if _is_shape(w) else w, own)
+    kept = [x for x in jax.tree.leaves(tx.init(own)) if is_inexact(x)]
+
+    def has_copy(w):
+        wide = np.asarray(w, np.float32)
+        return any(
+            x.dtype.itemsize > w.dtype.itemsize
+            and x.shape == w.shape
+            and np.array_equal(np.asarray(x, np.float32), wide)
+            and np.any(wide)
+            for x in kept
+        )
+
+    return [n and has_copy(w) for n, w in zip(narrow, jax.tree.leaves(own), strict=True)]
+
+
+def _zero_gradient(leaf: Any) -> Any:
+    """Zeros, of an integer leaf too; a key has none."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros_like(leaf)
+
+
+def _measure_response(
+    tx: optax.GradientTransformation, params: Params, num_steps: int
+) -> tuple[list[bool], list[bool]]:
+    """Per leaf: whether a gradient moves it, and whether ten times as much moves it no farther.
+
+    The gradients are small (norm 0.01 and 0.1), so that clipping does not make them alike.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    random = np.random.default_rng(0)
+    raw = [random.normal(size=np.shape(w)) if is_inexact(w) else np.zeros(()) for w in leaves]
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in raw))
+
+    def gradient(size):
+        of = lambda g, w: (
+            jnp.asarray(size / norm * g, w.dtype) if is_inexact(w) else _zero_gradient(w)
+        )
+        return structure.unflatten([of(g, w) for g, w in zip(raw, leaves, strict=True)])
+
+    def total(grads):
+        def one_step(state, _):
+            updates, state = tx.update(grads, state, params)
+            return state, [u if is_inexact(u) else jnp.zeros(()) for u in jax.tree.leaves(updates)]
+
+        _, updates = jax.lax.scan(one_step, tx.init(params), length=num_steps)
+        return [jnp.sum(u, axis=0) for u in updates]
+
+    total = jax.jit(total)
+    without, small, large = (total(gradient(size)) for size in (0.0, 0.01, 0.1))
+    moves, scale_free = [], []
+    for w, u0, u1, u2 in zip(leaves, without, small, large, strict=True):
+        first, second = (float(jnp.sqrt(_dot(d, d))) for d in (u1 - u0, u2 - u1))
+        moves.append(is_inexact(w) and first > 0)
+        scale_free.append(moves[-1] and second < 0.5 * first)
+    return moves, scale_free
+
+
+def _measure_penalty(
+    params: Params, loss_fn: LossFn | None, batch: Batch | None, model_state: PyTree
+) -> tuple[list[float], list[float | None]]:
+    """Per leaf: the penalty's gradient along the weight per square of it, and its share."""
+    leaves, structure = jax.tree.flatten(params)
+    if loss_fn is None or batch is None:
+        return [0.0] * len(leaves), [None] * len(leaves)
+    nothing = batch._replace(weights=jnp.zeros_like(jnp.asarray(batch.weights)))
+    of = jax.jit(lambda p, b: loss_fn(p, b, model_state=model_state, train=False)[0])
+    where = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+
+    def penalty(moving):
+        filled = list(leaves)
+        for i, leaf in zip(where, moving, strict=True):
+            filled[i] = leaf
+        return of(structure.unflatten(filled), nothing)
+
+    moving = [jnp.asarray(leaves[i]) for i in where]
+    value, grads = jax.value_and_grad(penalty)(moving)
+    loss = float(of(params, batch))
+    pulls: list[float] = [0.0] * len(leaves)
+    shares: list[float | None] = [0.0] * len(leaves)
+    for place, (i, grad) in enumerate(zip(where, grads, strict=True)):
+        w = moving[place]
+        square = float(_dot(w, w))
+        # At zero L2 has no gradient: ask at one.
+        ones = [jnp.ones_like(w) if k == place else m for k, m in enumerate(moving)]
+        grad, w = (grad, w) if square else (jax.grad(penalty)(ones)[place], ones[place])
+        pulls[i] = float(_dot(grad, w) / _dot(w, w))
+        if pulls[i] != 0 and square and loss != 0:
+            without = [jnp.zeros_like(m) if k == place else m for k, m in enumerate(moving)]
+            shares[i] = float((value - penalty(without)) / loss)
+    return pulls, shares
+
+
+# What is said of it.
+
+
+def _warnings(
+    leaves: list[_Leaf],
+    part_multipliers: list,
+    num_steps: int | None,
+    steps_per_epoch: int | None,
+) -> list[AuditWarning]:
+    found = []
+
+    def warn(kind: str, concerns: Callable[[_Leaf], bool], text: str) -> None:
+        paths = tuple(leaf.row.path for leaf in leaves if concerns(leaf))
+        if paths:
+            some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if paths[3:] else "")
+            found.append(AuditWarning(kind, paths, text.format(leaves=some)))
+
+    decays = lambda leaf: leaf.row.rate > 0
+    warn(
+        "decayed twice",
+        lambda leaf: decays(leaf) and leaf.penalty_pull > 0,
+        "decayed twice, by a penalty in the loss and by the optimiser: {leaves}. Keep one: take "
+        "the penalty out, or set the optimiser's weight decay to 0.",
+    )
+    warn(
+        "norm or bias decays",
+        lambda leaf: leaf.row.role in ("gain", "bias") and (leaf.to_zero or leaf.penalty_pull > 0),
+        "norm gains or biases decay to zero: {leaves}. They are few and set scales, not "
+        "complexity: pass parts=matrices_only, or decay gains to one (`decay_to_one`).",
+    )
+    warn(
+        "L2 under Adam",
+        lambda leaf: leaf.penalty_pull > 0 and leaf.scale_free,
+        "an L2 penalty in the loss under an optimiser that divides by the gradient's size (Adam): "
+        "{leaves}. Weights with large gradients then decay less: use `decoupled_decay` after the "
+        "learning rate instead.",
+    )
+    if num_steps is not None:
+        warn(
+            "half-life too long",
+            lambda leaf: decays(leaf) and leaf.row.half_life > num_steps,
+            f"the half-life is longer than the run of {num_steps} steps: {{leaves}}. The decay has "
+            "next to no effect: raise the strength or the learning rate, train longer, or set it "
+            "to 0.",
+        )
+    if steps_per_epoch is not None:
+        warn(
+            "half-life too short",
+            lambda leaf: leaf.row.half_life < steps_per_epoch,
+            f"the half-life is shorter than an epoch of {steps_per_epoch} steps: {{leaves}}. What "
+            "was learnt from an example is gone before it is seen again: lower the strength.",
+        )
+    warn(
+        "frozen but decays",
+        lambda leaf: decays(leaf) and not leaf.moves,
+        "no gradient moves these, yet they decay: {leaves}. A zeroed gradient does not stop decay: "
+        "give them 0.0 in `parts`, or freeze them by `optax.partition` with `optax.set_to_zero`.",
+    )
+    warn(
+        "dtype too coarse",
+        lambda leaf: decays(leaf) and not leaf.keeps_master and _too_coarse(leaf),
+        "the dtype is too coarse for the rate, so a step rounds back to the same weight: {leaves}. "
+        "Keep the weights in float32, or wrap the optimiser in `float32_master`.",
+    )
+    cancelled = {
+        leaf.row.path
+        for leaf, m in zip(leaves, part_multipliers, strict=True)
+        if leaf.scale_free and is_known(m) and float(m) not in (0.0, 1.0)
+    }
+    warn(
+        "part weights cancel",
+        lambda leaf: leaf.row.path in cancelled,
+        "constant part weights on the data loss do nothing under an optimiser that divides by the "
+        "gradient's size (Adam): {leaves}. Scale the update after it instead, with "
+        "`scale_by_parts`, or weigh the penalty or the decay.",
+    )
+    warn(
+        "grows",
+        lambda leaf: leaf.grows,
+        "the weights grow without a gradient: {leaves}. The decay has the wrong sign: place it "
+        "after the learning rate in the chain (`decoupled_decay`), or use optax' before it.",
+    )
+    if not any(decays(leaf) or leaf.penalty_pull > 0 for leaf in leaves):
+        found.append(
+            AuditWarning(
+                "nothing decays",
+                (),
+                "no leaf decays at all. If that is not meant: is the strength 0, do the patterns "
+                "in `parts` match, is a mask all False, did `optax.inject_hyperparams` swallow it?",
+            )
+        )
+    return found
+
+
+def _too_coarse(leaf: _Leaf) -> bool:
+    """A step of relative size below half the spacing (eps / 2 to eps) is rounded away."""
+    half = leaf.dtype.itemsize <= 2
+    return half and leaf.row.peak_rate < float(jnp.finfo(leaf.dtype).eps) / 2

@@ -1,0 +1,58 @@
+"""Weights of parts on the finished update, and parts that spare what should not decay."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from wdjax.parts.rules import is_hidden, leaf_path, leaf_role, resolve_parts
+from wdjax.types import Params, Parts, is_inexact
+
+
+def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
+    """Multiplies each leaf's update: how fast each part learns, under any optimiser.
+
+        update <- m_leaf * update
+
+    Goes after the preconditioner: `optax.chain(optax.scale_by_adam(), scale_by_parts(parts),
+    optax.scale_by_learning_rate(eta), decay)`. Before it, or on the data loss, Adam divides a
+    constant multiplier out again. Before the decay it leaves that alone; after it, it scales
+    both. Multipliers may be traced.
+
+    Args:
+      parts: how much each leaf counts (`wdjax.parts.resolve_parts`); 0.0 stops a part.
+
+    Raises:
+      ValueError: in `init` and `update`, for parts that do not fit the params; in `update`, when
+        `params` is missing.
+    """
+
+    def init(params: Params) -> optax.EmptyState:
+        resolve_parts(parts, params)
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: Any, params: Params | None = None) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError(
+                "`scale_by_parts` needs the weights: call `tx.update(updates, state, params)`."
+            )
+
+        def scaled(update, leaf, multiplier):
+            if is_hidden(update) or not is_inexact(leaf):
+                return update
+            return (update * jnp.asarray(multiplier, update.dtype)).astype(update.dtype)
+
+        multipliers = resolve_parts(parts, params)
+        return jax.tree.map(scaled, updates, params, multipliers, is_leaf=is_hidden), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def no_norms_or_biases(params: Params) -> PyTree:
+    """A `parts` function: 0.0 for norm gains and biases, by their `leaf_role`, else 1.0."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0.0 if leaf_role(leaf_path(path), leaf) in ("gain", "bias") else 1.0,
+        params,
+    )
