@@ -258,9 +258,12 @@ class DeviceStream(Stream):
         self._stream, self._sharding, self._size = stream, sharding, size
         self._ahead: deque[tuple[Batch, dict[str, Any]]] = deque()
         self._state = stream.get_state()
+        self._is_ahead = False
 
     def __next__(self) -> Batch:
         """The next batch of JAX arrays."""
+        if self._is_ahead:
+            self.set_state(self._state)
         while len(self._ahead) <= self._size:
             batch = next(self._stream, None)
             if batch is None:
@@ -278,13 +281,14 @@ class DeviceStream(Stream):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position; what was read ahead is dropped."""
         self._ahead.clear()
+        self._is_ahead = False
         self._stream.set_state(state)
         self._state = self._stream.get_state()
 
     def close(self) -> None:
-        """Drops what was read ahead and stops reading."""
+        """Drops what was read ahead and stops reading; the next batch goes back for it."""
+        self._is_ahead = self._is_ahead or bool(self._ahead)
         self._ahead.clear()
-        self._stream.set_state(self._state)
         self._stream.close()
 
 

@@ -1,0 +1,345 @@
+"""The streaming loop: exact on resume, best kept, logged, and never past a number gone wrong."""
+
+import json
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from wdjax.checkpoint import CheckpointError, Checkpoints, host_leaves
+from wdjax.data.batches import as_batch
+from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
+from wdjax.decay import decoupled_decay
+from wdjax.loop import NonFiniteError, Preempted, TrainLoop, make_evaluate
+from wdjax.losses import cross_entropy, regularized_loss
+from wdjax.models import from_linen
+from wdjax.models.layers import Dropout
+from wdjax.penalties import l2_penalty
+from wdjax.runlog import RunLog, write_tensorboard
+from wdjax.runners import jit_step
+from wdjax.step import init_state, make_train_step, skip_non_finite
+from wdjax.training import make_score
+from wdjax.types import Fit
+
+
+class Small(nn.Module):
+    """Batch statistics and dropout: everything a state can hold."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4, use_bias=False)(x))
+        return nn.Dense(3)(Dropout(0.2)(x, train))
+
+
+MODEL = from_linen(Small())
+TX = optax.chain(optax.adam(0.01), decoupled_decay(0.1, 0.01))
+
+
+def examples(num=37, seed=0):
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(size=4).astype(np.float32), np.int32(i % 3)) for i in range(num)]
+
+
+def batch_stream(num=37, **options):
+    return make_stream(examples(num), batch_size=8, seed=1, num_epochs=None, **options)
+
+
+def start(seed=0):
+    params, model_state = MODEL.init(jax.random.key(seed), jnp.ones((8, 4)))
+    return init_state(params, TX, model_state=model_state, key=jax.random.key(5))
+
+
+@pytest.fixture(scope="module")
+def run_step():
+    loss_fn = regularized_loss(MODEL, cross_entropy, l2_penalty(1e-3))
+    return jit_step(skip_non_finite(make_train_step(loss_fn, TX)))
+
+
+def bits(tree):
+    return {path: leaf.array.tobytes() for path, leaf in host_leaves(tree).items()}
+
+
+def numbers(log):
+    return [{k: v for k, v in line.items()} for line in RunLog(log).read()]
+
+
+def test_the_loop_is_the_bare_step_called_on_the_stream(run_step):
+    state = start()
+    for batch, _ in zip(batch_stream(), range(12), strict=False):
+        state, _ = run_step(state, batch)
+    loop = TrainLoop(run_step, start(), batch_stream(), num_steps=12)
+    seen = [(step, float(metrics["loss"])) for step, metrics in loop]
+    assert [step for step, _ in seen] == list(range(1, 13))
+    assert bits(loop.state) == bits(state)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 20])
+def test_a_resumed_run_ends_bit_for_bit_where_one_that_never_stopped_does(
+    stop_at, run_step, tmp_path
+):
+    """Left in the middle, it goes on from the last save, in the middle of an epoch: params,
+    moments, batch statistics, dropout, data, log and the best score so far."""
+    evaluate = make_evaluate(
+        make_score(MODEL, loss=cross_entropy), lambda: make_stream(examples(9, 2), batch_size=4)
+    )
+
+    def loop(folder):
+        return TrainLoop(
+            run_step,
+            start(),
+            prefetch_to_device(batch_stream()),
+            num_steps=23,
+            evaluate=evaluate,
+            evaluate_every=5,
+            checkpoints=Checkpoints(folder / "checkpoints"),
+            save_every=3,
+            log=folder / "log.jsonl",
+            log_every=2,
+        )
+
+    whole = loop(tmp_path / "whole")
+    list(whole)
+    part = loop(tmp_path / "part")
+    for step, _ in part:
+        if step == stop_at:
+            break
+    resumed = loop(tmp_path / "part")
+    if stop_at >= 3:
+        assert 0 < resumed.resume() <= stop_at
+    list(resumed)
+    assert bits(resumed.state) == bits(whole.state)
+    assert numbers(tmp_path / "part" / "log.jsonl") == numbers(tmp_path / "whole" / "log.jsonl")
+    assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
+    assert bits(resumed.best_state()) == bits(whole.best_state())
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(run_step, tmp_path):
+    list(
+        TrainLoop(run_step, start(), batch_stream(), num_steps=2, checkpoints=Checkpoints(tmp_path))
+    )
+    again = TrainLoop(
+        run_step, start(), batch_stream(), num_steps=2, checkpoints=Checkpoints(tmp_path)
+    )
+    with pytest.raises(ValueError, match=r"up to step 2: call resume\(\)"):
+        list(again)
+    assert again.resume() == 2
+    assert list(again) == [], "a finished run resumes as finished"
+
+
+def test_resuming_names_what_differs_in_config_and_data(run_step, tmp_path):
+    def loop(config, stream):
+        return TrainLoop(
+            run_step, start(), stream, num_steps=2, checkpoints=Checkpoints(tmp_path), config=config
+        )
+
+    list(loop({"strength": 0.1}, batch_stream()))
+    with pytest.raises(ValueError, match="strength was 0.1 and is 0.2"):
+        loop({"strength": 0.2}, batch_stream()).resume()
+    with pytest.raises(ValueError, match="num_examples was 37 and is 38"):
+        loop({"strength": 0.1}, batch_stream(38)).resume()
+    assert loop({"strength": 0.2}, batch_stream()).resume(may_differ=("strength",)) == 2
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "checkpoints"])
+def test_early_stopping_waits_out_its_patience_and_keeps_the_best(kept_in, run_step, tmp_path):
+    scores = iter([5.0, 3.0, float("nan"), 4.0, 3.0, 2.0])
+    loop = TrainLoop(
+        run_step,
+        start(),
+        batch_stream(),
+        num_steps=100,
+        evaluate=lambda state: {"loss": next(scores)},
+        evaluate_every=2,
+        patience=3,
+        checkpoints=Checkpoints(tmp_path) if kept_in == "checkpoints" else None,
+    )
+    states = {step: bits(loop.state) for step, _ in loop}
+    assert loop.stopped_early and max(states) == 10
+    assert (loop.best_step, loop.best_score) == (4, 3.0)
+    assert bits(loop.best_state()) == states[4]
+
+
+def test_evaluation_weighs_batches_by_what_counts_in_them():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(11, 4)).astype(np.float32), rng.integers(0, 3, 11)
+    weights = rng.uniform(size=11).astype(np.float32)
+    state, score = start(), make_score(MODEL, loss=cross_entropy)
+    data = [
+        (x[i : i + 4], y[i : i + 4].astype(np.int32), weights[i : i + 4]) for i in range(0, 11, 4)
+    ]
+    found = make_evaluate(score, lambda: as_stream(data))(state)
+    fit = Fit(state.params, state.model_state, {})
+    whole = score(fit, as_batch((x, y.astype(np.int32), weights)))
+    np.testing.assert_allclose(found["loss"], whole["loss"], rtol=1e-6)
+    nothing = make_evaluate(score, lambda: as_stream([(x, y.astype(np.int32), 0 * weights)]))
+    with pytest.raises(ValueError, match="no example has a weight above 0"):
+        nothing(state)
+
+
+def with_bad_batches(bad, num=40):
+    """Batches of which some hold a NaN."""
+    rng = np.random.default_rng(0)
+    for i in range(num):
+        x = rng.normal(size=(8, 4)).astype(np.float32)
+        x[3, 1] = np.nan if i in bad else x[3, 1]
+        yield x, rng.integers(0, 3, 8).astype(np.int32)
+
+
+def test_a_nan_batch_stops_the_run_by_its_number(run_step, nans_allowed, tmp_path):
+    loop = TrainLoop(
+        run_step,
+        start(),
+        with_bad_batches({4}),
+        num_steps=20,
+        checkpoints=Checkpoints(tmp_path),
+        save_every=1,
+    )
+    with pytest.raises(NonFiniteError, match=r"of step 5 \(batch 4, from 0\) is not finite"):
+        list(loop)
+    assert loop._checkpoints.steps()[-1] == 4, "what went wrong was not saved"
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.state.params))
+
+
+def test_a_skipped_batch_leaves_params_optimiser_and_model_state_as_if_it_had_not_been(
+    run_step, nans_allowed, tmp_path
+):
+    loop = TrainLoop(
+        run_step,
+        start(),
+        with_bad_batches({4, 6}),
+        num_steps=10,
+        non_finite="skip",
+        log=tmp_path / "log",
+        log_every=1,
+    )
+    skipped = [float(metrics["skipped"]) for _, metrics in loop]
+    assert skipped == [0, 0, 0, 0, 1, 0, 1, 0, 0, 0] and loop.skipped == 2
+    lines = RunLog(tmp_path / "log").read()
+    assert [line["skipped_total"] for line in lines] == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert lines[4]["loss"] is None
+    state = start()
+    for i, item in enumerate(with_bad_batches({4, 6}, 10)):
+        if i in (4, 6):
+            state = state._replace(step=state.step + 1)  # The number of the batch goes on.
+        else:
+            state, _ = run_step(state, as_batch(item))
+    assert bits(loop.state) == bits(state)
+
+
+def test_skipping_gives_up_by_stopping_never_by_accepting(run_step, nans_allowed):
+    loop = TrainLoop(
+        run_step,
+        start(),
+        with_bad_batches(set(range(2, 40))),
+        num_steps=40,
+        non_finite="skip",
+        max_skipped=3,
+    )
+    with pytest.raises(NonFiniteError, match="4 batches were skipped, more than `max_skipped` = 3"):
+        list(loop)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.state.params))
+
+
+def test_a_label_beyond_the_classes_is_caught_by_its_loss_though_its_gradient_is_finite(
+    run_step, nans_allowed
+):
+    batch = as_batch((np.ones((8, 4), np.float32), np.full(8, 99, np.int32)))
+    state, metrics = run_step(start(), batch)
+    assert float(metrics["skipped"]) == 1.0
+    assert bits(state._replace(step=0 * state.step)) == bits(start())
+
+
+def test_a_step_without_a_guard_is_stopped_too_but_cannot_skip(nans_allowed):
+    bare = jit_step(make_train_step(regularized_loss(MODEL, cross_entropy), TX))
+    with pytest.raises(NonFiniteError, match="step 3"):
+        list(TrainLoop(bare, start(), with_bad_batches({2}), num_steps=9))
+    with pytest.raises(ValueError, match=r"skip_non_finite\(make_train_step"):
+        list(TrainLoop(bare, start(), with_bad_batches({2}), num_steps=9, non_finite="skip"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_gives_the_old_handler_back(
+    number, run_step, tmp_path, capfd
+):
+    called = []
+    before = signal.signal(number, lambda *_: called.append(1))
+    try:
+        loop = TrainLoop(
+            run_step, start(), batch_stream(), num_steps=50, checkpoints=Checkpoints(tmp_path)
+        )
+        with pytest.raises(Preempted if number == signal.SIGTERM else KeyboardInterrupt) as ended:
+            for step, _ in loop:
+                if step == 6:
+                    os.kill(os.getpid(), number)
+        mine = signal.getsignal(number)
+        os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+    assert loop.step == 7 and Checkpoints(tmp_path).steps() == [7]
+    if number == signal.SIGTERM:
+        assert ended.value.code == 143 and len(called) == 2, "the old handler was chained"
+    assert callable(mine) and len(called) >= 1
+    assert "finishing the step; once more ends at once" in capfd.readouterr().err
+
+
+def test_a_failed_save_ends_the_run_at_the_next_step(run_step, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wdjax.checkpoint._write_arrays", full)
+    loop = TrainLoop(
+        run_step,
+        start(),
+        batch_stream(),
+        num_steps=200,
+        checkpoints=Checkpoints(tmp_path),
+        save_every=5,
+    )
+    with pytest.raises(CheckpointError, match="No space left"):
+        list(loop)
+    assert loop.step <= 10
+
+
+def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step):
+    with pytest.raises(ValueError, match="the data end after 5 of 9 steps"):
+        list(TrainLoop(run_step, start(), with_bad_batches((), 5), num_steps=9))
+    with pytest.raises(ValueError, match="cannot be walked over once"):
+        list(TrainLoop(run_step, start(), [], num_steps=9))
+    with pytest.raises(ValueError, match="need `evaluate`"):
+        TrainLoop(run_step, start(), [], num_steps=9, patience=2)
+    with pytest.raises(ValueError, match="needs `checkpoints`"):
+        TrainLoop(run_step, start(), [], num_steps=9, save_every=2)
+    loop = TrainLoop(
+        run_step, start(), batch_stream(), num_steps=1, evaluate=lambda state: {"accuracy": 1.0}
+    )
+    with pytest.raises(ValueError, match="`measure` 'loss' is not what `evaluate` gives: accuracy"):
+        list(loop)
+    with pytest.raises(ValueError, match="there is no best"):
+        loop.best_state()
+
+
+def test_a_log_cut_short_by_a_kill_reads_as_far_as_it_is_whole(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(1, {"loss": jnp.float32(0.5)})
+    log.write(2, {"loss": math.nan})
+    with open(log.path, "a") as file:
+        file.write('{"step": 3, "lo')
+    assert log.read() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    log.cut_after(1)
+    assert [json.loads(line) for line in log.path.read_text().splitlines()] == log.read()
+    assert log.read() == [{"step": 1, "loss": 0.5}]
+
+
+def test_tensorboard_gets_a_curve_a_name(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(1, {"loss": 0.5, "bad": math.nan})
+    write_tensorboard(log.path, tmp_path / "board")
+    (events,) = (tmp_path / "board").iterdir()
+    assert b"loss" in events.read_bytes()

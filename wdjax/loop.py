@@ -1,0 +1,410 @@
+"""A run of days: batches streamed, evaluated, logged, saved, and resumed bit for bit."""
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wdjax.checkpoint import Checkpoints, Restored, check_same_config
+from wdjax.checks import check_one_of, check_positive_int
+from wdjax.data.stream import as_stream, prefetch_to_device
+from wdjax.runlog import RunLog
+from wdjax.runners import RunFn
+from wdjax.step import Metrics, TrainState
+from wdjax.training import ScoreFn
+from wdjax.types import Batch, Fit
+
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+"""`state -> {name: number}`, on whatever data it was built with."""
+
+Numbers = Mapping[str, Any]
+"""`{name: number}`: a step's metrics, still on the device, and an evaluation's."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A step's loss or gradient was not finite."""
+
+
+class Preempted(SystemExit):
+    """The machine asked the run to end (SIGTERM); it was saved, and the process exits with 143."""
+
+    def __init__(self, step: int):
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+
+
+class TrainLoop(Iterable[tuple[int, Numbers]]):
+    """Trains batch by batch; iterate over it for `(step, metrics)`.
+
+        loop = TrainLoop(jit_step(step), state, stream, num_steps=10_000)
+        for step, metrics in loop:
+            ...
+        loop.state
+
+    `metrics` are the step's, still on the device, and after an evaluation its numbers with
+    `valid_` before their names. Leave the iteration whenever you like; what else happens, happens
+    between two steps: evaluating, saving, logging, stopping early.
+
+    On SIGTERM (a preempted machine) and on the first Ctrl-C the step is finished, the state is
+    saved, and the process ends with status 143, or KeyboardInterrupt goes on; the second one is
+    immediate. `jax.distributed` takes SIGTERM for itself: then all processes stop after the same
+    step, whichever got it.
+
+    Args:
+      run_step: a compiled step, `jit_step(step)` or `shard_step(step, mesh)`. Under
+        `non_finite="skip"` the step must be a `skip_non_finite(...)`, and under "stop" it had
+        better be: `state` is then without the batch that went wrong.
+      state: where to begin, as `init_state` gives it.
+      stream: a `Stream`, or anything iterable of `(inputs, targets[, weights])`.
+      num_steps: the step after which the run is done.
+      evaluate: called with the state every `evaluate_every` steps and after the last.
+      evaluate_every: by default only after the last step.
+      measure: the name in `evaluate`'s result that says which state is best: lower is better.
+      patience: stop after so many evaluations without a better `measure`.
+      checkpoints: where to save; at the end, when preempted, when the best so far was found,
+        and every `save_every` steps.
+      save_every: steps between saves.
+      config: what the run was told, saved with it and compared when it is resumed.
+      log: a file to which `(step, metrics)` goes as JSON lines every `log_every` steps, and
+        every evaluation.
+      log_every: steps between lines.
+      non_finite: "stop" raises at the first loss or gradient that is not finite; "skip" leaves
+        the whole update out, counts it in `metrics["skipped_total"]`, and raises when there were
+        more than `max_skipped`.
+      max_skipped: how many batches in all may be skipped.
+    """
+
+    def __init__(
+        self,
+        run_step: RunFn,
+        state: TrainState,
+        stream: Iterable,
+        *,
+        num_steps: int,
+        evaluate: Evaluate | None = None,
+        evaluate_every: int | None = None,
+        measure: str = "loss",
+        patience: int | None = None,
+        checkpoints: Checkpoints | None = None,
+        save_every: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        log_every: int = 10,
+        non_finite: str = "stop",
+        max_skipped: int = 100,
+    ):
+        check_positive_int("num_steps", num_steps)
+        check_positive_int("log_every", log_every)
+        check_positive_int("max_skipped", max_skipped)
+        check_one_of("non_finite", non_finite, ("stop", "skip"))
+        for name, value in (
+            ("evaluate_every", evaluate_every),
+            ("patience", patience),
+            ("save_every", save_every),
+        ):
+            if value is not None:
+                check_positive_int(name, value)
+        if evaluate is None and (patience is not None or evaluate_every is not None):
+            raise ValueError("`patience` and `evaluate_every` need `evaluate`: give what to run.")
+        if save_every is not None and checkpoints is None:
+            raise ValueError("`save_every` needs `checkpoints`: give Checkpoints(folder).")
+        self._run_step, self._stream = run_step, as_stream(stream)
+        self._num_steps, self._evaluate, self._every = num_steps, evaluate, evaluate_every
+        self._measure, self._patience = measure, patience
+        self._checkpoints, self._save_every = checkpoints, save_every
+        self._config = dict(config or {})
+        self._log = RunLog(log) if log is not None and jax.process_index() == 0 else None
+        self._log_every = log_every
+        self._non_finite, self._max_skipped = non_finite, max_skipped
+        # Strong types, as those of a restored state: a weak one may promote differently.
+        self.state: TrainState = jax.tree.map(_strong, state)
+        self.step = 0
+        self.best_step: int | None = None
+        self.best_score = math.inf
+        self.skipped = 0
+        self.stopped_early = False
+        self._worse = 0
+        self._best: TrainState | None = None
+        self._resumed = False
+        self._unsettled: tuple[int, Metrics, bool] | None = None
+
+    def resume(self, *, may_differ: tuple[str, ...] = ()) -> int:
+        """Goes to the newest whole checkpoint, as if the run had never stopped; gives its step.
+
+        On the devices and with the versions it was saved with, what follows is the same bit for
+        bit; on another number of devices to rounding. The log is cut back to that step.
+
+        Args:
+          may_differ: names in `config` that need not be what they were.
+
+        Raises:
+          FileNotFoundError: if there is no checkpoint.
+          DamagedCheckpointError: if none is whole.
+          ValueError: if config or data differ, by name, or it is of another model, by leaf.
+        """
+        if self._checkpoints is None:
+            raise ValueError("to resume, give the run its `checkpoints`.")
+        found = self._checkpoints.restore(self.state)
+        check_same_config(found.facts["config"], self._config, may_differ=may_differ)
+        if found.facts["data"]:
+            self._stream.set_state(found.facts["data"])
+        self._take_over(found)
+        if self._log is not None:
+            self._log.cut_after(self.step)
+        return self.step
+
+    def best_state(self) -> TrainState:
+        """The state of the lowest `measure`: of the checkpoint, if there are checkpoints.
+
+        Raises:
+          ValueError: if no evaluation gave a finite number.
+        """
+        if self.best_step is None:
+            raise ValueError(f"no evaluation gave a finite {self._measure!r}; there is no best.")
+        if self._checkpoints is None:
+            assert self._best is not None
+            return self._best
+        return self._checkpoints.restore(self.state, step=self.best_step).state
+
+    def __iter__(self) -> Iterator[tuple[int, Numbers]]:
+        """Trains to the end.
+
+        Raises:
+          ValueError: if the folder holds checkpoints and `resume` was not called, or the data
+            end before the last step.
+          NonFiniteError: as `non_finite` says, with the step.
+          CheckpointError: if a save failed, at the next step.
+          Preempted: after SIGTERM, saved.
+          KeyboardInterrupt: after Ctrl-C, saved.
+        """
+        fresh = self.step == 0 and not self._resumed
+        if fresh and self._checkpoints is not None and (earlier := self._checkpoints.steps()):
+            raise ValueError(
+                f"{str(self._checkpoints.folder)!r} holds checkpoints up to step {earlier[-1]}: "
+                "call resume() to go on from there, or choose another folder."
+            )
+        with _Signals() as signals:
+            try:
+                yield from self._steps(signals)
+            finally:
+                self._stream.close()
+                if self._checkpoints is not None:
+                    self._checkpoints.wait()
+
+    def _steps(self, signals: "_Signals") -> Iterator[tuple[int, Numbers]]:
+        block = jax.process_count() > 1 and jax.default_backend() == "cpu"
+        while self.step < self._num_steps and not self.stopped_early:
+            batch = next(self._stream, None)
+            if batch is None:
+                raise ValueError(
+                    f"the data end after {self.step} of {self._num_steps} steps; give more "
+                    "epochs (num_epochs=None never ends), or ask for fewer steps."
+                )
+            self.state, metrics = self._run_step(self.state, batch)
+            if block:
+                # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
+                jax.block_until_ready(metrics)
+            self.step += 1
+            # Only now is the step before looked at: the devices are never without work.
+            self._settle()
+            last = self.step == self._num_steps
+            self._unsettled = self.step, metrics, last or self.step % self._log_every == 0
+            numbers = self._evaluated(last)
+            ending = signals.asked(self.step)
+            if self._checkpoints is not None:
+                self._checkpoints.check()
+                due = self._save_every is not None and self.step % self._save_every == 0
+                is_best = bool(numbers) and self.best_step == self.step
+                if due or is_best or last or self.stopped_early or ending:
+                    self._save(self.best_score if is_best else None)
+            if last or self.stopped_early or ending:
+                self._settle()
+            if ending and not last:
+                if self._checkpoints is not None:
+                    self._checkpoints.wait()
+                signals.leave(ending, self.step)
+            skipped = {"skipped_total": self.skipped} if "skipped" in metrics else {}
+            yield self.step, {**metrics, **skipped, **numbers}
+
+    def _settle(self) -> None:
+        """Looks at the step before: was it finite, is it to be logged?"""
+        if self._unsettled is None:
+            return
+        (step, metrics, is_logged), self._unsettled = self._unsettled, None
+        if "skipped" in metrics:
+            bad = float(metrics["skipped"]) > 0
+        elif self._non_finite == "skip":
+            raise ValueError(
+                '`non_finite`="skip" needs a step that can: skip_non_finite(make_train_step(...)).'
+            )
+        else:
+            bad = not math.isfinite(float(metrics["loss"]))
+        self.skipped += bad
+        if is_logged and self._log is not None:
+            skipped = {"skipped_total": self.skipped} if "skipped" in metrics else {}
+            self._log.write(step, {**metrics, **skipped})
+        if not bad:
+            return
+        seen = f"the loss or the gradient of step {step} (batch {step - 1}, from 0) is not finite"
+        if self._non_finite == "stop":
+            raise NonFiniteError(
+                f"{seen}: loss {float(metrics['loss']):g}. Look at that batch, lower the learning "
+                'rate, or pass non_finite="skip".'
+            )
+        if self.skipped > self._max_skipped:
+            raise NonFiniteError(
+                f"{seen}, and {self.skipped} batches were skipped, more than `max_skipped` = "
+                f"{self._max_skipped}."
+            )
+
+    def _evaluated(self, last: bool) -> dict[str, float]:
+        """The evaluation's numbers, if one is due; keeps the best and counts the worse."""
+        due = self._every is not None and self.step % self._every == 0
+        if self._evaluate is None or not (due or last):
+            return {}
+        self._settle()
+        found = {name: float(value) for name, value in self._evaluate(self.state).items()}
+        if self._measure not in found:
+            raise ValueError(
+                f"`measure` {self._measure!r} is not what `evaluate` gives: {', '.join(found)}."
+            )
+        score = found[self._measure]
+        if math.isfinite(score) and score < self.best_score:
+            self.best_score, self.best_step, self._worse = score, self.step, 0
+            if self._checkpoints is None:
+                self._best = jax.tree.map(jnp.copy, self.state)
+        else:
+            self._worse += 1
+            self.stopped_early = self._patience is not None and self._worse >= self._patience
+        numbers = {f"valid_{name}": value for name, value in found.items()}
+        if self._log is not None:
+            self._log.write(self.step, numbers)
+        return numbers
+
+    def _save(self, score: float | None) -> None:
+        assert self._checkpoints is not None
+        self._settle()
+        progress = {
+            "best_step": self.best_step,
+            "best_score": None if self.best_step is None else self.best_score,
+            "worse": self._worse,
+            "skipped": self.skipped,
+            "stopped_early": self.stopped_early,
+        }
+        self._checkpoints.save(
+            self.step,
+            self.state,
+            data=self._stream.get_state(),
+            config=self._config,
+            progress=progress,
+            score=score,
+        )
+
+    def _take_over(self, found: Restored) -> None:
+        progress = found.facts["progress"]
+        self.state = jax.tree.map(_strong, found.state)
+        self.step, self._resumed = found.step, True
+        self.best_step = progress["best_step"]
+        self.best_score = math.inf if self.best_step is None else progress["best_score"]
+        self._worse, self.skipped = progress["worse"], progress["skipped"]
+        self.stopped_early = progress["stopped_early"]
+
+
+def make_evaluate(
+    score: ScoreFn, make_batches: Callable[[], Iterable], *, sharding: Any = None
+) -> Evaluate:
+    """Builds `evaluate(state) -> {name: weighted mean}` over data that comes in batches.
+
+        value = sum_b W_b score_b / sum_b W_b,  W_b the sum of the batch's weights
+
+    Args:
+      score: such as `make_score(model, loss=cross_entropy)`.
+      make_batches: called for every evaluation: a fresh pass over the data, such as
+        `lambda: make_stream(source, batch_size=128)`.
+      sharding: how a batch lies on the devices, see `prefetch_to_device`.
+
+    Raises:
+      ValueError: in `evaluate`, if nothing in the data counts.
+    """
+
+    @jax.jit
+    def weighted(params, model_state, batch: Batch):
+        total = jnp.sum(batch.weights)
+        values = score(Fit(params, model_state, {}), batch)
+        values = values if isinstance(values, dict) else {"score": values}
+        return {name: total * value for name, value in values.items()}, total
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        total = 0.0
+        batches = prefetch_to_device(make_batches(), sharding=sharding)
+        for batch in batches:
+            values, weight = weighted(state.params, state.model_state, batch)
+            total += float(weight)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        batches.close()
+        if total == 0:
+            raise ValueError("nothing to evaluate on: no example has a weight above 0.")
+        return {name: value / total for name, value in sums.items()}
+
+    return evaluate
+
+
+class _Signals:
+    """SIGTERM and the first Ctrl-C as a question to be asked between two steps."""
+
+    def __enter__(self) -> "_Signals":
+        self._got: int | None = None
+        self._old: dict[int, Any] = {}
+        # The runtime of several processes has its own SIGTERM: it agrees on a step to stop at.
+        self._shared = jax.process_count() > 1
+        if not self._shared and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+    def asked(self, step: int) -> int | None:
+        """The signal to end by, after `step`."""
+        if self._shared:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                return signal.SIGTERM
+        return self._got
+
+    def leave(self, number: int, step: int) -> None:
+        """Ends the run as the signal means it, after the handler that was there before."""
+        old = self._old.get(number)
+        self.__exit__()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if callable(old):
+            old(number, None)
+        raise Preempted(step)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        words = f"{signal.Signals(number).name}: finishing the step; once more ends at once.\n"
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, words.encode())
+        self._got = number
+        # The second one is what it was before: immediate.
+        signal.signal(number, self._old[number])
+
+
+def _strong(leaf: Any) -> Any:
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jnp.asarray(leaf, jnp.result_type(leaf))
