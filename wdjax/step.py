@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from wdjax.types import Batch, LossFn, Params, is_inexact
+from wdjax.checks import check_positive_int
+from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact
 
 
 class TrainState(NamedTuple):
@@ -37,7 +38,9 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
 
 
-def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> StepFn:
+def make_train_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, *, num_micro_batches: int = 1
+) -> StepFn:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`, pure.
 
         grads = d loss_fn / d params;  updates = tx(grads);  params <- params + updates
@@ -47,20 +50,31 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> StepFn
     device's share of the global denominator, so uneven weights and padding do not bias the
     mean, and a penalty counts once. `loss_fn` gets `fold_in(state.key, state.step)`.
 
+    With `num_micro_batches` = k > 1 the batch goes through the loss in k parts, one after the
+    other, which takes the memory of one part: the gradient is that of the whole batch (each part
+    by its share of the denominator), the penalty counts once, and `tx`, its decay included, is
+    applied once. What differs from the whole batch: each part draws its own dropout, and batch
+    statistics are taken part by part.
+
     Returns:
       A step whose `metrics` are scalars measured at the params the gradient was taken at:
       `loss`, `data_loss`, `penalty`, `denominator`, `grad_norm`, `update_norm`, `weight_norm`.
+
+    Raises:
+      ValueError: at build, if `num_micro_batches` is not an integer >= 1; in the step, if the
+        batch does not divide into as many parts.
     """
+    check_positive_int("num_micro_batches", num_micro_batches)
 
     def step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
 
-        def of_params(params):
-            return loss_fn(params, batch, model_state=state.model_state, key=key)
-
-        (loss, aux), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
+        if num_micro_batches == 1:
+            loss, aux, grads = _loss_and_grads(loss_fn, state, batch, key)
+        else:
+            loss, aux, grads = _accumulated(loss_fn, state, batch, key, num_micro_batches)
         if axis_name is not None:
             loss, aux, grads = _combine_over(axis_name, loss, aux, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -77,6 +91,88 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> StepFn
         return TrainState(state.step + 1, params, opt_state, aux.model_state, state.key), metrics
 
     return step
+
+
+def skip_non_finite(step: StepFn) -> StepFn:
+    """A step that leaves params, optimiser and model state as they were if it went wrong.
+
+    Wrong: the loss, the norm of the gradient or of the update, or a number of the model's state
+    is not finite. All are put back together, decay included; only `state.step` goes on, since it
+    numbers the batches and the dropout masks. `metrics["skipped"]` is 1.0 then, else 0.0. (A
+    label beyond the classes gives a NaN loss with a finite gradient, and a NaN input spoils the
+    batch statistics: looking at the gradient alone misses both.)
+    """
+
+    def guarded(
+        state: TrainState, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch, axis_name=axis_name)
+        looked_at = [metrics[name] for name in ("loss", "grad_norm", "update_norm")]
+        looked_at += [leaf for leaf in jax.tree.leaves(new.model_state) if is_inexact(leaf)]
+        sound = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            new._replace(step=None, key=None),
+            state._replace(step=None, key=None),
+        )
+        metrics = {**metrics, "skipped": jnp.where(sound, 0.0, 1.0)}
+        return kept._replace(step=new.step, key=new.key), metrics
+
+    return guarded
+
+
+def _loss_and_grads(loss_fn: LossFn, state: TrainState, batch: Batch, key: Any) -> tuple:
+    def of_params(params):
+        return loss_fn(params, batch, model_state=state.model_state, key=key)
+
+    (loss, aux), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
+    return loss, aux, grads
+
+
+def _accumulated(
+    loss_fn: LossFn, state: TrainState, batch: Batch, key: Any, num_parts: int
+) -> tuple:
+    """Loss, aux and gradients of the whole batch from `num_parts` parts, in one part's memory.
+
+    A running mean, `mean += share * (part - mean)`, the share being the part's of the
+    denominator so far: a penalty, the same in every part, stays what it is.
+    """
+    size = jnp.shape(batch.weights)[0]
+    if size % num_parts:
+        raise ValueError(
+            f"a batch of {size} does not divide into {num_parts} micro-batches; take a multiple."
+        )
+
+    def split(x):
+        # Every num_parts-th row: where devices hold the batch, no row leaves its device.
+        x = jnp.asarray(x)
+        return jnp.swapaxes(x.reshape(size // num_parts, num_parts, *x.shape[1:]), 0, 1)
+
+    def of_part(part, model_state, key):
+        loss, aux, grads = _loss_and_grads(
+            loss_fn, state._replace(model_state=model_state), part, key
+        )
+        return (loss, aux.data_loss, aux.penalty, grads), aux.denominator, aux.model_state
+
+    def one(carry, numbered_part):
+        mean, total, model_state = carry
+        number, part = numbered_part
+        part_key = None if key is None else jax.random.fold_in(key, number)
+        here, denominator, model_state = of_part(part, model_state, part_key)
+        total = total + denominator
+        share = jnp.where(total > 0, denominator / jnp.where(total > 0, total, 1), 1 / (number + 1))
+        mean = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(x.dtype), mean, here)
+        return (mean, total, model_state), None
+
+    parts = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    start = jax.eval_shape(of_part, first, state.model_state, key)[:2]
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
+    (mean, total, model_state), _ = jax.lax.scan(
+        one, (*start, state.model_state), (jnp.arange(num_parts), parts)
+    )
+    loss, data_loss, penalty, grads = mean
+    return loss, LossAux(data_loss, penalty, total, model_state), grads
 
 
 def _combine_over(axis_name: str, loss: Array, aux: Any, grads: PyTree) -> tuple:
