@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch
@@ -58,7 +59,7 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
     run_sharded = _sparing_foreign_arrays(
         jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0),
         # Placed like the states to come, or the second call would trace once more.
-        copy=lambda leaf: jax.device_put(jnp.copy(leaf), whole),
+        copy=lambda leaf: replicate(leaf, mesh),
     )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -102,6 +103,26 @@ def pmap_step(step: StepFn, devices: Sequence[Any] | None = None) -> RunFn:
         return run_sharded(state, jax.tree.map(_join_devices, batch))
 
     return run
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A copy of `tree` on every device of the mesh, also where processes share it.
+
+    Every process gives the same values; JAX compares them where there are several.
+    """
+    everywhere = NamedSharding(mesh, P())
+
+    def copy(leaf: Any) -> jax.Array:
+        if everywhere.is_fully_addressable:
+            return jax.device_put(jnp.copy(leaf), everywhere)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jnp.copy(leaf)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), everywhere)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(np.asarray(leaf, jnp.result_type(leaf)), everywhere)
+
+    return jax.tree.map(copy, tree)
 
 
 def _join_devices(leaf):

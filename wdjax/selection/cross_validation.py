@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights, is_known
+from wdjax.runners import replicate
 from wdjax.selection.folds import Folds, take
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
@@ -129,7 +131,9 @@ def cross_validate(
       num_seeds: runs per row and fold, >= 1.
       trials_at_once: runs vmapped together on a device; the others follow one by one. By
         default 1 on a CPU, whose cores one run fills, else 16.
-      mesh: splits the trials over all its axes; by default one device runs them all.
+      mesh: splits the trials over all its axes; by default one device runs them all. It may
+        span several processes (`jax.distributed`), each of which calls this with the same
+        arguments and gets all the scores.
       progress: called with a `Progress` before and after compiling and after every chunk.
 
     Raises:
@@ -151,8 +155,8 @@ def cross_validate(
 
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     # On the device once, not once a chunk; on every device of a mesh.
-    where = None if mesh is None else NamedSharding(mesh, P())
-    hparams, data, folds, key = jax.device_put((hparams, data, folds, key), where)
+    shared = (hparams, data, folds, key)
+    hparams, data, folds, key = jax.device_put(shared) if mesh is None else replicate(shared, mesh)
     run = functools.partial(
         _run_chunk,
         hparams=hparams,
@@ -172,7 +176,7 @@ def cross_validate(
     _report(progress, Progress("run", 0, total, compiled_at, None, None))
     values = None
     for fold, begin, pending in _dispatched(run, num_folds, trials_per_fold, chunk, num_seeds):
-        results = jax.tree.map(np.asarray, pending)
+        results = jax.tree.map(_on_host, pending)
         if values is None:
             values = _unfinished(results, (num_folds, trials_per_fold))
         size = min(chunk, trials_per_fold - begin)
@@ -317,6 +321,13 @@ def _chunk_size(num_trials: int, at_once: int, most: int = 4) -> int:
     sizes = [at_once * -(-num_trials // (at_once * chunks)) for chunks in range(1, most + 1)]
     wasted = lambda size: -num_trials % size
     return min(sizes, key=lambda size: (wasted(size), size))
+
+
+def _on_host(leaf: Array) -> np.ndarray:
+    """The whole array, also where other processes hold a part of it."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def _report(progress, event):
