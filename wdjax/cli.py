@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
     "train": "wdjax train --strength 0.1 --epochs 50",
+    "audit": "wdjax audit --model mlp --decay decoupled --strength 0.1 --strict",
     "report": "wdjax report runs/select-20261122-120000",
 }
 INTERRUPTED = 130
@@ -23,7 +24,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 0 if it did what was asked, 2 on a refusal, 130 on Ctrl-C."""
+    """Runs the command; 0 if it did what was asked, 2 on a refusal, 130 on Ctrl-C.
+
+    `wdjax audit --strict` gives 1 if there was a warning.
+    """
     words = sys.argv[1:] if argv is None else argv
     _set_up_jax(words)
     from wdjax import jobs
@@ -43,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         if job == "report":
             print(f"Wrote {jobs.run_report(arguments['run'])}")
             return 0
+        if job == "audit":
+            report = jobs.run_audit(jobs.AuditOptions(**arguments))
+            print(report)
+            return 1 if arguments["strict"] and report.warnings else 0
         options = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}[job](**arguments)
         run = {"select": jobs.run_select, "train": jobs.run_train}[job]
         with _Screen() as screen:
@@ -161,7 +169,11 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
         epilog=f"example: {EXAMPLES['select']}",
     )
     commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
-    for name, options in (("select", jobs.SelectOptions), ("train", jobs.TrainOptions)):
+    for name, options in (
+        ("select", jobs.SelectOptions),
+        ("train", jobs.TrainOptions),
+        ("audit", jobs.AuditOptions),
+    ):
         _add_command(commands, name, options)
     report = commands.add_parser(
         "report",

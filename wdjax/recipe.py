@@ -14,10 +14,31 @@ from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int, nearest
 from wdjax.data.arrays import standardize
+from wdjax.data.augment import (
+    Augmentation,
+    additive_noise,
+    compose,
+    cutout,
+    random_brightness,
+    random_contrast,
+    random_crop,
+    random_flip,
+    random_saturation,
+)
 from wdjax.decay import corrected_decay, decoupled_decay, independent_decay
 from wdjax.losses import cross_entropy, squared_error
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
-from wdjax.parts import matrices_only
+from wdjax.parts import matrices_only, scale_by_parts
+from wdjax.parts.features import (
+    PartFeature,
+    depth,
+    fan_in,
+    same_total,
+    sigmoid_parts,
+    tail_index,
+    weight_norm,
+    z_scores,
+)
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.training import (
     FitFn,
@@ -28,7 +49,14 @@ from wdjax.training import (
     make_score,
     steps_per_epoch,
 )
-from wdjax.types import Batch, Fit, HParams, Model, Parts, Schedule
+from wdjax.types import Batch, Fit, HParams, Model, Parts, PenaltyFn, Schedule
+from wdjax.weights import (
+    augment_strength,
+    confidence,
+    example_loss_of,
+    margin,
+    sigmoid_example_weight,
+)
 
 MODELS = {"mlp": make_mlp, "cnn": make_cnn, "rnn": make_rnn}
 LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
@@ -45,12 +73,42 @@ DIRECTIONS = {
 }
 """The descent direction of each optimiser, before the learning rate; decay is ours."""
 
+AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
+    "crop": lambda side: random_crop(max(1, side // 8)),
+    "flip": lambda side: random_flip(),
+    "cutout": lambda side: cutout(max(1, side // 2)),
+    "brightness": lambda side: random_brightness(0.2),
+    "contrast": lambda side: random_contrast(0.5),
+    "saturation": lambda side: random_saturation(0.5),
+    "noise": lambda side: additive_noise(0.1),
+}
+"""From the shorter side of the images, in pixels."""
+
+EXAMPLE_FEATURES = {
+    "augment": lambda loss: augment_strength,
+    "loss": example_loss_of,
+    "margin": lambda loss: margin,
+    "confidence": lambda loss: confidence,
+}
+"""What the sigmoid weight of an example may look at, from the example loss."""
+
+PART_FEATURES: dict[str, Callable[[Model, Any], PartFeature]] = {
+    "depth": depth,
+    "fan_in": lambda model, inputs: z_scores(fan_in),
+    "weight_norm": lambda model, inputs: z_scores(weight_norm),
+    "tail_index": lambda model, inputs: z_scores(tail_index),
+}
+"""What the sigmoid weight of a part may look at, from the model and examples."""
+
+PART_WEIGHT_PLACES = ("decay", "loss", "update")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """The choices of a run: each makes its own program. Its numbers are in `hparams`.
 
-    `hparams` holds `strength` and `learning_rate`, and `dropout` where the model drops units.
+    `hparams` holds `strength` and `learning_rate`, `dropout` where the model drops units,
+    `example_slope` and `part_slope` where examples and parts are weighed by a feature.
     """
 
     make_model: Callable[..., Model] = make_mlp
@@ -68,6 +126,14 @@ class Recipe:
     """Standardise the columns of the inputs on each training part."""
     score_rows: int | None = None
     """Rows scored at a time: bounds the memory of an evaluation."""
+    augment: tuple[str, ...] = ()
+    """Names of `AUGMENTATIONS`, in order."""
+    example_feature: str | None = None
+    """Each example counts by `sigmoid_weight(feature, hparams["example_slope"])`."""
+    part_feature: str | None = None
+    """Each part counts by `sigmoid_parts(feature, hparams["part_slope"])`, same total."""
+    part_weight_on: str = "decay"
+    """What a part's weight multiplies: its decay (or penalty), its data loss, or its update."""
 
     def __post_init__(self):
         check_one_of("loss", self.loss, LOSSES)
@@ -75,6 +141,23 @@ class Recipe:
         check_one_of("schedule", self.schedule, SCHEDULES)
         check_one_of("decay", self.decay, DECAYS)
         check_one_of("dtype", self.dtype, DTYPES)
+        for name in self.augment:
+            check_one_of("augment", name, AUGMENTATIONS)
+        if self.example_feature is not None:
+            check_one_of("example_weight: sigmoid:", self.example_feature, EXAMPLE_FEATURES)
+        if self.example_feature == "augment" and not self.augment:
+            raise ValueError(
+                "`example_weight` sigmoid:augment needs an augmentation, such as --augment "
+                "crop,flip."
+            )
+        if self.example_feature in ("margin", "confidence") and self.loss != "cross_entropy":
+            raise ValueError(
+                f"`example_weight` sigmoid:{self.example_feature} needs classes (loss "
+                "cross_entropy); use sigmoid:loss."
+            )
+        if self.part_feature is not None:
+            check_one_of("part_weight: sigmoid:", self.part_feature, PART_FEATURES)
+        check_one_of("part_weight_on", self.part_weight_on, PART_WEIGHT_PLACES)
         check_positive_int("epochs", self.num_epochs)
         check_positive_int("batch_size", self.batch_size)
 
@@ -98,41 +181,99 @@ def recipe_learning_rate(
     return (lambda step: learning_rate * multiplier(step)), multiplier
 
 
-def recipe_tx(recipe: Recipe, hparams: HParams, num_steps: int) -> optax.GradientTransformation:
-    """The recipe's optimiser, decay included unless it is a penalty (coupled, l1)."""
+def recipe_part_weights(recipe: Recipe, hparams: HParams, inputs: Any, place: str) -> Parts:
+    """How much each part counts in one `place`: by its feature there, else as without.
+
+    In the decay that is times `recipe.parts`; elsewhere every leaf is 1.0 to begin with. The
+    total is kept, so slope 0 is the recipe without part weights.
+
+    Args:
+      recipe: the choices.
+      hparams: holds `part_slope` where the recipe has a part feature.
+      inputs: examples, of which only shapes and dtypes are used.
+      place: one of `PART_WEIGHT_PLACES`.
+    """
+    base = recipe.parts if place == "decay" else None
+    if recipe.part_feature is None or recipe.part_weight_on != place:
+        return base
+    feature = PART_FEATURES[recipe.part_feature](recipe_model(recipe), inputs)
+    return same_total(sigmoid_parts(feature, hparams["part_slope"], base), base)
+
+
+def recipe_augment(recipe: Recipe, inputs: Any) -> Augmentation | None:
+    """The recipe's augmentations of images `inputs[example, height, width, channel]`, chained."""
+    if not recipe.augment:
+        return None
+    if jnp.ndim(inputs) != 4:
+        raise ValueError(
+            f"`augment` changes images [example, height, width, channel]; the inputs have shape "
+            f"{jnp.shape(inputs)}. Leave it out."
+        )
+    side = min(inputs.shape[1:3])
+    return compose(*(AUGMENTATIONS[name](side) for name in recipe.augment))
+
+
+def recipe_tx(
+    recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any = None
+) -> optax.GradientTransformation:
+    """The recipe's optimiser, decay included unless it is a penalty (coupled, l1).
+
+    `inputs`, examples of which only shapes and dtypes are used, are needed with a part feature.
+    """
+    parts = recipe_part_weights(recipe, hparams, inputs, "decay")
+    on_update = recipe_part_weights(recipe, hparams, inputs, "update")
     strength, peak = hparams["strength"], hparams["learning_rate"]
     learning_rate, multiplier = recipe_learning_rate(recipe, peak, num_steps)
     decays = {
-        "decoupled": lambda: decoupled_decay(strength, learning_rate, parts=recipe.parts),
-        "independent": lambda: independent_decay(strength, multiplier, parts=recipe.parts),
-        "corrected": lambda: corrected_decay(strength, learning_rate, peak, parts=recipe.parts),
+        "decoupled": lambda: decoupled_decay(strength, learning_rate, parts=parts),
+        "independent": lambda: independent_decay(strength, multiplier, parts=parts),
+        "corrected": lambda: corrected_decay(strength, learning_rate, peak, parts=parts),
     }
     decay = decays.get(recipe.decay, optax.identity)()
     direction = DIRECTIONS[recipe.optimizer]()
+    if on_update is not None:
+        direction = optax.chain(direction, scale_by_parts(on_update))
     return optax.chain(direction, optax.scale_by_learning_rate(learning_rate), decay)
 
 
 def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> FitFn:
     """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`."""
-    penalty_of = {"coupled": l2_penalty, "l1": l1_penalty}.get(recipe.decay)
-    make_penalty = None
-    if penalty_of is not None:
-        make_penalty = lambda hparams: penalty_of(hparams["strength"], recipe.parts)
+
+    make_example_weight = None
+    if recipe.example_feature is not None:
+        feature = EXAMPLE_FEATURES[recipe.example_feature](LOSSES[recipe.loss])
+        make_example_weight = lambda hparams: sigmoid_example_weight(
+            feature, hparams["example_slope"]
+        )
 
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
         num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
         run = make_fit(
             lambda hparams: recipe_model(recipe, hparams),
             LOSSES[recipe.loss],
-            make_tx=lambda hparams: recipe_tx(recipe, hparams, num_steps),
+            make_tx=lambda hparams: recipe_tx(recipe, hparams, num_steps, train.inputs),
             num_epochs=recipe.num_epochs,
             batch_size=recipe.batch_size,
-            make_penalty=make_penalty,
+            make_penalty=lambda hparams: recipe_penalty(recipe, hparams, train.inputs),
+            make_example_weight=make_example_weight,
+            make_part_weights=lambda hparams: recipe_part_weights(
+                recipe, hparams, train.inputs, "loss"
+            ),
+            augment=recipe_augment(recipe, train.inputs),
             observe=observe,
         )
         return run(hparams, train, key)
 
     return fit
+
+
+def recipe_penalty(recipe: Recipe, hparams: HParams, inputs: Any) -> PenaltyFn | None:
+    """The recipe's penalty; None where its decay belongs to the optimiser."""
+    penalty_of = {"coupled": l2_penalty, "l1": l1_penalty}.get(recipe.decay)
+    if penalty_of is None:
+        return None
+    parts = recipe_part_weights(recipe, hparams, inputs, "decay")
+    return penalty_of(hparams["strength"], parts)
 
 
 def recipe_score(recipe: Recipe) -> ScoreFn:
@@ -197,6 +338,24 @@ def load_make_model(name: str) -> Callable[..., Model]:
             f"{nearest(function, functions)}"
         )
     return cast(Callable[..., Model], make_model)
+
+
+def parse_sigmoid(name: str, text: str | None, features: dict[str, Any]) -> str | None:
+    """The feature of `"sigmoid:FEATURE"`, or None for None.
+
+    Raises:
+      ValueError: for another form or an unknown feature.
+    """
+    if text is None:
+        return None
+    form, _, feature = text.partition(":")
+    if form != "sigmoid" or not feature:
+        raise ValueError(
+            f"`{name}` must be sigmoid:FEATURE, such as sigmoid:{next(iter(features))}; "
+            f"got {text!r}."
+        )
+    check_one_of(f"{name}: sigmoid:", feature, features)
+    return feature
 
 
 def parse_parts(text: str) -> Parts:

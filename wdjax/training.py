@@ -28,7 +28,7 @@ def make_fit(
     make_tx: Callable[[HParams], optax.GradientTransformation],
     num_epochs: int,
     batch_size: int,
-    make_penalty: Callable[[HParams], PenaltyFn] | None = None,
+    make_penalty: Callable[[HParams], PenaltyFn | None] | None = None,
     make_example_weight: Callable[[HParams], Callable] | None = None,
     part_weights: Parts = None,
     make_part_weights: Callable[[HParams], Parts] | None = None,

@@ -1,6 +1,8 @@
 """The main jobs from data to results: choose a strength, train at one, draw a report again."""
 
+from wdjax.jobs.audit import run_audit as run_audit
 from wdjax.jobs.files import run_report as run_report
+from wdjax.jobs.options import AuditOptions as AuditOptions
 from wdjax.jobs.options import SelectOptions as SelectOptions
 from wdjax.jobs.options import TrainOptions as TrainOptions
 from wdjax.jobs.run import run_select as run_select

@@ -105,22 +105,36 @@ def run_report(folder: str) -> pathlib.Path:
     """
     from wdjax.report import write_report
 
-    path = pathlib.Path(folder) / "results.json"
+    results = read_results(pathlib.Path(folder))
+    path = pathlib.Path(folder) / "report.html"
+    write_report(results, path)
+    return path
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's `results.json`.
+
+    Raises:
+      ValueError: if the folder holds no readable results.
+    """
+    path = folder / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"`run` {folder!r} holds no results.json; give the folder that `wdjax select` or "
+            f"`run` {str(folder)!r} holds no results.json; give the folder that `wdjax select` or "
             "`wdjax train` wrote."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`run` {folder!r}: results.json is not valid JSON ({error}).") from None
+        raise ValueError(
+            f"`run` {str(folder)!r}: results.json is not valid JSON ({error})."
+        ) from None
     if not isinstance(results, dict) or "kind" not in results:
         raise ValueError(
-            f"`run` {folder!r}: results.json was not written by `wdjax select` or `wdjax train`."
+            f"`run` {str(folder)!r}: results.json was not written by `wdjax select` or "
+            "`wdjax train`."
         )
-    write_report(results, path.with_name("report.html"))
-    return path.with_name("report.html")
+    return results
 
 
 class Clock:

@@ -29,6 +29,18 @@ class RunOptions:
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 100; cnn 10)")
     batch_size: int = option(64, "examples a step")
+    augment: str = option(
+        "", f"of images, one or several of {','.join(recipes.AUGMENTATIONS)}, with commas"
+    )
+    example_weight: str | None = option(
+        None, f"sigmoid:X weighs examples by X: {', '.join(recipes.EXAMPLE_FEATURES)}"
+    )
+    part_weight: str | None = option(
+        None, f"sigmoid:X weighs parts by X: {', '.join(recipes.PART_FEATURES)}"
+    )
+    part_weight_on: str = option(
+        "decay", "of each part, what its weight multiplies", recipes.PART_WEIGHT_PLACES
+    )
     dropout: float = option(0.0, "rate at which hidden units are dropped")
     label_noise: float = option(0.0, "share of the choosing part's labels made wrong")
     seed: int = option(0, "of the split, the folds and every run")
@@ -46,6 +58,12 @@ class SelectOptions(RunOptions):
         None, "the candidates (default zero and 13 log-spaced; cnn 5, rnn 7)"
     )
     learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
+    example_slopes: tuple[float, ...] | None = option(
+        None, "of the example weight, a grid axis (default -4 0 4); 0 weighs all alike"
+    )
+    part_slopes: tuple[float, ...] | None = option(
+        None, "of the part weight, a grid axis (default -4 0 4); 0 weighs all alike"
+    )
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
     rule: str = option("min", "", RULES)
@@ -57,7 +75,21 @@ class TrainOptions(RunOptions):
 
     strength: float = option(0.0, "how strongly the weights decay")
     learning_rate: float = option(3e-3, "")
+    example_slope: float | None = option(None, "of the example weight (default 4)")
+    part_slope: float | None = option(None, "of the part weight (default 4)")
     seeds: int = option(1, "runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditOptions(RunOptions):
+    """Say who gets how much decay, measured, and what looks wrong; nothing is trained."""
+
+    run: str | None = option(None, "a folder that select or train wrote; its options count")
+    strength: float = option(0.0, "how strongly the weights decay")
+    learning_rate: float = option(3e-3, "")
+    example_slope: float | None = option(None, "of the example weight (default 4)")
+    part_slope: float | None = option(None, "of the part weight (default 4)")
+    strict: bool = option(False, "exit with 1 if there is a warning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +106,9 @@ DEFAULTS = {"cnn": ModelDefaults(10, 1, 5, score_rows=128), "rnn": ModelDefaults
 
 
 OTHERWISE = ModelDefaults(100, 3, 13)
+
+
+SLOPES = (-4.0, 0.0, 4.0)
 
 
 STRENGTH_RANGES = {

@@ -1,6 +1,7 @@
 """From options to data, recipe and devices: everything refused here costs nothing."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,13 @@ from wdjax.jobs.files import checked_out
 from wdjax.jobs.options import (
     DEFAULTS,
     OTHERWISE,
+    SLOPES,
     STRENGTH_RANGES,
     ModelDefaults,
     RunOptions,
     SelectOptions,
 )
-from wdjax.parts import describe_decay, resolve_parts
+from wdjax.parts import resolve_parts
 from wdjax.recipe import Recipe
 from wdjax.selection.grids import Grid, check_axis, grid_product
 
@@ -47,13 +49,15 @@ class Prepared:
         )
 
 
-def prepare(options: RunOptions) -> Prepared:
+def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
     """Checks the options, loads and splits the data, finds the devices.
+
+    Without `writes` the output folder is not looked at.
 
     Raises:
       ValueError: for any option or data that cannot run, in one sentence.
     """
-    out = checked_out(options)
+    out = checked_out(options) if writes else pathlib.Path()
     make_model = recipes.load_make_model(options.model)
     defaults = DEFAULTS.get(options.model, OTHERWISE)
     loss = options.loss or (
@@ -85,6 +89,14 @@ def prepare(options: RunOptions) -> Prepared:
         dtype=options.dtype,
         scale_inputs=dataset.kind == "table",
         score_rows=defaults.score_rows,
+        augment=_augmentations(options, dataset),
+        example_feature=recipes.parse_sigmoid(
+            "example_weight", options.example_weight, recipes.EXAMPLE_FEATURES
+        ),
+        part_feature=recipes.parse_sigmoid(
+            "part_weight", options.part_weight, recipes.PART_FEATURES
+        ),
+        part_weight_on=options.part_weight_on,
     )
     if options.model == "cnn":
         dataset = arrays.as_images_32(dataset)
@@ -94,6 +106,52 @@ def prepare(options: RunOptions) -> Prepared:
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
     return Prepared(recipe, choose_data, test_data, mesh, out, defaults, shapes)
+
+
+def _augmentations(options: RunOptions, dataset: arrays.Dataset) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in options.augment.split(",") if name.strip())
+    if names and dataset.kind != "image":
+        raise ValueError(
+            f"`augment` changes images; {dataset.name!r} is a {dataset.kind}: leave it out."
+        )
+    grey = dataset.inputs.shape[-1] != 3 and options.model != "cnn"
+    if "saturation" in names and grey:
+        raise ValueError(
+            f"`augment` saturation needs red, green and blue; {dataset.name!r} has "
+            f"{dataset.inputs.shape[-1]} channels: leave it out."
+        )
+    return names
+
+
+def slopes_of(options: Any) -> dict[str, float]:
+    """The slopes of a single run, by name; none where nothing is weighed."""
+    slopes = {}
+    for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
+        slope = getattr(options, f"{name}_slope")
+        if slope is not None and weighed is None:
+            raise ValueError(
+                f"`{name}_slope` = {slope:g} has nothing to act on; give --{name}-weight sigmoid:X."
+            )
+        if weighed is not None:
+            slope = SLOPES[-1] if slope is None else slope
+            check_number(f"{name}_slope", slope)
+            slopes[f"{name}_slope"] = slope
+    return slopes
+
+
+def _slope_axes(options: SelectOptions) -> dict[str, Any]:
+    """The slopes as grid axes, by name; none where nothing is weighed."""
+    axes = {}
+    for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
+        slopes = getattr(options, f"{name}_slopes")
+        if slopes is not None and weighed is None:
+            raise ValueError(
+                f"`{name}_slopes` have nothing to act on; give --{name}-weight sigmoid:X."
+            )
+        if weighed is not None:
+            slopes = SLOPES if slopes is None else slopes
+            axes[f"{name}_slope"] = check_axis(f"{name}_slopes", slopes)
+    return axes
 
 
 def _param_shapes(recipe: Recipe, options: RunOptions, dataset: arrays.Dataset) -> Any:
@@ -131,28 +189,27 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     """
     learning_rates = check_axis("learning_rates", options.learning_rates)
     check_number("learning_rates", min(learning_rates), low=0.0, above=True)
-    per_strength = _rate_per_strength(options.decay, max(learning_rates))
     if options.strengths is None:
         low, high = STRENGTH_RANGES[options.decay]
-        # At a large learning rate the range ends where a step removes the whole weight.
-        high = min(high, 1 / per_strength) if per_strength else high
+        high = min(high, whole_weight_strength(options.decay, max(learning_rates)))
         strengths = [0.0, *np.geomspace(low, high, prepared.defaults.num_strengths)]
     else:
         strengths = check_axis("strengths", options.strengths)
         check_overshoot("strengths", options.decay, max(strengths), max(learning_rates))
     dropout = {"dropout": options.dropout} if options.dropout else {}
-    return grid_product(strength=strengths, learning_rate=learning_rates, **dropout)
+    slopes = _slope_axes(options)
+    return grid_product(strength=strengths, learning_rate=learning_rates, **slopes, **dropout)
 
 
-def _rate_per_strength(decay: str, learning_rate: float) -> float:
-    """The share of a weight that a strength of 1 removes in a step; 0 for the penalties."""
+def whole_weight_strength(decay: str, learning_rate: float) -> float:
+    """The strength at which a step removes the whole weight; infinite for the penalties."""
     rates = {"decoupled": learning_rate, "corrected": learning_rate, "independent": 1.0}
-    return rates.get(decay, 0.0)
+    return 1 / rates[decay] if decay in rates else math.inf
 
 
 def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:
     """Refuses a decay that multiplies a weight by -1 or beyond at every step."""
-    rate = _rate_per_strength(decay, learning_rate) * strength
+    rate = strength / whole_weight_strength(decay, learning_rate)
     if rate >= 2:
         raise ValueError(
             f"`{name}`: {strength:g} removes {rate:g} of each weight per step at learning rate "
@@ -168,23 +225,3 @@ def check_batch_fits(batch_size: int, num_examples: int) -> None:
             f"`batch_size` must be at most {num_examples}, the examples of the smallest training "
             f"part; got {batch_size}. Take a smaller batch, or fewer folds."
         )
-
-
-def decay_rows(prepared: Prepared, hparams: dict[str, float]) -> list[dict[str, Any]]:
-    """Who is decayed by how much. Under coupled and l1 the rate belongs to the optimiser."""
-    recipe, strength = prepared.recipe, hparams["strength"]
-    num_steps = recipe.num_epochs * (len(prepared.choose_data.inputs) // recipe.batch_size)
-    rate, multiplier = recipes.recipe_learning_rate(recipe, hparams["learning_rate"], num_steps)
-    if recipe.decay == "independent":
-        rate = multiplier if callable(multiplier) else None
-    elif recipe.decay == "corrected" and callable(rate):
-        peak = hparams["learning_rate"]
-        scheduled: Any = rate
-        rate = lambda step: scheduled(step) ** 2 / peak
-    report = describe_decay(
-        prepared.param_shapes, recipe.parts, strength, learning_rate=rate, num_steps=num_steps
-    )
-    rows = report.to_dict()
-    if recipe.decay in ("coupled", "l1"):
-        rows = [row | {"rate": None, "half_life": None} for row in rows]
-    return rows

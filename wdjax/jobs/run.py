@@ -12,14 +12,15 @@ from jaxtyping import Array
 from wdjax import recipe as recipes
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data import arrays
+from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.files import Clock, finish, header, write_json, write_params
 from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.jobs.prepare import (
     Prepared,
     check_batch_fits,
     check_overshoot,
-    decay_rows,
     prepare,
+    slopes_of,
     strength_grid,
 )
 from wdjax.jobs.verdict import headline, score_rows
@@ -108,9 +109,9 @@ def run_select(
         lines = headline(scores, chosen, options.decay, command)
         results["headline"] = lines[0]
         results["advice"] = [*lines[1:], *_about_noise(options)]
-        results["decay"] = decay_rows(prepared, chosen.hparams)
         rows = _refit_rows(grid, chosen)
         results["refit"], params = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
+        results |= audit_results(audit_run(prepared, chosen.hparams, params), options.decay)
         clock.lap("refit")
     except KeyboardInterrupt:
         if "scores" in results:
@@ -142,9 +143,9 @@ def run_train(
     data = arrays.to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
+    hparams |= slopes_of(options)
     hparams |= {"dropout": options.dropout} if options.dropout else {}
     results = header("train", options, prepared, command)
-    results["decay"] = decay_rows(prepared, hparams)
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
     say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
@@ -161,6 +162,7 @@ def run_train(
         f"Strength {options.strength:g} ({options.decay}): test loss {over_seeds(losses)}, "
         f"training loss {over_seeds(refit['chosen']['train_loss'])}."
     )
+    results |= audit_results(audit_run(prepared, hparams, params), options.decay)
     results |= {"refit": refit, "status": "complete"}
     write_params(prepared.out, params)
     finish(prepared.out, results, clock)

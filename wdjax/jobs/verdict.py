@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from wdjax.jobs.prepare import whole_weight_strength
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import Choice, end_of_grid, paired_difference, row_of_zero
 from wdjax.selection.cross_validation import Grid, Scores, standard_error_over_folds
@@ -42,11 +43,20 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
         )
     elif end is not None:
         first = f"Chosen {at}, at the {end} end of the grid: validation loss {score}"
-        lines.append(f"The best may lie beyond. Try: {wider_command(command, scores.grid, end)}")
+        most = whole_weight_strength(decay, float(np.max(scores.grid["learning_rate"])))
+        wider = wider_command(command, scores.grid, end, most)
+        lines.append(
+            f"The best may lie beyond. Try: {wider}"
+            if wider
+            else "Nothing lies beyond at this learning rate: a step would remove the whole weight."
+        )
     else:
         first = f"Chosen {at}: validation loss {score}"
         first += f", lower than at zero by {gain} (paired over folds)" if gain else ""
     learning_rates = np.unique(np.asarray(scores.grid["learning_rate"]))
+    for name in ("example_slope", "part_slope"):
+        if name in chosen.hparams:
+            first += f", {name.replace('_', ' ')} {format_number(chosen.hparams[name])}"
     if len(learning_rates) == 1:
         first += f". It holds at the one learning rate tried, {learning_rates[0]:g}"
     else:
@@ -57,20 +67,26 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     return [first + ".", *lines]
 
 
-def wider_command(command: str, grid: Grid, end: str) -> str:
-    """The command again, its strengths moved two decades beyond the end that won."""
+def wider_command(command: str, grid: Grid, end: str, most: float = math.inf) -> str | None:
+    """The command again, its strengths moved two decades beyond the end that won.
+
+    They stop at `most`; None if that is not beyond. The folder is left to the default: the old
+    one is taken.
+    """
     axis = np.unique(np.asarray(grid["strength"]))
     above = axis[axis > 0]
     edge = above[-1] if end == "largest" else above[0]
     low, high = (edge / 10, edge * 100) if end == "largest" else (edge / 100, edge * 10)
+    high = min(high, most)
+    if end == "largest" and high <= edge:
+        return None
     wider = [0.0, *np.geomspace(low, high, 10)] if 0.0 in axis else [*np.geomspace(low, high, 10)]
-    words = shlex.split(command or "wdjax select")
-    if "--strengths" in words:
-        start = words.index("--strengths")
-        stop = start + 1
-        while stop < len(words) and not words[stop].startswith("--"):
-            stop += 1
-        words = words[:start] + words[stop:]
+    words, dropping = [], False
+    for word in shlex.split(command or "wdjax select"):
+        if word.startswith("--"):
+            dropping = word.partition("=")[0] in ("--strengths", "--out", "--overwrite")
+        if not dropping:
+            words.append(word)
     return shlex.join([*words, "--strengths", *(f"{s:.3g}" for s in wider)])
 
 
@@ -90,10 +106,10 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
 
 def select_table(results: dict[str, Any]) -> Table:
     """The table of candidates, the chosen row marked."""
-    rows, several = results["table"], results["grid_shape"]["learning_rate"] > 1
+    rows, shape = results["table"], results["grid_shape"]
     names = [n for n in ("loss", "accuracy", "train_loss", "gap") if n in rows[0]]
     titles = {"loss": "validation loss", "train_loss": "train loss"}
-    numbers = ("strength", "learning_rate") if several else ("strength",)
+    numbers = tuple(n for n, count in shape.items() if n == "strength" or count > 1)
     return Table(
         headers=(*(n.replace("_", " ") for n in numbers), *(titles.get(n, n) for n in names)),
         rows=tuple(

@@ -90,9 +90,9 @@ def audit(
     The rate is what updates with zero gradients remove of the weights, held where they are, so
     optax's own transformations are measured like this project's. Where that is zero, a decay to
     another reference is looked for by the same at `2 w`. Leaves in half precision are measured in
-    float32, leaves of zeros (biases at the start) as if they were ones. `multiplier` is the rate
-    as a share of the largest. With `loss_fn`, the penalty's gradient is the loss's own at weights
-    of zero, where the data loss is 0.
+    float32, leaves of zeros (biases at the start) as if they were ones. `multiplier` is the rate as
+    a share of the largest, or that of the penalty's pull where no rate is. With `loss_fn`, the
+    penalty's gradient is the loss's own at weights of zero, where the data loss is 0.
 
     Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
     long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
@@ -128,10 +128,12 @@ def audit(
     effective = [
         np.where(np.abs(r) > 1e-12, r, np.maximum(s, 0)) for r, s in zip(rates, slopes, strict=True)
     ]
-    largest = max((r.mean() for r in effective), default=0.0)
+    sizes = [float(r.mean()) for r in effective]
+    sizes = sizes if any(size > 0 for size in sizes) else pulls
+    largest = max(sizes, default=0.0)
     leaves = []
     for i, (path, leaf) in enumerate(named):
-        multiplier = float(effective[i].mean() / largest) if largest > 0 else 0.0
+        multiplier = sizes[i] / largest if largest > 0 else 0.0
         row = leaf_decay(leaf_path(path), leaf, multiplier, effective[i], steps_per_epoch)
         rate, slope = float(rates[i].mean()), float(slopes[i].mean())
         leaves.append(

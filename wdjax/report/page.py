@@ -202,6 +202,7 @@ def _decay(results: Mapping[str, Any]) -> Iterable[str]:
     cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
     units = {"rate": "rate a step", "half_life": "half-life in steps"}
     yield _scrolling(Table(tuple(units.get(n, n.replace("_", " ")) for n in names), cells))
+    yield from (_paragraph(f"Warning: {line}") for line in results.get("warnings") or ())
 
 
 def _decay_cell(name: str, row: Mapping[str, Any]) -> Any:

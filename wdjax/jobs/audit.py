@@ -1,0 +1,129 @@
+"""The audit of a run: who gets how much decay, measured, and what looks wrong."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from wdjax import recipe as recipes
+from wdjax.checks import check_number, check_strength
+from wdjax.data import arrays
+from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
+from wdjax.jobs.prepare import Prepared, check_batch_fits, check_overshoot, prepare, slopes_of
+from wdjax.losses import regularized_loss
+from wdjax.parts import AuditReport, audit, leaf_path
+from wdjax.types import Batch, Params
+
+ROWS_MEASURED = 256
+"""Examples that the loss is measured on."""
+
+
+def run_audit(options: AuditOptions) -> AuditReport:
+    """Audits a model of the project at its initial params, or a saved run at its final ones.
+
+    Raises:
+      ValueError: for any bad option, or a folder that holds no finished run of today's data.
+    """
+    if options.run is not None:
+        return _audit_saved(pathlib.Path(options.run))
+    prepared = prepare(options, writes=False)
+    check_strength("strength", options.strength)
+    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    check_overshoot("strength", options.decay, options.strength, options.learning_rate)
+    hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
+    hparams |= slopes_of(options)
+    data = arrays.to_batch(prepared.choose_data)
+    check_batch_fits(prepared.recipe.batch_size, len(data.weights))
+    model = recipes.recipe_model(prepared.recipe)
+    params, _ = jax.jit(model.init)(jax.random.key(options.seed), data.inputs[:1])
+    return audit_run(prepared, hparams, params)
+
+
+def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> AuditReport:
+    """Audits what a prepared run does to `params`: its optimiser, its penalty, its part weights.
+
+    A strength of 0 is an answer, not an oversight: that nothing decays is then no warning.
+    """
+    recipe = prepared.recipe
+    data = arrays.to_batch(prepared.choose_data)
+    steps_per_epoch = len(data.weights) // recipe.batch_size
+    num_steps = recipe.num_epochs * steps_per_epoch
+    data, _ = recipes.recipe_scale(recipe, data, data)
+    batch = Batch(*(jax.tree.map(lambda x: x[:ROWS_MEASURED], leaf) for leaf in data))
+    model = recipes.recipe_model(recipe)
+    _, model_state = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
+    if jax.tree.leaves(model_state):
+        _, model_state = jax.jit(model.init)(jax.random.key(0), batch.inputs)
+    report = audit(
+        params,
+        recipes.recipe_tx(recipe, hparams, num_steps, batch.inputs),
+        regularized_loss(
+            model,
+            recipes.LOSSES[recipe.loss],
+            recipes.recipe_penalty(recipe, hparams, batch.inputs),
+        ),
+        batch=batch,
+        model_state=model_state,
+        part_weights=recipes.recipe_part_weights(recipe, hparams, batch.inputs, "loss"),
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    if hparams["strength"] == 0:
+        meant = lambda warning: warning.kind == "nothing decays"
+        report = report._replace(warnings=tuple(w for w in report.warnings if not meant(w)))
+    return report
+
+
+def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
+    """What results files say of it. Under a penalty the rate belongs to the optimiser."""
+    rows = report.to_dict()["leaves"]
+    if decay in ("coupled", "l1"):
+        unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
+        rows = [row | dict.fromkeys((*unknown, "half_life_epochs")) for row in rows]
+    return {"decay": rows, "warnings": [warning.text for warning in report.warnings]}
+
+
+def _audit_saved(folder: pathlib.Path) -> AuditReport:
+    from wdjax.jobs.files import read_results
+
+    results = read_results(folder)
+    if results.get("status") != "complete":
+        raise ValueError(f"`run` {str(folder)!r} was stopped before it ended; nothing to audit.")
+    kinds = {"select": SelectOptions, "train": TrainOptions}
+    options = _options(kinds[results["kind"]], results["config"])
+    prepared = prepare(options, writes=False)
+    if arrays.hash_of(prepared.choose_data) != results["data"]["sha256"]:
+        raise ValueError(
+            f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "
+            "run it again."
+        )
+    params = _read_params(folder / "params.npz", prepared.param_shapes)
+    return audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
+
+
+def _options(kind: type, config: dict[str, Any]) -> RunOptions:
+    """The options of a saved run; lists were tuples, and what is unknown was a derived number."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    return kind(**{name: as_tuple(value) for name, value in config.items() if name in names})
+
+
+def _read_params(path: pathlib.Path, shapes: Params) -> Params:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            saved = dict(archive)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`run`: {str(path)!r} cannot be read ({error}).") from None
+
+    def of(leaf_at, shape):
+        name = leaf_path(leaf_at)
+        if name not in saved or saved[name].shape != shape.shape:
+            raise ValueError(
+                f"`run`: {str(path)!r} holds no {name!r} of shape {shape.shape}; the model has "
+                "changed since."
+            )
+        return jax.numpy.asarray(saved[name], shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(of, shapes)
