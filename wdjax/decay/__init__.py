@@ -15,24 +15,26 @@ from wdjax.decay.adaptive import (
     warm_start_bound,
 )
 from wdjax.decay.convert import CONVENTIONS, Conversion, convert_strength, explain_conversion
-from wdjax.decay.kernel import (
-    DecayState,
-    Reference,
-    average_of_params,
-    cautious,
+from wdjax.decay.forms import (
     cautious_decay,
     corrected_decay,
     corrected_rate,
     decay_to_average,
     decay_to_initial,
     decay_to_one,
-    decay_weights,
     decoupled_decay,
     decoupled_rate,
-    huber,
     huber_decay,
     independent_decay,
     independent_rate,
+)
+from wdjax.decay.kernel import (
+    DecayState,
+    Reference,
+    average_of_params,
+    cautious,
+    decay_weights,
+    huber,
     initial_params,
 )
 from wdjax.decay.optimizers import MasterState, adamw, float32_master, lion, muon, sgdw

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, is_known
-from wdjax.decay.kernel import check_peak
+from wdjax.decay.forms import check_peak
 from wdjax.types import Schedule, Strength
 
 CONVENTIONS = {

@@ -10,10 +10,10 @@ import optax
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_number, check_strength_or_schedule, is_known
+from wdjax.decay.forms import decoupled_rate
 from wdjax.decay.kernel import (
     DecayState,
     check_not_injected,
-    decoupled_rate,
     is_known_zero,
     next_step,
     rate_at,
