@@ -215,7 +215,7 @@ def check_folds(dataset: Dataset, num_folds: int, *, stratify: bool = True) -> N
     """
     check_positive_int("folds", num_folds, low=2, high=len(dataset.inputs))
     if stratify and _has_labels(dataset):
-        _check_smallest_class(dataset, num_folds, f"be in each of {num_folds} folds")
+        _check_smallest_class(dataset, num_folds, f"be in each of `folds` = {num_folds} parts")
 
 
 def add_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
@@ -351,7 +351,7 @@ def _check_smallest_class(dataset: Dataset, needed: int, purpose: str) -> None:
         called = f" ({dataset.class_names[smallest]})" if dataset.class_names else ""
         raise ValueError(
             f"class {smallest}{called} of {dataset.name!r} has {sizes[smallest]} examples and "
-            f"needs {needed} to {purpose}; ask for less, or do not stratify."
+            f"needs {needed} to {purpose}; ask for fewer, or do not stratify."
         )
 
 

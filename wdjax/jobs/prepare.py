@@ -190,7 +190,8 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     learning_rates = check_axis("learning_rates", options.learning_rates)
     check_number("learning_rates", min(learning_rates), low=0.0, above=True)
     if options.strengths is None:
-        low, high = STRENGTH_RANGES[options.decay]
+        ends = zip(STRENGTH_RANGES[options.decay], prepared.defaults.narrowed, strict=True)
+        low, high = (end * factor for end, factor in ends)
         high = min(high, whole_weight_strength(options.decay, max(learning_rates)))
         strengths = [0.0, *np.geomspace(low, high, prepared.defaults.num_strengths)]
     else:
@@ -223,5 +224,5 @@ def check_batch_fits(batch_size: int, num_examples: int) -> None:
     if batch_size > num_examples:
         raise ValueError(
             f"`batch_size` must be at most {num_examples}, the examples of the smallest training "
-            f"part; got {batch_size}. Take a smaller batch, or fewer folds."
+            f"part; got batch_size={batch_size}: take a smaller batch."
         )

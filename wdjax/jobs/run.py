@@ -140,8 +140,8 @@ def run_train(
     check_number("learning_rate", options.learning_rate, low=0.0, above=True)
     check_positive_int("seeds", options.seeds)
     check_overshoot("strength", options.decay, options.strength, options.learning_rate)
+    check_batch_fits(prepared.recipe.batch_size, len(prepared.choose_data.inputs))
     data = arrays.to_batch(prepared.choose_data)
-    check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
     hparams |= slopes_of(options)
     hparams |= {"dropout": options.dropout} if options.dropout else {}
