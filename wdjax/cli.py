@@ -17,6 +17,7 @@ EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
     "train": "wdjax train --strength 0.1 --epochs 50",
     "audit": "wdjax audit --model mlp --decay decoupled --strength 0.1 --strict",
+    "convert": "wdjax convert 1e-4 keras_l2 torch_adamw",
     "report": "wdjax report runs/select-20261122-120000",
 }
 INTERRUPTED = 130
@@ -51,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             report = jobs.run_audit(jobs.AuditOptions(**arguments))
             print(report)
             return 1 if arguments["strict"] and report.warnings else 0
+        if job == "convert":
+            strength = (arguments.pop(name) for name in ("value", "source", "target"))
+            print(jobs.run_convert(*strength, jobs.ConvertOptions(**arguments)))
+            return 0
         options = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}[job](**arguments)
         run = {"select": jobs.run_select, "train": jobs.run_train}[job]
         with _Screen() as screen:
@@ -175,6 +180,13 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
         ("audit", jobs.AuditOptions),
     ):
         _add_command(commands, name, options)
+    convert = _add_command(commands, "convert", jobs.ConvertOptions)
+    convert.usage = "wdjax convert VALUE SOURCE TARGET [OPTION VALUE ...]"
+    convert.add_argument(
+        "value", metavar="VALUE", type=_number, help="the strength, C or timescale"
+    )
+    convert.add_argument("source", metavar="SOURCE", help=", ".join(jobs.CONVENTIONS))
+    convert.add_argument("target", metavar="TARGET", help="one of the same")
     report = commands.add_parser(
         "report",
         help="Draw a run's report.html again from its results.json.",
@@ -184,7 +196,7 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, options: type) -> None:
+def _add_command(commands: Any, name: str, options: type) -> argparse.ArgumentParser:
     purpose = (options.__doc__ or "").splitlines()[0]
     parser = commands.add_parser(
         name,
@@ -197,6 +209,7 @@ def _add_command(commands: Any, name: str, options: type) -> None:
     )
     for field in dataclasses.fields(options):
         parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field, options))
+    return parser
 
 
 def _argument(field: Any, options: type) -> dict[str, Any]:

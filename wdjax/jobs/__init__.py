@@ -1,6 +1,9 @@
 """The main jobs from data to results: choose a strength, train at one, draw a report again."""
 
+from wdjax.decay import CONVENTIONS as CONVENTIONS
 from wdjax.jobs.audit import run_audit as run_audit
+from wdjax.jobs.convert import ConvertOptions as ConvertOptions
+from wdjax.jobs.convert import run_convert as run_convert
 from wdjax.jobs.files import run_report as run_report
 from wdjax.jobs.options import AuditOptions as AuditOptions
 from wdjax.jobs.options import SelectOptions as SelectOptions

@@ -27,7 +27,7 @@ class RunOptions:
     schedule: str = option("constant", "", recipes.SCHEDULES)
     decay: str = option("decoupled", "", recipes.DECAYS)
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
-    epochs: int | None = option(None, "passes over the training part (default 100; cnn 10)")
+    epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
     batch_size: int = option(64, "examples a step")
     augment: str = option(
         "", f"of images, one or several of {','.join(recipes.AUGMENTATIONS)}, with commas"
@@ -55,7 +55,7 @@ class SelectOptions(RunOptions):
     """Choose the strength by cross-validation, then show what it bought on a test part."""
 
     strengths: tuple[float, ...] | None = option(
-        None, "the candidates (default zero and 13 log-spaced; cnn 5, rnn 7)"
+        None, "the candidates (default zero and 13 log-spaced; cnn 3, rnn 7)"
     )
     learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
     example_slopes: tuple[float, ...] | None = option(
@@ -99,17 +99,19 @@ class ModelDefaults:
     num_epochs: int
     num_seeds: int
     num_strengths: int
+    narrowed: tuple[float, float] = (1.0, 1.0)
+    """Factors on the two ends of the default range: few strengths must lie where it matters."""
     score_rows: int | None = None
 
 
-DEFAULTS = {"cnn": ModelDefaults(10, 1, 5, score_rows=128), "rnn": ModelDefaults(100, 2, 7)}
-
+DEFAULTS = {
+    "cnn": ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
+    "rnn": ModelDefaults(100, 2, 7),
+}
 
 OTHERWISE = ModelDefaults(100, 3, 13)
 
-
 SLOPES = (-4.0, 0.0, 4.0)
-
 
 STRENGTH_RANGES = {
     "decoupled": (1e-3, 1e2),

@@ -1,0 +1,46 @@
+"""The job `wdjax convert`: a strength in another codebase's convention."""
+
+import dataclasses
+
+import optax
+
+from wdjax.checks import check_one_of, check_positive_int
+from wdjax.decay import Conversion, explain_conversion
+from wdjax.jobs.options import option
+from wdjax.recipe import SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Say a strength in another codebase's convention."""
+
+    learning_rate: float | None = option(None, "at its peak; needed for timescales")
+    schedule: str = option("constant", "", SCHEDULES)
+    num_steps: int | None = option(None, "of the run; needed under a schedule")
+    batch_size: int | None = option(None, "examples a step; needed for timescale_epochs")
+    num_examples: int | None = option(None, "examples an epoch; for sklearn, timescale_epochs")
+
+
+def run_convert(value: float, source: str, target: str, options: ConvertOptions) -> Conversion:
+    """Converts `value`, and says over which horizon the two conventions agree.
+
+    Raises:
+      ValueError: as `explain_conversion`; for a schedule without learning rate or steps.
+    """
+    check_one_of("schedule", options.schedule, SCHEDULES)
+    learning_rate = options.learning_rate
+    if options.schedule == "cosine":
+        if learning_rate is None or options.num_steps is None:
+            raise ValueError("`schedule` cosine needs --learning-rate and --num-steps.")
+        check_positive_int("num_steps", options.num_steps)
+        learning_rate = optax.cosine_decay_schedule(learning_rate, options.num_steps)
+    return explain_conversion(
+        value,
+        source,
+        target,
+        learning_rate=learning_rate,
+        peak_learning_rate=options.learning_rate,
+        num_steps=options.num_steps,
+        batch_size=options.batch_size,
+        num_examples=options.num_examples,
+    )
