@@ -1,0 +1,152 @@
+"""The site: `sphinx-build -W -b html docs docs/_build` (packages: the extra `docs`)."""
+
+import json
+import pathlib
+import re
+import textwrap
+
+import wdjax
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+project = "wdjax"
+author = "the wdjax authors"
+copyright = author
+release = version = "0.1"
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "wdjax"
+html_show_sourcelink = False
+myst_heading_anchors = 3
+highlight_language = "none"
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+
+
+def setup(app):
+    app.connect("source-read", fill_page)
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-docstring", to_restructured_text)
+
+
+# Pages: links that leave the folder, and the gallery, which is written from the results.
+
+
+def fill_page(app, docname, source):
+    """Links to the table of experiments and to the README point into the site."""
+    text = source[0]
+    if docname == "gallery":
+        text = text.replace("<!-- table -->", table()).replace("<!-- figures -->", figures())
+    for outside, inside in (
+        ("../experiments/README.md", "gallery.md"),
+        ("../README.md", "index.md"),
+    ):
+        text = text.replace(f"({outside}", f"({inside}")
+    source[0] = text
+
+
+def table():
+    """The table of claims, as the experiments' own README has it."""
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
+    return re.sub(r"\]\((?!\w+:)", "](../experiments/", rows)
+
+
+def figures():
+    """A section for each experiment that has a figure: claim, verdict, figure, command."""
+    sections = []
+    for path in sorted((ROOT / "experiments").glob("*/figure.svg")):
+        results = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
+        lines = [
+            f"### {results['title']}",
+            f"Claim: {results['claim']} **{results['verdict']}**: {results['because']}",
+            f"![{results['title']}](../experiments/{path.parent.name}/figure.svg)",
+            f"```\n{results['command']}\n```",
+        ]
+        sections += lines
+    return "\n\n".join(sections)
+
+
+# Docstrings: Markdown's backticks, indented formulas and sections, as reStructuredText.
+
+
+def leave_out(app, what, name, obj, skip, options):
+    """A room's page leaves out what `wdjax` itself exports: it stands above."""
+    public = getattr(wdjax, name, None)
+    return True if what == "module" and public is not None and public is obj else None
+
+
+SECTIONS = ("Args:", "Returns:", "Raises:", "Warns:")
+
+
+def to_restructured_text(app, what, name, obj, options, lines):
+    if lines and lines[0].startswith("Alias for field number"):
+        lines[:] = [""]
+        return
+    out, section = [], ""
+    for block in blocks(lines):
+        header, rest = block[0].strip(), block[1:]
+        if header in SECTIONS:
+            section, block = header, rest
+            out += ["", f"*{header}*", ""]
+        elif not block[0].startswith(" "):
+            section = ""
+        if not block:
+            continue
+        text = textwrap.dedent("\n".join(block))
+        if section in ("Args:", "Raises:", "Warns:"):
+            out += [f"* {entry(item)}" for item in items(text, r"\w[\w, *.]*: ")]
+        elif block[0].startswith("    ") and not section:
+            out += ["", "::", "", *textwrap.indent(text, "    ").splitlines()]
+        elif text.startswith("- "):
+            out += [f"* {inline(item[2:])}" for item in items(text, "- ")]
+        else:
+            out.append(inline(text))
+        out.append("")
+    lines[:] = out
+
+
+def blocks(lines):
+    """Runs of lines without a blank one; an indented formula is a block of its own."""
+    block = []
+    for line in lines:
+        starts_section = line.strip() in SECTIONS and not line.startswith(" ")
+        if block and (not line.strip() or starts_section):
+            yield block
+            block = []
+        if line.strip():
+            block.append(line)
+    if block:
+        yield block
+
+
+def items(text, start):
+    """Entries that begin at the margin with `start` and go on indented, each as one string."""
+    entries = []
+    for line in text.splitlines():
+        if re.match(start, line) or not entries:
+            entries.append(line)
+        else:
+            entries[-1] += "\n" + line.strip()
+    return entries
+
+
+def entry(item):
+    name, colon, rest = item.partition(": ")
+    return f"``{name}``: {inline(rest)}" if colon else inline(item)
+
+
+def inline(text):
+    """One line: `code` as literal, everything else without meaning to reStructuredText."""
+    parts = re.split(r"`([^`]+)`", " ".join(text.split()))
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"([\\*_|`])", r"\\\1", parts[i])
+        if i and parts[i][:1].isalnum():
+            parts[i] = "\\ " + parts[i]
+        if i + 1 < len(parts) and parts[i][-1:].isalnum():
+            parts[i] += "\\ "
+    for i in range(1, len(parts), 2):
+        parts[i] = f"``{parts[i]}``"
+    return "".join(parts)

@@ -1,0 +1,53 @@
+"""Writes what was measured into faq.md: `python docs/fill_faq.py`.
+
+Each answer ends with the rows that measure it, `[Q1, Q2](../experiments/README.md)`. What follows
+that link, up to the mark `<!-- . -->`, is written here from the experiments' results.
+"""
+
+import json
+import math
+import pathlib
+import re
+
+from wdjax.tables import Estimate
+
+DOCS = pathlib.Path(__file__).parent
+EXPERIMENTS = DOCS.parent / "experiments"
+ANSWER = re.compile(r"\[([SQ\d, ]+)\]\(\.\./experiments/README\.md\)[^\n]*<!-- \. -->")
+
+
+def rows_of(folder: str) -> set[str]:
+    """`q01_q02_gap` -> {"Q1", "Q2"}."""
+    leading = re.match(r"((?:[qs]\d+_)*)", folder)
+    names = leading[1].split("_") if leading else []
+    return {f"{name[0].upper()}{int(name[1:])}" for name in names if name}
+
+
+def measured(rows: set[str]) -> str:
+    """The verdict of every experiment on one of the rows, with its first number."""
+    told = []
+    for path in sorted(EXPERIMENTS.glob("*/results.json")):
+        if rows & rows_of(path.parent.name):
+            results = json.loads(path.read_text(encoding="utf-8"))
+            first = results["found"][0]
+            error = math.nan if first["standard_error"] is None else first["standard_error"]
+            number = f"{first['what']} {Estimate(first['mean'], error)}, n = {first['n']}"
+            because = results["because"].rstrip(".")
+            page = f"../experiments/{path.parent.name}/run.py"
+            told.append(f"The claim [{results['verdict']}]({page}): {because} ({number}).")
+    return " ".join(told)
+
+
+def filled(text: str) -> str:
+    """The page with every answer's measurements as they are now."""
+
+    def fill(match: re.Match) -> str:
+        found = measured(set(match[1].split(", "))) or "Not measured yet."
+        return f"[{match[1]}](../experiments/README.md). {found} <!-- . -->"
+
+    return ANSWER.sub(fill, text)
+
+
+if __name__ == "__main__":
+    page = DOCS / "faq.md"
+    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

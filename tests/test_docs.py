@@ -1,0 +1,234 @@
+"""The documentation: its code runs, its links and names exist, the site builds and opens clean."""
+
+import functools
+import html
+import http.server
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import types
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import wdjax
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+WITH_CODE = ("guide", "migration", "extending", "articles")
+BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!\w+:)([^)#]+)[^)]*\)")
+
+
+def read(page):
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    text, names = read(f"{page}.md"), {}
+    found = list(BLOCK.finditer(text))
+    assert found
+    for block in found:
+        needs, code = block.groups()
+        if needs and importlib.util.find_spec(needs) is None:
+            continue
+        lines_before = "\n" * text[: block.start(2)].count("\n")
+        with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+            if needs:  # Another library's warnings are its own.
+                warnings.simplefilter("ignore")
+            exec(compile(lines_before + code, f"{page}.md", "exec"), names)
+
+
+def test_no_page_has_code_that_no_test_runs():
+    elsewhere = {"articles.zh"}  # its code is that of its twin
+    with_code = {page.stem for page in PAGES if "```python" in page.read_text(encoding="utf-8")}
+    assert with_code - elsewhere == set(WITH_CODE)
+
+
+def test_the_chinese_twin_has_the_same_sections_code_and_links():
+    one, other = read("articles.md"), read("articles.zh.md")
+    assert BLOCK.findall(one) == BLOCK.findall(other)
+    outline = lambda text: re.findall(r"^(#+ [\d.-]*)", re.sub(BLOCK, "", text), re.MULTILINE)
+    assert outline(one) == outline(other)
+    twins = {"articles.md": "articles.zh.md", "articles.zh.md": "articles.md"}
+    assert sorted(LINK.findall(one)) == sorted(twins.get(x, x) for x in LINK.findall(other))
+    tests = lambda text: re.findall(r"`(test_\w+)`", text)
+    assert tests(one) == tests(other)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_relative_link_leads_to_a_file(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_every_test_that_the_pages_name_exists():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", tests))
+    named = {
+        name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text("utf-8"))
+    }
+    assert named and named <= defined
+
+
+def test_every_row_of_the_articles_stands_in_the_page_about_them():
+    rows = {f"S{n}" for n in range(1, 18)} | {f"Q{n}" for n in (1, 8, 9, 10, 11, 13, 14)}
+    text = re.sub(r"S(\d+)-S(\d+)", _written_out, read("articles.md"))
+    assert rows <= set(re.findall(r"\b[SQ]\d+\b", text))
+
+
+def _written_out(match):
+    return " ".join(f"S{n}" for n in range(int(match[1]), int(match[2]) + 1))
+
+
+def test_the_faq_answers_every_question_with_its_rows():
+    first, second = read("faq.md").split("## The second article")
+    numbers = lambda text: [int(n) for n in re.findall(r"^(\d+)\. \*\*", text, re.MULTILINE)]
+    assert numbers(first) == list(range(1, 34))
+    assert numbers(second) == list(range(1, 5))
+    answers = re.split(r"^\d+\. \*\*", first + second, flags=re.MULTILINE)[1:]
+    assert all(
+        re.search(r"\[[SQ]\d+[SQ\d, ]*\]\(\.\./experiments/README\.md\)", a) for a in answers
+    )
+    rows = set(re.findall(r"\bQ\d+\b", first + second))
+    assert rows == {f"Q{n}" for n in range(1, 14)}  # Q14 stands in the text, not in a FAQ
+
+
+def test_the_faq_holds_what_the_results_say_now():
+    spec = importlib.util.spec_from_file_location("fill_faq", DOCS / "fill_faq.py")
+    fill_faq = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill_faq)
+    text = read("faq.md")
+    assert fill_faq.filled(text) == text, "the results changed: run `python docs/fill_faq.py`"
+    assert fill_faq.rows_of("q01_q02_gap") == {"Q1", "Q2"} and fill_faq.rows_of("speed") == set()
+
+
+# The API page.
+
+
+def public_names():
+    """The names of `wdjax`: what its `__init__` imports, without the rooms themselves."""
+    names = {name for name in vars(wdjax) if not name.startswith("_")}
+    return {name for name in names if not isinstance(getattr(wdjax, name), types.ModuleType)}
+
+
+def test_the_api_page_has_every_public_name_once():
+    listed = re.findall(r"^\.\. auto(?:function|class|data):: wdjax\.(\w+)$", read("api.md"), re.M)
+    assert sorted(listed) == sorted(public_names())
+
+
+def test_the_api_page_has_every_room_that_gives_a_public_name():
+    """A room's page documents the rest of it: all that its package or module exports."""
+    rooms = {
+        f"wdjax.{room}" for room in re.findall(r"automodule:: wdjax\.([\w.]+)", read("api.md"))
+    }
+    homes = {getattr(wdjax, name).__module__ for name in public_names()}
+    assert all(any(home == r or home.startswith(f"{r}.") for r in rooms) for home in homes)
+
+
+def test_every_public_name_has_a_docstring_of_its_own():
+    missing = [name for name in public_names() if not inspect.getdoc(getattr(wdjax, name))]
+    assert not missing
+
+
+# The site, and the browser.
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("sphinx", reason="pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run([*command, str(DOCS), str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_builds_with_warnings_as_errors_and_shows_the_figures(site):
+    gallery = (site / "gallery.html").read_text(encoding="utf-8")
+    figures = list((ROOT / "experiments").glob("*/figure.svg"))
+    assert gallery.count("<img") >= len(figures) + 1
+    for path in figures:
+        results = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
+        assert html.escape(results["command"]) in gallery
+    api = (site / "api.html").read_text(encoding="utf-8")
+    assert all(f'id="wdjax.{name}"' in api for name in public_names())
+    assert "Alias for field number" not in api
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+def opened(folder, page, tmp_path):
+    """The page's elements as headless Chromium leaves them, and what it logged to the console."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{page}"
+        flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --v=0".split()
+        done = subprocess.run(
+            [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
+            + ["--virtual-time-budget=5000", "--dump-dom", address],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index.html", "gallery.html", "articles.zh.html", "api.html"])
+def test_the_site_opens_in_a_browser_without_a_console_message(site, page, tmp_path):
+    dom, console = opened(site, page, tmp_path)
+    assert not console
+    # What a script had to do: furo's has run once the theme is set on the body.
+    assert re.search(r"<body[^>]*data-theme", dom)
+    for image in re.findall(r'<img[^>]* src="([^"]+)"', dom):
+        assert (site / image).is_file()
+
+
+@pytest.mark.slow
+def test_the_report_opens_in_a_browser_with_its_figures_and_the_tables_of_its_json(tmp_path):
+    out = tmp_path / "run"
+    words = "select --epochs 2 --seeds 1 --folds 2 --strengths 0 0.1 1 --devices 1 --data iris"
+    subprocess.run(
+        [sys.executable, "-m", "wdjax.cli", *words.split(), "--out", str(out)],
+        check=True,
+        capture_output=True,
+        timeout=280,
+    )
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    dom, console = opened(out, "report.html", tmp_path)
+    assert not console
+    assert dom.count("<svg") >= 2 and dom.count("<figure") >= 2
+    cells = [
+        [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
+        for row in re.findall(r"<tr.*?</tr>", dom, re.DOTALL)
+    ]
+    for row in results["table"]:
+        mean, error = row["loss"]["mean"], row["loss"]["standard_error"]
+        from wdjax.tables import Estimate, format_number
+
+        strength, shown = format_number(row["strength"]), str(Estimate(mean, error))
+        assert any(c[:1] == [strength] and shown in c for c in cells), (strength, shown, cells)
+    assert np.isfinite([row["loss"]["mean"] for row in results["table"]]).all()
