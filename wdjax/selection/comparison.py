@@ -1,0 +1,225 @@
+"""Comparing choices: each at the best of its own numbers, paired over the same folds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from wdjax.checks import check_one_of
+from wdjax.selection.choice import Choice, choose
+from wdjax.selection.cross_validation import (
+    FitAndScore,
+    Grid,
+    Progress,
+    Scores,
+    cross_validate,
+    standard_error_over_folds,
+)
+from wdjax.selection.folds import Folds
+from wdjax.tables import Estimate, Table, format_number
+from wdjax.types import Batch
+
+
+class Comparison(NamedTuple):
+    """Choices side by side, each at its best numbers; prints as a table, the best one marked."""
+
+    value: str
+    """The score compared; lower is better."""
+    baseline: str
+    """The choice that the differences are taken from."""
+    chosen: dict[str, Choice]
+    """The best numbers of each choice, in the order given."""
+    scores: dict[str, Scores]
+    """All that was run, choice by choice."""
+
+    @property
+    def best(self) -> str:
+        """The choice of the lowest mean score (the first, if several tie)."""
+        return min(self.chosen, key=lambda name: self.chosen[name].mean)
+
+    def difference(self, name: str, other: str | None = None) -> Estimate:
+        """`name` minus `other` (the baseline), paired over folds: mean and standard error.
+
+            d_fold = mean over seeds of (score of name - score of other)
+            mean of d_fold +- deviation (ddof 1) / sqrt(folds)
+
+        Raises:
+          ValueError: for an unknown choice.
+        """
+        other = self.baseline if other is None else other
+        for choice in (name, other):
+            check_one_of("choice", choice, self.chosen)
+        rows = [_values(self.scores[c], self.value)[self.chosen[c].index] for c in (name, other)]
+        difference = (rows[0] - rows[1])[None]
+        error = standard_error_over_folds(difference)[0]
+        return Estimate(float(difference.mean()), float(error))
+
+    def table(self) -> Table:
+        """One row a choice: its best numbers, its scores there, the difference to the baseline."""
+        numbers = list(dict.fromkeys(n for c in self.chosen.values() for n in c.hparams))
+        measures = list(dict.fromkeys(n for s in self.scores.values() for n in _names(s)))
+        rows = []
+        for name, choice in self.chosen.items():
+            scores = self.scores[name]
+            row = [name, *(choice.hparams.get(number) for number in numbers)]
+            for measure in measures:
+                known = measure in _names(scores)
+                row.append(_at(scores, measure, choice.index) if known else None)
+            row.append(None if name == self.baseline else self.difference(name))
+            rows.append(tuple(row))
+        return Table(
+            ("choice", *numbers, *measures, f"{self.value}: difference to {self.baseline}"),
+            tuple(rows),
+            marked=list(self.chosen).index(self.best),
+            note=self._note(),
+        )
+
+    def _note(self) -> str:
+        first = next(iter(self.scores.values()))
+        _, num_folds, num_seeds = _values(first, self.value).shape
+        candidates = ", ".join(
+            f"{name} {_values(scores, self.value).shape[0]}" for name, scores in self.scores.items()
+        )
+        notes = [
+            f"mean +- standard error over {num_folds} folds, {num_seeds} seeds each; differences "
+            f"are paired. Candidates tried: {candidates}; the best of more of them looks better "
+            "by luck alone."
+        ]
+        for name in self.chosen:
+            gap = self.difference(name, self.best)
+            if name != self.best and not abs(gap.mean) > gap.standard_error:
+                notes.append(
+                    f"{name} cannot be told from {self.best}: {gap}, within one standard error."
+                )
+        for name, choice in self.chosen.items():
+            if "end of the grid" in choice.reason:
+                numbers = ", ".join(f"{k} {format_number(v)}" for k, v in choice.hparams.items())
+                notes.append(f"{name} lies at an end of its grid ({numbers}): widen it.")
+        return "\n".join(notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"value", "baseline", "best", "choices": {name: numbers, score, difference, ...}}`."""
+        choices = {}
+        for name, choice in self.chosen.items():
+            choices[name] = {
+                **choice.to_dict(),
+                "difference": self.difference(name)._asdict(),
+                "scores": self.scores[name].to_dict(),
+            }
+        return {
+            "value": self.value,
+            "baseline": self.baseline,
+            "best": self.best,
+            "choices": choices,
+        }
+
+
+def compare(
+    choices: Mapping[str, FitAndScore],
+    grid: Grid | Mapping[str, Grid],
+    data: Batch,
+    folds: Folds,
+    *,
+    key: Array,
+    value: str = "loss",
+    baseline: str | None = None,
+    rule: str = "min",
+    num_seeds: int = 1,
+    trials_at_once: int | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
+) -> Comparison:
+    """Compares choices (optimisers, augmentations, structures), each at the best of its numbers.
+
+        best_c = choose(cross_validate(c, grid_c), rule)
+        difference_c = mean over folds of (score_c(best_c) - score_b(best_b)), b the baseline
+
+    A choice makes a program, a number an axis: every choice is one cross-validation over its own
+    grid. All see the same folds and the keys of (fold, seed), so two choices of one model start
+    from the same weights and their differences are paired. The scores are those of the best
+    numbers on the folds that chose them: they flatter, and a wider grid flatters more. For a
+    score that does not, choose within each fold (nested cross-validation).
+
+    Args:
+      choices: `{name: fit_and_score}`, such as `make_fit_and_score` builds; at least two.
+      grid: one grid for all, or `{name: grid}`, one a choice (learning rates fit optimisers).
+      data: all examples.
+      folds: from `kfold` or `folds_from_splits`.
+      key: of the runs, see `cross_validate`.
+      value: which score decides, where they are a dict; lower is better.
+      baseline: the choice that differences are taken from; by default the first.
+      rule: how each choice's numbers are chosen, see `choose`.
+      num_seeds: runs per row and fold.
+      trials_at_once: see `cross_validate`.
+      mesh: see `cross_validate`.
+      progress: called with the choice's name and a `Progress`.
+
+    Raises:
+      ValueError: for fewer than two choices, grids that are not those of the choices, an unknown
+        baseline, rule or value, or a choice of which every run diverged.
+    """
+    if len(choices) < 2:
+        raise ValueError(
+            f"`choices` must hold at least two, got {list(choices)}; for one, cross_validate."
+        )
+    grids = _grids(choices, grid)
+    baseline = next(iter(choices)) if baseline is None else baseline
+    check_one_of("baseline", baseline, choices)
+    scores, chosen = {}, {}
+    for name, fit_and_score in choices.items():
+        listener = None if progress is None else _named(progress, name)
+        scores[name] = cross_validate(
+            fit_and_score,
+            grids[name],
+            data,
+            folds,
+            key=key,
+            num_seeds=num_seeds,
+            trials_at_once=trials_at_once,
+            mesh=mesh,
+            progress=listener,
+        )
+        try:
+            chosen[name] = choose(scores[name], rule, value=value)
+        except ValueError as error:
+            raise ValueError(f"choice {name!r}: {error}") from None
+    return Comparison(value, baseline, chosen, scores)
+
+
+def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, Grid]:
+    if not any(isinstance(part, Mapping) for part in grid.values()):
+        return {name: grid for name in choices}
+    if set(grid) != set(choices):
+        raise ValueError(
+            f"`grid` must be one grid for all, or one for each of {', '.join(choices)}; got grids "
+            f"for {', '.join(map(str, grid))}."
+        )
+    return dict(grid)
+
+
+def _named(progress: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
+    return lambda event: progress(name, event)
+
+
+def _names(scores: Scores) -> list[str]:
+    return list(scores.values) if isinstance(scores.values, dict) else ["score"]
+
+
+def _values(scores: Scores, name: str) -> np.ndarray:
+    """`[row, fold, seed]` of one score."""
+    values = scores.values[name] if isinstance(scores.values, dict) else scores.values
+    return np.asarray(jax.tree.leaves(values)[0], np.float64)
+
+
+def _at(scores: Scores, name: str, row: int) -> Estimate:
+    values = _values(scores, name)[[row]]
+    return Estimate(float(values.mean()), float(standard_error_over_folds(values)[0]))
