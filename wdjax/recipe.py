@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int, nearest
-from wdjax.data.arrays import standardize
+from wdjax.data.arrays import Scaling, measure_scaling, standardize
 from wdjax.data.augment import (
     Augmentation,
     additive_noise,
@@ -288,6 +288,16 @@ def recipe_scale(recipe: Recipe, train: Batch, valid: Batch) -> tuple[Batch, Bat
     """Standardises what the recipe standardises, by the training part alone."""
     targets = recipe.loss == "squared_error"
     return standardize(train, valid, inputs=recipe.scale_inputs, targets=targets)
+
+
+def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
+    """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone."""
+    scaled = {"inputs": recipe.scale_inputs, "targets": recipe.loss == "squared_error"}
+    return {
+        field: measure_scaling(getattr(train, field), train.weights)
+        for field, wanted in scaled.items()
+        if wanted
+    }
 
 
 def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Array], Any]:

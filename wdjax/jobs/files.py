@@ -7,22 +7,28 @@ import pathlib
 import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from wdjax.data import arrays
+from wdjax.data.arrays import Scaling
+from wdjax.folder import run_folder
 from wdjax.jobs.options import RunOptions
 from wdjax.parts import leaf_path
 from wdjax.tables import to_json
+from wdjax.types import Fit
 
 
 def checked_out(options: RunOptions) -> pathlib.Path:
     """The output folder, not yet made: refused if it exists or could not be written."""
     kind = type(options).__name__.removesuffix("Options").lower()
-    default = f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = pathlib.Path(default if options.out is None else options.out)
+    if options.out is not None and options.name is not None:
+        raise ValueError("`out` and `name` both say where to write; give one.")
+    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = run_folder("runs", name) if options.out is None else pathlib.Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"`out` {str(out)!r} is a file; give a folder.")
     if out.exists() and any(out.iterdir()) and not options.overwrite:
@@ -81,12 +87,26 @@ def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:
     beside.replace(out / "results.json")
 
 
-def write_params(out: pathlib.Path, params: Any) -> None:
-    """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled."""
+def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) -> None:
+    """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled.
+
+    The model's state, if it has one, is under `model_state/`, and how inputs and targets were
+    standardised, if they were, under `scaling/`: a prediction needs them as well.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    named = jax.tree_util.tree_leaves_with_path(params)
-    leaves: dict[str, Any] = {leaf_path(path): np.asarray(leaf) for path, leaf in named}
-    np.savez(out / "params.npz", **leaves)
+    beside = out / "params.tmp.npz"
+    np.savez(beside, **named_arrays(fit, scaling))
+    beside.replace(out / "params.npz")
+
+
+def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
+    """`{path: array}` of what `params.npz` holds; of shapes where `fit` holds shapes."""
+    parts = {"": fit.params, "model_state/": fit.model_state, "scaling/": dict(scaling)}
+    return {
+        prefix + leaf_path(path): leaf
+        for prefix, tree in parts.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:

@@ -18,8 +18,11 @@ class RunOptions:
     """What every run needs to know."""
 
     data: str = option(
-        "digits", "digits, breast_cancer, wine, iris, diabetes, FILE.npz or FILE.csv"
+        "digits", "digits, breast_cancer, wine, iris, diabetes, tfds:NAME, FILE.npz or FILE.csv"
     )
+    data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
+    download: bool = option(False, "fetch a TFDS set that is not there")
+    length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
     target: str | None = option(None, "column of FILE.csv to predict (default the last)")
     loss: str | None = option(None, "default: by the data", tuple(recipes.LOSSES))
     model: str = option("mlp", "mlp, cnn, rnn, or your own FILE.py:make_model")
@@ -45,6 +48,7 @@ class RunOptions:
     label_noise: float = option(0.0, "share of the choosing part's labels made wrong")
     seed: int = option(0, "of the split, the folds and every run")
     out: str | None = option(None, "folder to write (default a new one under runs/)")
+    name: str | None = option(None, "the folder's name under runs/, in place of --out")
     overwrite: bool = option(False, "replace an existing folder")
     dtype: str = option("float32", "", recipes.DTYPES)
     devices: int | None = option(None, "how many to use (default all; on a CPU its cores)")

@@ -71,7 +71,15 @@ def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     mesh = _mesh(options.devices)
-    dataset = arrays.load_data(options.data, target=options.target, loss=loss)
+    dataset, test_data = arrays.load_choose_and_test(
+        options.data,
+        target=options.target,
+        loss=loss,
+        data_dir=options.data_dir,
+        download=options.download,
+        length=options.length,
+        seed=options.seed,
+    )
     if options.model == "rnn" and dataset.kind == "table":
         raise ValueError(
             f"`model` rnn reads sequences and images; {dataset.name!r} is a table: use mlp."
@@ -99,13 +107,12 @@ def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
         part_weight_on=options.part_weight_on,
     )
     if options.model == "cnn":
-        dataset = arrays.as_images_32(dataset)
-    choose_data, test_data = arrays.split_off_test(dataset, seed=options.seed)
+        dataset, test_data = arrays.as_images_32(dataset), arrays.as_images_32(test_data)
     if options.label_noise > 0:
-        choose_data = arrays.add_label_noise(choose_data, options.label_noise, options.seed)
+        dataset = arrays.add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
-    return Prepared(recipe, choose_data, test_data, mesh, out, defaults, shapes)
+    return Prepared(recipe, dataset, test_data, mesh, out, defaults, shapes)
 
 
 def _augmentations(options: RunOptions, dataset: arrays.Dataset) -> tuple[str, ...]:

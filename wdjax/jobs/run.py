@@ -110,8 +110,8 @@ def run_select(
         results["headline"] = lines[0]
         results["advice"] = [*lines[1:], *_about_noise(options)]
         rows = _refit_rows(grid, chosen)
-        results["refit"], params = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
-        results |= audit_results(audit_run(prepared, chosen.hparams, params), options.decay)
+        results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
+        results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), options.decay)
         clock.lap("refit")
     except KeyboardInterrupt:
         if "scores" in results:
@@ -119,7 +119,7 @@ def run_select(
             say(f"Stopped. What had finished is in {prepared.out}.")
         raise
     results["status"] = "complete"
-    write_params(prepared.out, params)
+    write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
     finish(prepared.out, results, clock)
     return results
 
@@ -150,7 +150,7 @@ def run_train(
     num_epochs = prepared.recipe.num_epochs
     say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
     key = jax.random.key(options.seed)
-    refit, params = refit_runs(prepared, data, {"chosen": hparams}, options.seeds, key, watch)
+    refit, fit = refit_runs(prepared, data, {"chosen": hparams}, options.seeds, key, watch)
     clock.lap("refit")
     losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
     if not np.isfinite(losses).any():
@@ -162,9 +162,9 @@ def run_train(
         f"Strength {options.strength:g} ({options.decay}): test loss {over_seeds(losses)}, "
         f"training loss {over_seeds(refit['chosen']['train_loss'])}."
     )
-    results |= audit_results(audit_run(prepared, hparams, params), options.decay)
+    results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
     results |= {"refit": refit, "status": "complete"}
-    write_params(prepared.out, params)
+    write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
     finish(prepared.out, results, clock)
     return results
 
@@ -180,7 +180,7 @@ def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
 
 
 def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key: Array, watch):
-    """Trains on the whole choosing part, judges on the test part: `(runs, params of seed 0)`."""
+    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`."""
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = arrays.to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
@@ -194,12 +194,12 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key:
         scores = {f"test_{name}": value for name, value in score(fit, test).items()}
         scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
         learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
-        return nan_if_diverged(scores, fit.params), learning, fit.params
+        return nan_if_diverged(scores, fit.params), learning, fit._replace(history={})
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: jnp.array([h[name] for h, _ in trials]) for name in trials[0][0]}
     keys = jnp.tile(jax.random.split(key, num_seeds), len(rows))
-    scores, curves, params = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
+    scores, curves, fits = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
         own = slice(i * num_seeds, (i + 1) * num_seeds)
@@ -208,7 +208,7 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key:
     if watch is not None:
         seconds = time.perf_counter() - start
         watch("refitting", Progress("run", total, total, seconds, 0.0, None))
-    return runs, jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
+    return runs, jax.tree.map(lambda leaf: np.asarray(leaf)[0], fits)
 
 
 def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds: int) -> str:
