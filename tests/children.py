@@ -1,0 +1,215 @@
+"""Programs for processes of their own: the tests kill, starve and connect them.
+
+Run as `python tests/children.py NAME '{"argument": ...}'`; prints nothing unless told to.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from wdjax.checkpoint import Checkpoints, host_leaves
+from wdjax.data.batches import to_devices
+from wdjax.data.stream import make_stream, prefetch_to_device
+from wdjax.decay import decoupled_decay
+from wdjax.loop import TrainLoop
+from wdjax.losses import cross_entropy, regularized_loss
+from wdjax.models import from_linen
+from wdjax.models.layers import Dropout
+from wdjax.penalties import l2_penalty
+from wdjax.runners import shard_step
+from wdjax.selection.cross_validation import cross_validate
+from wdjax.selection.folds import kfold
+from wdjax.selection.grids import grid_product
+from wdjax.step import init_state, make_train_step, skip_non_finite
+from wdjax.training import is_correct, make_fit, make_fit_and_score, make_score
+from wdjax.types import Batch
+
+
+class Small(nn.Module):
+    """Batch statistics and dropout; no bias before the norm."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8, use_bias=False)(x))
+        return nn.Dense(3)(Dropout(0.2)(nn.relu(x), train))
+
+
+MODEL = from_linen(Small())
+
+
+def data_mesh(num_devices=None):
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def examples(num, seed=0):
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(size=4).astype(np.float32), np.int32(i % 3)) for i in range(num)]
+
+
+def lopsided_batches(num_batches, dtype):
+    """Half of the first process's rows count nothing: a mean of means would be wrong."""
+    rng = np.random.default_rng(0)
+    for _ in range(num_batches):
+        weights = rng.uniform(size=16).astype(dtype)
+        weights[:5] = 0
+        yield Batch(rng.normal(size=(16, 4)).astype(dtype), rng.integers(0, 3, 16), weights)
+
+
+def my_rows(batch):
+    size = 16 // jax.process_count()
+    rows = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def train(name, num_devices=None, num_steps=20):
+    """A run on lopsided batches, of which each process holds its rows: losses, and last state."""
+    tx = optax.adam(0.01) if name == "adam" else optax.sgd(0.1, momentum=0.9)
+    dtype = np.float64 if name == "sgd64" else np.float32
+    mesh = data_mesh(num_devices)
+    split = NamedSharding(mesh, P("data"))
+    run = shard_step(
+        make_train_step(regularized_loss(MODEL, cross_entropy, l2_penalty(0.1)), tx), mesh
+    )
+    with jax.enable_x64(name == "sgd64"):
+        params, model_state = MODEL.init(jax.random.key(0), jnp.ones((16, 4), dtype))
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        state = init_state(params, tx, model_state=model_state, key=jax.random.key(1))
+        losses = []
+        for batch in lopsided_batches(num_steps, dtype):
+            state, metrics = run(state, to_devices(my_rows(batch), split))
+            losses.append(float(metrics["loss"]))
+        leaves = {path: leaf.array for path, leaf in host_leaves(state).items()}
+    return {"loss": np.array(losses), **leaves}
+
+
+def scores_of_a_grid(num_devices=None):
+    """Cross-validation of a linear model over the devices, by default all of every process."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    data = Batch(jnp.asarray(x), jnp.asarray(np.arange(30) % 3), jnp.ones(30))
+    linear = from_linen(nn.Dense(3))
+    fit = make_fit(
+        linear,
+        cross_entropy,
+        make_tx=lambda h: optax.chain(optax.sgd(0.1), decoupled_decay(h["strength"], 0.1)),
+        num_epochs=2,
+        batch_size=10,
+    )
+    score = make_score(linear, loss=cross_entropy, accuracy=is_correct)
+    return cross_validate(
+        make_fit_and_score(fit, score),
+        grid_product(strength=[0.0, 0.1, 1.0]),
+        data,
+        kfold(jax.random.key(0), 30, 3),
+        key=jax.random.key(1),
+        num_seeds=1,
+        mesh=data_mesh(num_devices),
+    ).values
+
+
+def agree(out):
+    """Everything that must not depend on devices or processes, into one file a process."""
+    found = {}
+    for name in ("sgd", "sgd64", "adam"):
+        found |= {f"{name}/{path}": array for path, array in train(name).items()}
+    found |= {f"score/{name}": np.asarray(v) for name, v in scores_of_a_grid().items()}
+    np.savez(out.format(index=jax.process_index()), **found)
+
+
+def run_loop(folder, num_steps=40, save_every=4, tell=False, slow=0.0, device_batch=8):
+    """A run with everything in it; goes on where it was. Writes its end to `end.npz`."""
+    import time
+
+    mesh = data_mesh()
+    pathlib.Path(folder).mkdir(exist_ok=True)
+    tx = optax.chain(optax.adam(0.01), decoupled_decay(0.1, 0.01))
+    params, model_state = MODEL.init(jax.random.key(0), jnp.ones((8, 4)))
+    step = skip_non_finite(make_train_step(regularized_loss(MODEL, cross_entropy), tx))
+    stream = make_stream(examples(37), batch_size=device_batch, seed=1, num_epochs=None)
+    loop = TrainLoop(
+        shard_step(step, mesh),
+        init_state(params, tx, model_state=model_state, key=jax.random.key(2)),
+        prefetch_to_device(stream, sharding=NamedSharding(mesh, P("data"))),
+        num_steps=num_steps,
+        checkpoints=Checkpoints(pathlib.Path(folder) / "checkpoints"),
+        save_every=save_every,
+        log=pathlib.Path(folder) / "log.jsonl",
+        log_every=1,
+        config={"num_steps": num_steps},
+    )
+    try:
+        resumed = loop.resume()
+    except FileNotFoundError:
+        resumed = 0
+    if tell:
+        print(f"resumed at {resumed}", flush=True)
+    for number, _ in loop:
+        if tell:
+            print(f"step {number}", flush=True)
+        time.sleep(slow)
+    if jax.process_index() == 0:
+        leaves = {path: leaf.array for path, leaf in host_leaves(loop.state).items()}
+        np.savez(pathlib.Path(folder) / "end.npz", **leaves)
+
+
+def save_again_and_again(folder, size=200_000):
+    """Saves as fast as it can: where a kill falls is chance."""
+    saved = Checkpoints(folder)
+    begin = max(saved.steps(), default=0)
+    print("saving", flush=True)
+    for step in range(begin + 1, begin + 10_000):
+        saved.save(step, {"w": np.full(size, step, np.float32), "step": np.int32(step)})
+
+
+def fill_the_disk(folder):
+    """No file may grow beyond 20 kB: what a full disk says, without root."""
+    import resource
+    import signal
+
+    from wdjax.checkpoint import CheckpointError
+
+    saved = Checkpoints(folder)
+    saved.save(1, {"w": jnp.zeros(10)})
+    saved.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    saved.save(2, {"w": jax.random.normal(jax.random.key(0), (100_000,))})
+    try:
+        saved.wait()
+    except CheckpointError as error:
+        print(error, flush=True)
+    print(saved.steps(), sorted(os.listdir(folder)), flush=True)
+    saved.save(3, {"w": jnp.zeros(10)})
+    saved.close()
+    print(saved.steps(), flush=True)
+
+
+PROGRAMS = {
+    function.__name__: function
+    for function in (agree, run_loop, save_again_and_again, fill_the_disk)
+}
+
+
+def main():
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    together = arguments.pop("together", None)
+    if together is not None:
+        address, index, count = together
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=10)
+    PROGRAMS[name](**arguments)
+
+
+if __name__ == "__main__":
+    main()
