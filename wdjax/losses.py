@@ -55,7 +55,9 @@ def regularized_loss(
 
     Returns:
       `loss_fn(params, batch, *, model_state=None, key=None, train=True) -> (loss, LossAux)`,
-      ready for `jax.value_and_grad(loss_fn, has_aux=True)`.
+      ready for `jax.value_and_grad(loss_fn, has_aux=True)`. Its keyword `example_weights`, in the
+      shape of `batch.weights`, multiplies them; which rows are replaced by zeros `batch.weights`
+      alone says.
 
     Raises:
       ValueError: at build, for an unknown `normalize`; when `loss_fn` is called or traced, if
@@ -74,14 +76,18 @@ def regularized_loss(
         model_state: PyTree = None,
         key: Array | None = None,
         train: bool = True,
+        example_weights: Array | None = None,
     ) -> tuple[Array, LossAux]:
-        weights = _sound_weights(batch.weights)
+        weights = sound_weights(batch.weights)
         counts = weights != 0
         inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
         seen = params if part_weights is None else _scale_gradient(params, part_weights)
         outputs, model_state = apply(seen, model_state, inputs, key=key, train=train)
         losses = example_loss(outputs, targets)
         _check_losses(losses, weights)
+        if example_weights is not None:
+            weights = weights * sound_weights(example_weights)
+            counts = weights != 0
         denominator = jnp.sum(weights if normalize == "weights" else counts, dtype=losses.dtype)
         total = jnp.sum(jnp.where(counts, weights * losses, 0))
         data_loss = total / jnp.where(denominator > 0, denominator, 1)
@@ -176,7 +182,7 @@ def without_dead_rows(inputs: PyTree, targets: PyTree, counts: Array) -> tuple[P
     )
 
 
-def _sound_weights(weights: Any) -> Array:
+def sound_weights(weights: Any) -> Array:
     """The weights as an array; a negative one is refused or, if traced, becomes NaN."""
     if is_known(weights):
         check_weights("weights", weights)
@@ -189,17 +195,29 @@ def _sound_weights(weights: Any) -> Array:
 def _scale_gradient(params: Params, part_weights: Parts) -> Params:
     """The same values, with gradient `m * dL/dw`.
 
-    `stop(w) + m * (w - stop(w))` rather than `m * w + stop((1 - m) * w)`: the value is w to the
-    last bit, and a derivative with respect to m sees the gradient alone, not the value.
+    By a derivative of its own rather than by `m * w + stop((1 - m) * w)`: the value is w to the
+    last bit, no weight is read or written for it, and a derivative with respect to m sees the
+    gradient alone, not the value.
     """
 
     def scaled(leaf, m):
         if is_hidden(leaf) or not is_inexact(leaf):
             return leaf
-        still = jax.lax.stop_gradient(leaf)
-        return still + jnp.asarray(m, jnp.asarray(leaf).dtype) * (leaf - still)
+        leaf = jnp.asarray(leaf)
+        return _with_scaled_gradient(leaf, jnp.asarray(m, leaf.dtype))
 
     return jax.tree.map(scaled, params, resolve_parts(part_weights, params), is_leaf=is_hidden)
+
+
+@jax.custom_jvp
+def _with_scaled_gradient(leaf: Array, multiplier: Array) -> Array:
+    return leaf
+
+
+@_with_scaled_gradient.defjvp
+def _scaled_tangent(primals: tuple, tangents: tuple) -> tuple:
+    (leaf, multiplier), (tangent, _) = primals, tangents
+    return leaf, multiplier * tangent
 
 
 def _check_losses(losses: Any, weights: Array) -> None:
