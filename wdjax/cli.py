@@ -27,7 +27,9 @@ SECONDS_BETWEEN_LINES = 5.0
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; 0 if it did what was asked, 2 on a refusal, 130 on Ctrl-C.
 
-    `wdjax audit --strict` gives 1 if there was a warning.
+    A streamed run gives 143 when it was asked to end by SIGTERM, saved, and 1 when it failed on
+    the way: a loss that is not finite, a full disk. `wdjax audit --strict` gives 1 if there was a
+    warning.
     """
     words = sys.argv[1:] if argv is None else argv
     _set_up_jax(words)
@@ -56,8 +58,12 @@ def main(argv: list[str] | None = None) -> int:
             strength = (arguments.pop(name) for name in ("value", "source", "target"))
             print(jobs.run_convert(*strength, jobs.ConvertOptions(**arguments)))
             return 0
-        options = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}[job](**arguments)
-        run = {"select": jobs.run_select, "train": jobs.run_train}[job]
+        kinds: dict[str, Any] = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}
+        options = kinds[job](**arguments)
+        if job == "train" and options.resume is not None:
+            given = {n: v for n, v in arguments.items() if _is_given(n, words)}
+            options = jobs.resumed_options(options.resume, given)
+        run: Any = {"select": jobs.run_select, "train": jobs.run_train}[job]
         with _Screen() as screen:
             results = run(options, say=screen.say, watch=screen.watch, command=command)
         print(jobs.summary(results))
@@ -65,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (jobs.CheckpointError, jobs.NonFiniteError) as error:
+        print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("wdjax: stopped by Ctrl-C.", file=sys.stderr)
         return INTERRUPTED
@@ -143,6 +152,11 @@ def _set_up_jax(words: list[str]) -> None:
             # Called from a program that has started JAX, the devices are what they are.
             with contextlib.suppress(RuntimeError):
                 jax.config.update(name, value)
+
+
+def _is_given(name: str, words: list[str]) -> bool:
+    flag = f"--{name.replace('_', '-')}"
+    return any(word == flag or word.startswith(f"{flag}=") for word in words)
 
 
 def _devices_wanted(words: list[str]) -> int | None:

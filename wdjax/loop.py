@@ -115,7 +115,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if save_every is not None and checkpoints is None:
             raise ValueError("`save_every` needs `checkpoints`: give Checkpoints(folder).")
         self._run_step, self._stream = run_step, as_stream(stream)
-        self._num_steps, self._evaluate, self._every = num_steps, evaluate, evaluate_every
+        self.num_steps, self._evaluate, self._every = num_steps, evaluate, evaluate_every
         self._measure, self._patience = measure, patience
         self._checkpoints, self._save_every = checkpoints, save_every
         self._config = dict(config or {})
@@ -199,11 +199,11 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
 
     def _steps(self, signals: "_Signals") -> Iterator[tuple[int, Numbers]]:
         block = jax.process_count() > 1 and jax.default_backend() == "cpu"
-        while self.step < self._num_steps and not self.stopped_early:
+        while self.step < self.num_steps and not self.stopped_early:
             batch = next(self._stream, None)
             if batch is None:
                 raise ValueError(
-                    f"the data end after {self.step} of {self._num_steps} steps; give more "
+                    f"the data end after {self.step} of {self.num_steps} steps; give more "
                     "epochs (num_epochs=None never ends), or ask for fewer steps."
                 )
             self.state, metrics = self._run_step(self.state, batch)
@@ -213,7 +213,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             self.step += 1
             # Only now is the step before looked at: the devices are never without work.
             self._settle()
-            last = self.step == self._num_steps
+            last = self.step == self.num_steps
             self._unsettled = self.step, metrics, last or self.step % self._log_every == 0
             numbers = self._evaluated(last)
             ending = signals.asked(self.step)

@@ -26,7 +26,7 @@ from wdjax.data.augment import (
     random_saturation,
 )
 from wdjax.decay import corrected_decay, decoupled_decay, independent_decay
-from wdjax.losses import cross_entropy, squared_error
+from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
 from wdjax.parts.features import (
@@ -40,6 +40,7 @@ from wdjax.parts.features import (
     z_scores,
 )
 from wdjax.penalties import l1_penalty, l2_penalty
+from wdjax.step import Metrics, StepFn, TrainState, make_train_step
 from wdjax.training import (
     FitFn,
     ScoreFn,
@@ -239,13 +240,6 @@ def recipe_tx(
 def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> FitFn:
     """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`."""
 
-    make_example_weight = None
-    if recipe.example_feature is not None:
-        feature = EXAMPLE_FEATURES[recipe.example_feature](LOSSES[recipe.loss])
-        make_example_weight = lambda hparams: sigmoid_example_weight(
-            feature, hparams["example_slope"]
-        )
-
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
         num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
         run = make_fit(
@@ -255,7 +249,7 @@ def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> F
             num_epochs=recipe.num_epochs,
             batch_size=recipe.batch_size,
             make_penalty=lambda hparams: recipe_penalty(recipe, hparams, train.inputs),
-            make_example_weight=make_example_weight,
+            make_example_weight=recipe_example_weight(recipe),
             make_part_weights=lambda hparams: recipe_part_weights(
                 recipe, hparams, train.inputs, "loss"
             ),
@@ -265,6 +259,68 @@ def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> F
         return run(hparams, train, key)
 
     return fit
+
+
+def recipe_step(
+    recipe: Recipe,
+    hparams: HParams,
+    num_steps: int,
+    inputs: Any,
+    augment_key: Array,
+    *,
+    num_micro_batches: int = 1,
+) -> tuple[StepFn, optax.GradientTransformation]:
+    """The recipe's step and its optimiser, for data that come batch by batch.
+
+    What `recipe_fit` does between two steps of its scan, done once: augment each example on the
+    device, weigh it, step. Like there, no gradient passes through an example's weight.
+
+    Args:
+      recipe: the choices.
+      hparams: the numbers.
+      num_steps: the length of the learning rate's schedule.
+      inputs: examples, of which only shapes and dtypes are used.
+      augment_key: folded with the step for the augmentations.
+      num_micro_batches: see `make_train_step`.
+    """
+    model, tx = recipe_model(recipe, hparams), recipe_tx(recipe, hparams, num_steps, inputs)
+    loss_fn = regularized_loss(
+        model,
+        LOSSES[recipe.loss],
+        recipe_penalty(recipe, hparams, inputs),
+        part_weights=recipe_part_weights(recipe, hparams, inputs, "loss"),
+    )
+    plain = make_train_step(loss_fn, tx, num_micro_batches=num_micro_batches)
+    augment = recipe_augment(recipe, inputs)
+    make_example_weight = recipe_example_weight(recipe)
+
+    def step(
+        state: TrainState, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        size = jnp.shape(batch.weights)[0]
+        strength = jnp.zeros(size)
+        if augment is not None:
+            keys = jax.random.split(jax.random.fold_in(augment_key, state.step), size)
+            changed, strength = jax.vmap(augment)(keys, batch.inputs)
+            batch = batch._replace(inputs=changed)
+        if make_example_weight is not None:
+            key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+            outputs, _ = model.apply(
+                state.params, state.model_state, batch.inputs, key=key, train=True
+            )
+            weights = make_example_weight(hparams)(outputs, batch, strength)
+            batch = batch._replace(weights=jnp.where(batch.weights > 0, batch.weights * weights, 0))
+        return plain(state, batch, axis_name=axis_name)
+
+    return step, tx
+
+
+def recipe_example_weight(recipe: Recipe) -> Callable[[HParams], Callable] | None:
+    """`make_example_weight` of `make_fit`; None where all examples count alike."""
+    if recipe.example_feature is None:
+        return None
+    feature = EXAMPLE_FEATURES[recipe.example_feature](LOSSES[recipe.loss])
+    return lambda hparams: sigmoid_example_weight(feature, hparams["example_slope"])
 
 
 def recipe_penalty(recipe: Recipe, hparams: HParams, inputs: Any) -> PenaltyFn | None:

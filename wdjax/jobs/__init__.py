@@ -1,5 +1,6 @@
 """The main jobs from data to results: choose a strength, train at one, draw a report again."""
 
+from wdjax.checkpoint import CheckpointError as CheckpointError
 from wdjax.decay import CONVENTIONS as CONVENTIONS
 from wdjax.jobs.audit import run_audit as run_audit
 from wdjax.jobs.convert import ConvertOptions as ConvertOptions
@@ -10,4 +11,7 @@ from wdjax.jobs.options import SelectOptions as SelectOptions
 from wdjax.jobs.options import TrainOptions as TrainOptions
 from wdjax.jobs.run import run_select as run_select
 from wdjax.jobs.run import run_train as run_train
+from wdjax.jobs.stream import resumed_options as resumed_options
+from wdjax.jobs.stream import run_stream as run_stream
 from wdjax.jobs.verdict import summary as summary
+from wdjax.loop import NonFiniteError as NonFiniteError

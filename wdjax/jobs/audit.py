@@ -48,7 +48,7 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
     """
     recipe = prepared.recipe
     data = arrays.to_batch(prepared.choose_data)
-    steps_per_epoch = len(data.weights) // recipe.batch_size
+    steps_per_epoch = max(1, prepared.num_choose // recipe.batch_size)
     num_steps = recipe.num_epochs * steps_per_epoch
     data, _ = recipes.recipe_scale(recipe, data, data)
     batch = Batch(*(jax.tree.map(lambda x: x[:ROWS_MEASURED], leaf) for leaf in data))

@@ -70,8 +70,8 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
         "data": {
             "name": data.name,
             "kind": data.kind,
-            "num_choose": len(data.inputs),
-            "num_test": len(prepared.test_data.inputs),
+            "num_choose": prepared.num_choose,
+            "num_test": prepared.num_test,
             "num_outputs": data.num_outputs,
             "input_shape": list(data.inputs.shape[1:]),
             "sha256": arrays.hash_of(data),

@@ -82,6 +82,20 @@ class TrainOptions(RunOptions):
     example_slope: float | None = option(None, "of the example weight (default 4)")
     part_slope: float | None = option(None, "of the part weight (default 4)")
     seeds: int = option(1, "runs")
+    stream: bool = option(False, "batch by batch, saved on the way: for large data, long runs")
+    resume: str | None = option(None, "the folder of a streamed run, to go on with bit for bit")
+    save_every: int | None = option(None, "streamed: steps between checkpoints (default 500)")
+    evaluate_every: int | None = option(None, "streamed: steps (default one epoch's)")
+    patience: int | None = option(
+        None, "streamed: stop after so many evaluations no better on a tenth held out"
+    )
+    non_finite: str | None = option(
+        None, "streamed: at a loss that is not finite, default stop", ("stop", "skip")
+    )
+    micro_batches: int | None = option(None, "streamed: parts of a batch, one at a time in memory")
+    distributed: str | None = option(
+        None, "streamed: auto (the cluster's own), or ADDRESS:PORT,COUNT,INDEX of this process"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

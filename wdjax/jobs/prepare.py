@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from wdjax import recipe as recipes
-from wdjax.checks import check_number, check_one_of, check_positive_int
+from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data import arrays
 from wdjax.jobs.files import checked_out
 from wdjax.jobs.options import (
@@ -39,17 +39,38 @@ class Prepared:
     out: pathlib.Path
     defaults: ModelDefaults
     param_shapes: Any
+    num_choose: int
+    """Of all there are: streamed data are represented by a few."""
+    num_test: int
 
     def describe(self) -> str:
         """The data and the devices, in a sentence each."""
         names = [f"{d.platform}:{d.id}" for d in self.mesh.devices.flat]
         return (
-            f"{self.choose_data.name}: {len(self.choose_data.inputs)} examples to choose on, "
-            f"{len(self.test_data.inputs)} to test on. Devices: {', '.join(names)}."
+            f"{self.choose_data.name}: {self.num_choose} examples to choose on, "
+            f"{self.num_test} to test on. Devices: {', '.join(names)}."
         )
 
 
-def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
+def load_parts(options: RunOptions, loss: str) -> tuple[arrays.Dataset, arrays.Dataset]:
+    """The data to choose on and the test data, in memory."""
+    return arrays.load_choose_and_test(
+        options.data,
+        target=options.target,
+        loss=loss,
+        data_dir=options.data_dir,
+        download=options.download,
+        length=options.length,
+        seed=options.seed,
+    )
+
+
+def prepare(
+    options: RunOptions,
+    *,
+    writes: bool = True,
+    load: Callable[[RunOptions, str], tuple[arrays.Dataset, arrays.Dataset]] = load_parts,
+) -> Prepared:
     """Checks the options, loads and splits the data, finds the devices.
 
     Without `writes` the output folder is not looked at.
@@ -71,15 +92,7 @@ def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     mesh = _mesh(options.devices)
-    dataset, test_data = arrays.load_choose_and_test(
-        options.data,
-        target=options.target,
-        loss=loss,
-        data_dir=options.data_dir,
-        download=options.download,
-        length=options.length,
-        seed=options.seed,
-    )
+    dataset, test_data = load(options, loss)
     if options.model == "rnn" and dataset.kind == "table":
         raise ValueError(
             f"`model` rnn reads sequences and images; {dataset.name!r} is a table: use mlp."
@@ -112,7 +125,8 @@ def prepare(options: RunOptions, *, writes: bool = True) -> Prepared:
         dataset = arrays.add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
-    return Prepared(recipe, dataset, test_data, mesh, out, defaults, shapes)
+    sizes = len(dataset.inputs), len(test_data.inputs)
+    return Prepared(recipe, dataset, test_data, mesh, out, defaults, shapes, *sizes)
 
 
 def _augmentations(options: RunOptions, dataset: arrays.Dataset) -> tuple[str, ...]:
@@ -224,6 +238,20 @@ def check_overshoot(name: str, decay: str, strength: float, learning_rate: float
             f"{learning_rate:g}; from 2 on a weight grows without bound: take a smaller strength "
             "or learning rate."
         )
+
+
+def hparams_of(options: Any) -> dict[str, float]:
+    """The numbers of a single run, checked.
+
+    Raises:
+      ValueError: for one that is out of range.
+    """
+    check_strength("strength", options.strength)
+    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    check_overshoot("strength", options.decay, options.strength, options.learning_rate)
+    hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
+    hparams |= slopes_of(options)
+    return hparams | ({"dropout": options.dropout} if options.dropout else {})
 
 
 def check_batch_fits(batch_size: int, num_examples: int) -> None:

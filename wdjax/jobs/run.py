@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from wdjax import recipe as recipes
-from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
+from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data import arrays
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.files import Clock, finish, header, write_json, write_params
@@ -18,11 +18,11 @@ from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.jobs.prepare import (
     Prepared,
     check_batch_fits,
-    check_overshoot,
+    hparams_of,
     prepare,
-    slopes_of,
     strength_grid,
 )
+from wdjax.jobs.stream import check_not_streamed, run_stream
 from wdjax.jobs.verdict import headline, score_rows
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
@@ -129,22 +129,22 @@ def run_train(
 ) -> dict[str, Any]:
     """Trains at one strength on the choosing part and judges on the test part.
 
-    Writes `results.json`, `report.html` and `params.npz` (of the first seed).
+    Writes `results.json`, `report.html` and `params.npz` (of the first seed). Data in memory are
+    trained on by the program that `run_select` compares by: the whole run is one scan, and seeds
+    run side by side. With `stream`, or to `resume`, it is `run_stream`.
 
     Raises:
       ValueError: for any bad option or bad data, before anything is compiled or written.
     """
+    if options.stream or options.resume is not None:
+        return run_stream(options, say=say, watch=watch, command=command)
+    check_not_streamed(options)
     clock = Clock()
     prepared = prepare(options)
-    check_strength("strength", options.strength)
-    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
     check_positive_int("seeds", options.seeds)
-    check_overshoot("strength", options.decay, options.strength, options.learning_rate)
+    hparams = hparams_of(options)
     check_batch_fits(prepared.recipe.batch_size, len(prepared.choose_data.inputs))
     data = arrays.to_batch(prepared.choose_data)
-    hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
-    hparams |= slopes_of(options)
-    hparams |= {"dropout": options.dropout} if options.dropout else {}
     results = header("train", options, prepared, command)
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
