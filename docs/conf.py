@@ -1,5 +1,6 @@
 """The site: `sphinx-build -W -b html docs docs/_build` (packages: the extra `docs`)."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -31,7 +32,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", to_restructured_text)
 
 
-# Pages: links that leave the folder, and the gallery, which is written from the results.
+# Pages: links that leave the folder; the names, from the code; the gallery, from the results.
 
 
 def fill_page(app, docname, source):
@@ -44,7 +45,22 @@ def fill_page(app, docname, source):
         ("../README.md", "index.md"),
     ):
         text = text.replace(f"({outside}", f"({inside}")
+    if docname == "api":
+        text = text.replace("<!-- names -->", names())
     source[0] = text
+
+
+def names():
+    """A section for each group of names that `wdjax/__init__.py` imports under a comment."""
+    lines = []
+    for line in pathlib.Path(wdjax.__file__).read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            lines += ["```", "", f"### {line[2:]}", "", "```{eval-rst}"]
+        elif line.startswith("from ") and (name := line.split()[-1]):
+            kind = "class" if inspect.isclass(getattr(wdjax, name)) else "function"
+            lines.append(f".. auto{kind}:: wdjax.{name}")
+            lines += ["   :members:"] * (kind == "class")
+    return "\n".join([*lines[1:], "```"])
 
 
 def table():

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import wdjax
+from wdjax.tables import Estimate, format_number
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -33,6 +34,15 @@ def read(page):
     return (DOCS / page).read_text(encoding="utf-8")
 
 
+def loaded(name):
+    """A program of the documentation, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
@@ -44,7 +54,11 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
         if needs and importlib.util.find_spec(needs) is None:
             continue
         lines_before = "\n" * text[: block.start(2)].count("\n")
-        with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+        with (
+            warnings.catch_warnings(),
+            jax.numpy_rank_promotion("allow"),
+            jax.debug_nans(False),
+        ):
             if needs:  # Another library's warnings are its own.
                 warnings.simplefilter("ignore")
             exec(compile(lines_before + code, f"{page}.md", "exec"), names)
@@ -107,10 +121,7 @@ def test_the_faq_answers_every_question_with_its_rows():
 
 
 def test_the_faq_holds_what_the_results_say_now():
-    spec = importlib.util.spec_from_file_location("fill_faq", DOCS / "fill_faq.py")
-    fill_faq = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill_faq)
-    text = read("faq.md")
+    fill_faq, text = loaded("fill_faq"), read("faq.md")
     assert fill_faq.filled(text) == text, "the results changed: run `python docs/fill_faq.py`"
     assert fill_faq.rows_of("q01_q02_gap") == {"Q1", "Q2"} and fill_faq.rows_of("speed") == set()
 
@@ -124,9 +135,12 @@ def public_names():
     return {name for name in names if not isinstance(getattr(wdjax, name), types.ModuleType)}
 
 
-def test_the_api_page_has_every_public_name_once():
-    listed = re.findall(r"^\.\. auto(?:function|class|data):: wdjax\.(\w+)$", read("api.md"), re.M)
+def test_the_api_page_has_every_public_name_once_under_a_heading():
+    conf = loaded("conf")
+    written = conf.names()
+    listed = re.findall(r"^\.\. auto(?:function|class):: wdjax\.(\w+)$", written, re.MULTILINE)
     assert sorted(listed) == sorted(public_names())
+    assert written.startswith("\n### ") and "<!-- names -->" in read("api.md")
 
 
 def test_the_api_page_has_every_room_that_gives_a_public_name():
@@ -210,9 +224,10 @@ def test_the_site_opens_in_a_browser_without_a_console_message(site, page, tmp_p
 @pytest.mark.slow
 def test_the_report_opens_in_a_browser_with_its_figures_and_the_tables_of_its_json(tmp_path):
     out = tmp_path / "run"
-    words = "select --epochs 2 --seeds 1 --folds 2 --strengths 0 0.1 1 --devices 1 --data iris"
+    words = "select --data iris --epochs 2 --seeds 1 --folds 2 --batch-size 20 --devices 1"
     subprocess.run(
-        [sys.executable, "-m", "wdjax.cli", *words.split(), "--out", str(out)],
+        [sys.executable, "-m", "wdjax.cli", *words.split(), "--strengths", "0", "0.1", "1"]
+        + ["--out", str(out)],
         check=True,
         capture_output=True,
         timeout=280,
@@ -227,8 +242,7 @@ def test_the_report_opens_in_a_browser_with_its_figures_and_the_tables_of_its_js
     ]
     for row in results["table"]:
         mean, error = row["loss"]["mean"], row["loss"]["standard_error"]
-        from wdjax.tables import Estimate, format_number
-
-        strength, shown = format_number(row["strength"]), str(Estimate(mean, error))
-        assert any(c[:1] == [strength] and shown in c for c in cells), (strength, shown, cells)
+        strength, shown = format_number(row["strength"]), f"{Estimate(mean, error)}"
+        shown = shown.replace("+-", "±")
+        assert any(strength in c[:2] and shown in c for c in cells), (strength, shown, cells)
     assert np.isfinite([row["loss"]["mean"] for row in results["table"]]).all()
