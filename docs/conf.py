@@ -116,6 +116,8 @@ def to_restructured_text(app, what, name, obj, options, lines):
             out += [f"* {entry(item)}" for item in items(text, r"\w[\w, *.]*: ")]
         elif block[0].startswith("    ") and not section:
             out += ["", "::", "", *textwrap.indent(text, "    ").splitlines()]
+        elif re.match(r"\w+: +`", text):
+            out += [f"* {inline(item)}" for item in items(text, r"\w+: +`")]
         elif text.startswith("- "):
             out += [f"* {inline(item[2:])}" for item in items(text, "- ")]
         else:

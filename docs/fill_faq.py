@@ -5,11 +5,10 @@ that link, up to the mark `<!-- . -->`, is written here from the experiments' re
 """
 
 import json
-import math
 import pathlib
 import re
 
-from wdjax.tables import Estimate
+from wdjax.tables import Estimate, format_number
 
 DOCS = pathlib.Path(__file__).parent
 EXPERIMENTS = DOCS.parent / "experiments"
@@ -30,11 +29,14 @@ def measured(rows: set[str]) -> str:
         if rows & rows_of(path.parent.name):
             results = json.loads(path.read_text(encoding="utf-8"))
             first = results["found"][0]
-            error = math.nan if first["standard_error"] is None else first["standard_error"]
-            number = f"{first['what']} {Estimate(first['mean'], error)}, n = {first['n']}"
-            because = results["because"].rstrip(".")
-            page = f"../experiments/{path.parent.name}/run.py"
-            told.append(f"The claim [{results['verdict']}]({page}): {because} ({number}).")
+            if first["standard_error"] is None:
+                number = f"{first['what']} {format_number(first['mean'])}, exact"
+            else:
+                estimate = Estimate(first["mean"], first["standard_error"])
+                number = f"{first['what']} {estimate}, n = {first['n']}"
+            is_so = "is " * (results["verdict"] == "undecided")
+            link = f"{is_so}[{results['verdict']}](../experiments/{path.parent.name}/run.py)"
+            told.append(f"The claim {link}: {results['because'].rstrip('.')} ({number}).")
     return " ".join(told)
 
 
