@@ -18,6 +18,7 @@ EXAMPLES = {
     "train": "wdjax train --strength 0.1 --epochs 50",
     "audit": "wdjax audit --model mlp --decay decoupled --strength 0.1 --strict",
     "convert": "wdjax convert 1e-4 keras_l2 torch_adamw",
+    "predict": "wdjax predict runs/train-20261122-120000 new.csv",
     "report": "wdjax report runs/select-20261122-120000",
 }
 INTERRUPTED = 130
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         if job == "report":
             print(f"Wrote {jobs.run_report(arguments['run'])}")
+            return 0
+        if job == "predict":
+            print(f"Wrote {jobs.run_predict(arguments.pop('run'), **arguments)}")
             return 0
         if job == "audit":
             report = jobs.run_audit(jobs.AuditOptions(**arguments))
@@ -201,6 +205,19 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
     )
     convert.add_argument("source", metavar="SOURCE", help=", ".join(jobs.CONVENTIONS))
     convert.add_argument("target", metavar="TARGET", help="one of the same")
+    predict = commands.add_parser(
+        "predict",
+        help="Predict with the model of a finished run; one row an example, as .csv.",
+        epilog=f"example: {EXAMPLES['predict']}",
+        allow_abbrev=False,
+    )
+    predict.add_argument("run", metavar="RUN", help="the folder that select or train wrote")
+    predict.add_argument(
+        "data", metavar="DATA", help="FILE.csv, FILE.npz (array inputs), or a data set's name"
+    )
+    predict.add_argument("--model", metavar="FILE.py:make_model", help="again, if it was your own")
+    predict.add_argument("--out", metavar="FILE.csv", help="default: in the run's folder")
+    predict.add_argument("--data-dir", metavar="FOLDER", help="where TFDS keeps its sets")
     report = commands.add_parser(
         "report",
         help="Draw a run's report.html again from its results.json.",

@@ -9,6 +9,9 @@ from wdjax.jobs.files import run_report as run_report
 from wdjax.jobs.options import AuditOptions as AuditOptions
 from wdjax.jobs.options import SelectOptions as SelectOptions
 from wdjax.jobs.options import TrainOptions as TrainOptions
+from wdjax.jobs.predict import Predictor as Predictor
+from wdjax.jobs.predict import load_predictor as load_predictor
+from wdjax.jobs.predict import run_predict as run_predict
 from wdjax.jobs.run import run_select as run_select
 from wdjax.jobs.run import run_train as run_train
 from wdjax.jobs.stream import resumed_options as resumed_options

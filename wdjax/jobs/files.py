@@ -73,6 +73,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "num_choose": prepared.num_choose,
             "num_test": prepared.num_test,
             "num_outputs": data.num_outputs,
+            "class_names": list(data.class_names),
             "input_shape": list(data.inputs.shape[1:]),
             "sha256": arrays.hash_of(data),
         },
