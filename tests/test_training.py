@@ -18,9 +18,12 @@ from wdjax.training import (
     make_fit_and_score,
     make_score,
     nan_if_diverged,
+    random_order,
     steps_per_epoch,
 )
 from wdjax.types import Batch, Fit, Model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 RNG = np.random.default_rng(0)
 
@@ -91,7 +94,7 @@ def test_a_run_equals_a_plain_loop_of_steps(key):
     state = init_state(params, tx, model_state=model_state, key=step_key)
     losses = []
     for epoch_key in jax.random.split(order_key, 3):
-        order, sums = np.asarray(jax.random.permutation(epoch_key, 11)), np.zeros(2)
+        order, sums = np.asarray(random_order(epoch_key, 11)), np.zeros(2)
         for rows in (order[:4], order[4:8]):
             state, metrics = step(state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], train))
             sums += metrics["denominator"] * np.array([metrics["loss"], 1.0])
@@ -100,6 +103,22 @@ def test_a_run_equals_a_plain_loop_of_steps(key):
     np.testing.assert_allclose(found.history["loss"], losses, rtol=1e-5)
     moved = found.model_state["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(moved).max() > 0.1
+
+
+def test_all_orders_are_equally_likely(key):
+    """Of 24,000 orders of 4 rows each of the 24 comes 1,000 times: chi^2 of 23 degrees of freedom
+    exceeds 49.7 once in a thousand keys, and this key is fixed."""
+    orders = jax.vmap(lambda k: random_order(k, 4))(jax.random.split(key, 24_000))
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.sum((counts - 1000.0) ** 2) / 1000 < 49.7
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 257, 2**12, 2**12 + 1])
+def test_an_order_holds_every_row_once(key, num_examples):
+    order = np.asarray(random_order(key, num_examples))
+    np.testing.assert_array_equal(np.sort(order), np.arange(num_examples))
+    assert num_examples < 3 or not np.array_equal(order, np.arange(num_examples))
 
 
 def test_every_epoch_visits_each_row_at_most_once_and_in_another_order(key):
@@ -436,7 +455,7 @@ def test_a_run_that_diverges_is_nan_in_every_score(key, nans_allowed):
     score = make_score(linear_model(), loss=cross_entropy, accuracy=is_correct)
     run = jax.jit(make_fit_and_score(fit, score))
     fine = run({"learning_rate": 0.1, "strength": 0.0}, blobs(8), blobs(6), key)
-    lost = run({"learning_rate": 1e38, "strength": 0.0}, blobs(8), blobs(6), key)
+    lost = run({"learning_rate": np.inf, "strength": 0.0}, blobs(8), blobs(6), key)
     assert fine.keys() == lost.keys() == {"loss", "accuracy", "train_loss", "train_accuracy"}
     assert all(np.isfinite(value) for value in fine.values())
     assert all(np.isnan(value) for value in lost.values())

@@ -116,19 +116,17 @@ def random_order(key: Array, num_examples: int) -> Array:
     """A random permutation of `range(num_examples)`; equal keys give equal orders.
 
     `jax.random.permutation` sorts pairs of a random number and an index, which took XLA on a CPU
-    a quarter of a small run. One array of numbers sorts four times as fast, so the index rides in
-    the low bits of its random number. Sorting twice doubles the random bits: the second sort
-    breaks its rare ties by the first.
+    a quarter of a small run. One array of unique numbers sorts almost four times as fast: each
+    index rides in the low bits of its random number, 20 bits or more of which remain. Larger sets
+    take `jax.random.permutation`.
     """
     num_bits = (num_examples - 1).bit_length()
-    if num_bits > 16:
-        # Too few random bits would be left in 32.
+    if num_bits > 12:
         return jax.random.permutation(key, num_examples)
     low = jnp.uint32(2**num_bits - 1)
-    index = jnp.arange(num_examples, dtype=jnp.uint32)
-    bits = jax.random.bits(key, (2, num_examples))
-    first, second = (jnp.sort(row & ~low | index) & low for row in bits)
-    return first[second].astype(jnp.int32)
+    bits = jax.random.bits(key, (num_examples,))
+    numbers = bits & ~low | jnp.arange(num_examples, dtype=jnp.uint32)
+    return (jax.lax.sort(numbers, is_stable=False) & low).astype(jnp.int32)
 
 
 def steps_per_epoch(train: Batch, batch_size: int) -> int:
