@@ -1,10 +1,20 @@
-"""Measures: `python -m experiments.speed grid`."""
+"""Measures: `python -m experiments.speed [NAME ...]`, all of them by default."""
 
-import importlib
 import sys
 
-MEASUREMENTS = ("grid",)
+from experiments.speed import augment, cnn, grid, select
+
+MEASUREMENTS = {
+    "grid": grid.main,
+    "grid_slow": grid.slow,
+    "grid_limit": grid.limit,
+    "grid_cold": grid.cold,
+    "cnn": cnn.main,
+    "cnn_together": cnn.together,
+    "select": select.main,
+    "augment": augment.main,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MEASUREMENTS:
-        importlib.import_module(f"experiments.speed.{name}").main()
+        MEASUREMENTS[name]()

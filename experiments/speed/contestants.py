@@ -1,8 +1,9 @@
-"""What is measured, ours and the peers', one process each: `python -m experiments.speed.contestants TASK`.
+"""What is measured, ours and the peers', a process each: `python -m experiments.speed.contestants`.
 
 The grid: digits / 16, an MLP 64-100-10 with relu, Adam at 1e-3, batch 128, 20 epochs, 10 decay
-strengths x 5 stratified folds, scored by accuracy. Every peer is written as its own user would,
-and as fast as that user reasonably could.
+strengths x 5 stratified folds, scored by accuracy. The CNN: the article's, on 20 batches of 128
+random 32x32x3 images, Adam with decoupled decay. Every peer is written as its own user would, and
+as fast as that user reasonably could.
 """
 
 import json
@@ -15,6 +16,9 @@ import numpy as np
 EPOCHS, BATCH, WIDTH, FOLDS, LEARNING_RATE = 20, 128, 100, 5, 1e-3
 STRENGTHS = np.logspace(-4, 1, 10).astype("f4")
 NUM_FITS = FOLDS * len(STRENGTHS)
+KERAS_FITS = 4
+CNN_STEPS, CNN_BATCH = 20, 128
+MATMUL_SIDE = 4096
 
 
 def digits():
@@ -144,7 +148,223 @@ def grid_sklearn():
     return lambda: search.fit(inputs, targets).cv_results_["mean_test_score"]
 
 
-TASKS = {"grid_ours": grid_ours, "grid_hand": grid_hand, "grid_sklearn": grid_sklearn}
+def grid_skorch():
+    """PyTorch in scikit-learn's search, two worker processes of one thread each."""
+    import skorch
+    import torch
+    from sklearn.model_selection import GridSearchCV
+
+    # Two workers share two cores; with the default each would start two threads.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    inputs, targets = digits()
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(64, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, 10)
+            )
+
+        def forward(self, x):
+            return self.layers(x)
+
+    network = skorch.NeuralNetClassifier(
+        Network,
+        criterion=torch.nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        lr=LEARNING_RATE,
+        max_epochs=EPOCHS,
+        batch_size=BATCH,
+        train_split=None,
+        verbose=0,
+        iterator_train__shuffle=True,
+    )
+    strengths = {"optimizer__weight_decay": [float(s) for s in STRENGTHS]}
+    search = GridSearchCV(network, strengths, cv=splits(), refit=False, n_jobs=2)
+    return lambda: search.fit(inputs, targets.astype("i8")).cv_results_["mean_test_score"]
+
+
+def grid_keras():
+    """Keras 3 on JAX, a loop over `fit`: the first `KERAS_FITS` of the 50 fits only."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    inputs, targets = digits()
+
+    def run():
+        scores = []
+        for train, valid in list(splits().split(inputs, targets))[:KERAS_FITS]:
+            network = keras.Sequential(
+                [
+                    keras.layers.Input((64,)),
+                    keras.layers.Dense(WIDTH, "relu"),
+                    keras.layers.Dense(10),
+                ]
+            )
+            network.compile(
+                keras.optimizers.AdamW(LEARNING_RATE, weight_decay=float(STRENGTHS[0])),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                ["accuracy"],
+            )
+            network.fit(inputs[train], targets[train], batch_size=BATCH, epochs=EPOCHS, verbose=0)
+            scores.append(network.evaluate(inputs[valid], targets[valid], verbose=0)[1])
+        return np.mean(scores)
+
+    return run
+
+
+def grid_operations():
+    """Multiplications and additions of the grid's 50 fits, in matrix products alone.
+
+    Forward, and backward for both matrices and the hidden layer; not for the inputs.
+    """
+    first, second = 64 * WIDTH, WIDTH * 10
+    num_train = len(digits()[1]) * (FOLDS - 1) // FOLDS
+    examples = NUM_FITS * EPOCHS * (num_train // BATCH * BATCH)
+    return examples * 2 * (2 * (first + second) + second)
+
+
+def matmul():
+    """One product of two large float32 matrices, by JAX on one device with all cores."""
+    import jax
+    import jax.numpy as jnp
+
+    left, right = jax.random.normal(jax.random.key(0), (2, MATMUL_SIDE, MATMUL_SIDE))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(left, right).block_until_ready()[0, 0]
+
+
+def images():
+    rng = np.random.default_rng(0)
+    shape = (CNN_STEPS * CNN_BATCH, 32, 32, 3)
+    return rng.random(shape, np.float32), rng.integers(0, 10, shape[0]).astype("i4")
+
+
+def cnn_ours(num_models=1, num_devices=1, trials_at_once=None):
+    """One epoch of `make_fit`, compiled; several models are strengths of one `cross_validate`."""
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_devices))
+    import jax
+    import optax
+    from jax.sharding import AxisType
+
+    from wdjax.decay import decoupled_decay
+    from wdjax.losses import cross_entropy
+    from wdjax.models import make_cnn
+    from wdjax.parts import matrices_only
+    from wdjax.selection.cross_validation import cross_validate
+    from wdjax.selection.folds import folds_from_splits
+    from wdjax.training import make_fit
+    from wdjax.types import Batch
+
+    def make_tx(h):
+        return optax.chain(
+            optax.scale_by_adam(eps_root=1e-12),
+            optax.scale_by_learning_rate(LEARNING_RATE),
+            decoupled_decay(h["strength"], LEARNING_RATE, parts=matrices_only),
+        )
+
+    fit = make_fit(make_cnn(10), cross_entropy, make_tx=make_tx, num_epochs=1, batch_size=CNN_BATCH)
+    inputs, targets = images()
+    train = Batch(inputs, targets, np.ones(len(targets), "f4"))
+    if num_models == 1:
+        alone = jax.jit(fit)
+        train = jax.device_put(train)
+        return lambda: float(
+            alone({"strength": 0.01}, train, jax.random.key(0)).history["loss"][-1]
+        )
+    # One fold that trains on everything; its one held-out row is a copy that is not scored.
+    held_out = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), train)
+    folds = folds_from_splits([(np.arange(len(targets)), np.array([len(targets)]))])
+    mesh = jax.make_mesh((num_devices,), ("trial",), axis_types=(AxisType.Auto,))
+    training_loss = lambda h, train, valid, key: fit(h, train, key).history["loss"][-1]
+
+    def run():
+        scores = cross_validate(
+            training_loss,
+            {"strength": np.geomspace(1e-3, 1, num_models, dtype="f4")},
+            held_out,
+            folds,
+            key=jax.random.key(0),
+            mesh=mesh,
+            trials_at_once=trials_at_once,
+        )
+        return scores.values
+
+    return run
+
+
+def cnn_keras():
+    """Keras 3 on JAX: one epoch of `fit`."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    inputs, targets = images()
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            layers.Input((32, 32, 3)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+    network.compile(
+        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    fit = lambda: network.fit(inputs, targets, batch_size=CNN_BATCH, epochs=1, verbose=0)
+    return lambda: fit().history["loss"][-1]
+
+
+def cnn_torch(channels_last=False):
+    """PyTorch: one epoch of the usual loop over batches, on tensors in memory, all cores."""
+    import torch
+
+    inputs, targets = images()
+    nn = torch.nn
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    inputs = torch.from_numpy(inputs.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+    targets = torch.from_numpy(targets.astype("i8"))
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.01)
+    loss_of = nn.CrossEntropyLoss()
+
+    def run():
+        total = 0.0
+        for rows in torch.randperm(len(targets)).split(CNN_BATCH):
+            optimizer.zero_grad()
+            loss = loss_of(network(inputs[rows].contiguous(memory_format=layout)), targets[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        return total / CNN_STEPS
+
+    return run
+
+
+TASKS = {
+    "grid_ours": grid_ours,
+    "grid_hand": grid_hand,
+    "grid_sklearn": grid_sklearn,
+    "grid_skorch": grid_skorch,
+    "grid_keras": grid_keras,
+    "matmul": matmul,
+    "cnn_ours": cnn_ours,
+    "cnn_keras": cnn_keras,
+    "cnn_torch": cnn_torch,
+}
 
 
 def main(task: str, arguments: str) -> None:

@@ -24,17 +24,18 @@ class Contestant:
     Between requests it waits for input and takes no core.
     """
 
-    def __init__(self, task: str, **arguments: Any):
-        self.started = time.perf_counter()
+    def __init__(self, task: str, environment: dict[str, str] | None = None, **arguments: Any):
+        start = time.perf_counter()
         words = [sys.executable, "-m", "experiments.speed.contestants", task]
         self.process = subprocess.Popen(
             [*words, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.first = self._answer(f"{task} {arguments}")
-        self.cold_seconds = time.perf_counter() - self.started
+        self.cold_seconds = time.perf_counter() - start
 
     def run(self) -> dict[str, float]:
         """One more run: `seconds`, and what else the task says of its result."""
