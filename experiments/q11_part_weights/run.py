@@ -1,0 +1,142 @@
+"""Weights on the parts of a model, against uniform ones and the same ones shuffled.
+
+Claim: giving each part of the model the weight sigmoid(slope * x), x how deep it is, improves
+  generalisation (S5, Q11).
+Source: both articles' FAQ.
+Would change: the claim fails if the held-out loss at the chosen slope and strength is not below
+  that of uniform weights, at their own chosen strength, by two standard errors; or if the same
+  weights shuffled among the layers do as well.
+Run: `python -m experiments q11_part_weights` (291 s on 2 CPU devices, jax 0.10.2)
+Found: fails. On the decay the chosen slope is 3, at strength 0.3 (uniform: 0.3). On the update
+  the chosen slope is 6, at strength 0.3 (uniform: 0.3). on the decay: held-out loss, uniform -
+  weighted -0.0005 +- 0.0013 (n=10); on the decay: held-out loss, shuffled - weighted 0.0002 +-
+  0.0016 (n=10); on the update: held-out loss, uniform - weighted -0.0039 +- 0.0046 (n=10); on the
+  update: held-out loss, shuffled - weighted 0.0008 +- 0.0049 (n=10).
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import optax
+
+from experiments import common, problems
+from wdjax.decay import decoupled_decay
+from wdjax.losses import cross_entropy
+from wdjax.models import make_mlp
+from wdjax.parts import matrices_only, scale_by_parts
+from wdjax.parts.features import layer_numbers, same_total, sigmoid_parts
+from wdjax.training import is_correct, make_fit, make_score
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 300
+    num_epochs: int = 80
+    batch_size: int = 50
+    learning_rate: float = 3e-3
+    widths: tuple[int, ...] = (64, 64, 64)
+    slopes: tuple[float, ...] = (-6.0, -3.0, 0.0, 3.0, 6.0)
+    strengths: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
+    num_seeds: int = 10
+
+
+QUICK = replace(Config(), num_epochs=3, num_seeds=2, slopes=(-4.0, 0.0, 4.0), strengths=(0.0, 0.3))
+PLACES = ("decay", "update")
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits")
+    choose_by, report_on = problems.halves(held_out)
+    model = make_mlp(10, widths=c.widths)
+    score = make_score(model, loss=cross_entropy, accuracy=is_correct)
+    layers = layer_numbers(model, pool.inputs[:1])
+    last = len(c.widths)
+
+    def run_of(place, shuffle):
+        def one(point, pool, choose_by, report_on):
+            train, key = problems.draw(pool, point["seed"], c.size)
+            order = np.arange(last + 1)
+            if shuffle:
+                order = jax.random.permutation(jax.random.fold_in(key, 1), last + 1)
+            depth = lambda params: jax.tree.map(lambda n: order[int(n)] / last, layers(params))
+
+            def weigh(base):
+                return same_total(sigmoid_parts(depth, point["slope"], base), base)
+
+            decayed = weigh(matrices_only) if place == "decay" else matrices_only
+            moved = weigh(None) if place == "update" else None
+            fit = make_fit(
+                model,
+                cross_entropy,
+                make_tx=lambda h: optax.chain(
+                    optax.scale_by_adam(),
+                    scale_by_parts(moved),
+                    optax.scale_by_learning_rate(c.learning_rate),
+                    decoupled_decay(h["strength"], c.learning_rate, parts=decayed),
+                ),
+                num_epochs=c.num_epochs,
+                batch_size=c.batch_size,
+            )
+            result = fit(point, train, key)
+            of = lambda name, part: {f"{name}_{k}": v for k, v in score(result, part).items()}
+            return of("choose", choose_by) | of("report", report_on)
+
+        return one
+
+    axes = {"slope": c.slopes, "strength": c.strengths, "seed": range(c.num_seeds)}
+    shared = (pool, choose_by, report_on)
+    zero, found, values = c.slopes.index(0.0), [], {}
+    for place in PLACES:
+        weighted = problems.sweep(run_of(place, False), axes, shared)
+        scores = {
+            "weighted": weighted,
+            "shuffled": problems.sweep(run_of(place, True), axes, shared),
+            "uniform": {k: v[[zero]] for k, v in weighted.items()},
+        }
+        losses, chosen = {}, {}
+        for name, of in scores.items():
+            flat = {k: v.reshape(-1, c.num_seeds) for k, v in of.items()}
+            best = problems.chosen_row(flat["choose_loss"])
+            slopes = (0.0,) if name == "uniform" else c.slopes
+            chosen[name] = [slopes[best // len(c.strengths)], c.strengths[best % len(c.strengths)]]
+            losses[name] = flat["report_loss"][best]
+        found += [
+            common.over_seeds(
+                f"on the {place}: held-out loss, {name} - weighted",
+                losses[name] - losses["weighted"],
+            )
+            for name in ("uniform", "shuffled")
+        ]
+        values[place] = {
+            "chosen": chosen,
+            "loss": {n: common.curve(of["report_loss"]) for n, of in scores.items()},
+            "accuracy": {n: common.curve(of["report_accuracy"]) for n, of in scores.items()},
+            "by_seed": losses,
+        }
+    holds = any(found[i].clearly_above() and found[i + 1].clearly_above() for i in (0, 2))
+    fails = not any(found[i].clearly_above() for i in (0, 2))
+    because = " ".join(
+        f"On the {place} the chosen slope is {values[place]['chosen']['weighted'][0]:g}, at "
+        f"strength {values[place]['chosen']['weighted'][1]:g} (uniform: "
+        f"{values[place]['chosen']['uniform'][1]:g})."
+        for place in PLACES
+    )
+    values |= {"slopes": c.slopes, "strengths": c.strengths}
+    return common.Findings(found, common.verdict(holds, fails), because, values)
+
+
+def draw(values, figure):
+    for axes, place in zip(figure.subplots(1, 2), PLACES, strict=True):
+        best = values["strengths"].index(values[place]["chosen"]["weighted"][1])
+        for name in ("weighted", "shuffled"):
+            line = {k: np.array(v)[:, best] for k, v in values[place]["loss"][name].items()}
+            common.band(axes, values["slopes"], line, name)
+        axes.set_title(f"on the {place}, strength {values['strengths'][best]:g}")
+        axes.set_xlabel("slope (above 0: deep layers count more)")
+        axes.set_ylabel("held-out cross-entropy")
+        axes.legend()
+
+
+if __name__ == "__main__":
+    common.main(__file__, measure, draw, Config(), QUICK)
