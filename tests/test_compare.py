@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from wdjax.jobs.compare import CompareOptions, run_compare
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.selection.comparison import compare
@@ -60,7 +61,7 @@ def test_a_choice_may_have_a_grid_of_its_own(key):
     found = compare(choices, grids, DATA, FOLDS, key=key, baseline="high")
     assert found.chosen["high"].hparams == {"strength": 3.0, "rate": 0.5}
     assert found.table().rows[0][2] is None
-    assert "Candidates tried: low 1, high 2" in str(found)
+    assert "candidates tried: low 1, high 2" in str(found)
 
 
 def test_choices_are_scored_as_cross_validate_scores_them(key):
@@ -79,14 +80,15 @@ def test_choices_are_scored_as_cross_validate_scores_them(key):
     found = compare(choices, grid, data, folds, key=key, num_seeds=2)
     alone = cross_validate(choices["adam"], grid, data, folds, key=key, num_seeds=2)
     np.testing.assert_array_equal(found.scores["adam"].values["loss"], alone.values["loss"])
-    assert "accuracy" in str(found)
+    headers = ("choice", "rate", "loss", "difference", "accuracy", "train_accuracy", "train_loss")
+    assert found.table().headers == headers
 
 
 def test_a_comparison_prints_and_becomes_json(key):
     choices = {"a": bowl(1.0, 2.0), "<b>": bowl(1.0, 2.0)}
     found = compare(choices, grid_product(strength=[1, 2]), DATA, FOLDS, key=key)
     text = str(found)
-    assert "loss: difference to a" in text
+    assert "difference: to a, paired over folds" in text
     assert "<b> cannot be told from a: 0 +- 0" in text
     assert "&lt;b&gt;" in found._repr_html_()
     plain = json.loads(to_json(found.to_dict()))
@@ -116,6 +118,7 @@ def test_a_scores_without_names_can_be_compared(key):
     found = compare(plain, grid_product(strength=[1.0]), DATA, FOLDS, key=key)
     assert found.best == "b"
     assert found.difference("b") == (-1.0, 0.0)
+    assert found.table().headers == ("choice", "strength", "score", "difference")
 
 
 def test_a_single_choice_is_refused(key):
@@ -147,3 +150,46 @@ def test_a_choice_that_always_diverges_is_named(key, nans_allowed):
     choices = {"fine": bowl(1.0, 1.0), "broken": bowl(1.0, jnp.nan)}
     with pytest.raises(ValueError, match="choice 'broken': every run of the grid diverged"):
         compare(choices, grid_product(strength=[1.0]), DATA, FOLDS, key=key)
+
+
+# The job
+
+
+def test_the_job_compares_optimisers_each_at_rates_that_fit_it(tmp_path):
+    said = []
+    options = CompareOptions(
+        data="iris",
+        among=("sgd", "lion"),
+        strengths=(0.0, 0.1),
+        epochs=1,
+        folds=2,
+        seeds=1,
+        batch_size=32,
+        out=str(tmp_path / "run"),
+        devices=1,
+    )
+    results = run_compare(options, say=said.append, command="wdjax compare")
+    written = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert written["kind"] == "compare"
+    assert written["status"] == "complete"
+    assert "24 trainings: 12 candidates of 2 choices x 2 folds x 1 seeds" in said[0]
+    rates = {n: c["scores"]["grid"] for n, c in written["comparison"]["choices"].items()}
+    assert set(rates["sgd"]["learning_rate"]) == {0.03, 0.1, 0.3}
+    assert set(rates["lion"]["learning_rate"]) == {1e-4, 3e-4, 1e-3}
+    assert results["headline"].startswith("Best optimizer: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vary": "optimiser"}, "`vary` must be one of optimizer.*Did you mean 'optimizer'"),
+        ({"among": ("adam",)}, "`among` must name at least two, each once; got adam"),
+        ({"among": ("adam", "adan")}, "`optimizer` must be one of.*Did you mean 'adam'"),
+        ({"vary": "augment", "among": ("none", "crop")}, "`augment` changes images"),
+    ],
+)
+def test_the_job_refuses_before_anything_is_written(change, words, tmp_path):
+    options = CompareOptions(data="iris", out=str(tmp_path / "run"), **change)
+    with pytest.raises(ValueError, match=words):
+        run_compare(options, say=lambda text: None)
+    assert not (tmp_path / "run").exists()

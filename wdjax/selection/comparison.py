@@ -60,18 +60,21 @@ class Comparison(NamedTuple):
     def table(self) -> Table:
         """One row a choice: its best numbers, its scores there, the difference to the baseline."""
         numbers = list(dict.fromkeys(n for c in self.chosen.values() for n in c.hparams))
-        measures = list(dict.fromkeys(n for s in self.scores.values() for n in _names(s)))
+        others = dict.fromkeys(
+            n for s in self.scores.values() for n in _names(s) if n != self.value
+        )
         rows = []
         for name, choice in self.chosen.items():
             scores = self.scores[name]
-            row = [name, *(choice.hparams.get(number) for number in numbers)]
-            for measure in measures:
-                known = measure in _names(scores)
-                row.append(_at(scores, measure, choice.index) if known else None)
-            row.append(None if name == self.baseline else self.difference(name))
-            rows.append(tuple(row))
+            cell = lambda measure, scores=scores, choice=choice: (
+                _at(scores, measure, choice.index) if measure in _names(scores) else None
+            )
+            score = Estimate(choice.mean, choice.standard_error)
+            difference = None if name == self.baseline else self.difference(name)
+            hparams = (choice.hparams.get(number) for number in numbers)
+            rows.append((name, *hparams, score, difference, *map(cell, others)))
         return Table(
-            ("choice", *numbers, *measures, f"{self.value}: difference to {self.baseline}"),
+            ("choice", *numbers, value, "difference", *others),
             tuple(rows),
             marked=list(self.chosen).index(self.best),
             note=self._note(),
@@ -84,9 +87,9 @@ class Comparison(NamedTuple):
             f"{name} {_values(scores, self.value).shape[0]}" for name, scores in self.scores.items()
         )
         notes = [
-            f"mean +- standard error over {num_folds} folds, {num_seeds} seeds each; differences "
-            f"are paired. Candidates tried: {candidates}; the best of more of them looks better "
-            "by luck alone."
+            f"mean +- standard error over {num_folds} folds, {num_seeds} seeds each",
+            f"difference: to {self.baseline}, paired over folds",
+            f"candidates tried: {candidates}; the best of more of them looks better by luck alone",
         ]
         for name in self.chosen:
             gap = self.difference(name, self.best)

@@ -1,0 +1,136 @@
+"""The job `compare`: optimisers, augmentations, models or decays, each at its best numbers."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from wdjax import recipe as recipes
+from wdjax.checks import check_one_of, check_positive_int
+from wdjax.data import arrays
+from wdjax.jobs.files import Clock, header, write_json
+from wdjax.jobs.options import SelectOptions, option
+from wdjax.jobs.prepare import check_batch_fits, prepare, strength_grid
+from wdjax.jobs.run import Say, Watch
+from wdjax.selection.choice import RULES
+from wdjax.selection.comparison import Comparison, compare
+from wdjax.selection.folds import kfold
+
+AMONG = {
+    "optimizer": ("sgd", "momentum", "adam", "lion"),
+    "augment": ("none", "crop", "crop,flip"),
+    "model": ("mlp", "rnn"),
+    "decay": ("decoupled", "coupled", "independent"),
+    "schedule": recipes.SCHEDULES,
+}
+"""What can differ, and the choices compared unless others are named."""
+
+LEARNING_RATES = {
+    "sgd": (0.03, 0.1, 0.3),
+    "momentum": (3e-3, 0.01, 0.03),
+    "adam": (1e-3, 3e-3, 0.01),
+    "lion": (1e-4, 3e-4, 1e-3),
+}
+"""Each optimiser at rates that fit it: at Adam's, Lion diverges and plain descent stands still."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions(SelectOptions):
+    """Compare optimisers, augmentations, models or decays, each at the best of its numbers."""
+
+    learning_rates: tuple[float, ...] | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "a grid axis (default three that fit the optimizer)"
+    )
+    vary: str = option("optimizer", "what differs", tuple(AMONG))
+    among: tuple[str, ...] | None = option(
+        None, f"its values (default of optimizer: {' '.join(AMONG['optimizer'])})"
+    )
+
+
+def run_compare(
+    options: CompareOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Compares choices on the same folds: data -> a grid a choice -> table -> `results.json`.
+
+    The test part is left alone: `wdjax select` with the best choice judges on it.
+
+    Returns:
+      The results, as in `results.json`; `results["comparison"]` prints as a table.
+
+    Raises:
+      ValueError: for any bad option or bad data, before anything is compiled or written.
+    """
+    clock = Clock()
+    check_one_of("vary", options.vary, AMONG)
+    names = AMONG[options.vary] if options.among is None else options.among
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"`among` must name at least two, each once; got {' '.join(names)}.")
+    singles = {name: _single(options, name) for name in names}
+    prepared = {name: prepare(single) for name, single in singles.items()}
+    grids = {name: strength_grid(singles[name], prepared[name]) for name in names}
+    num_seeds = options.seeds
+    if num_seeds is None:  # Seeds are paired, so all have the same number.
+        num_seeds = min(p.defaults.num_seeds for p in prepared.values())
+    check_positive_int("seeds", num_seeds)
+    check_one_of("rule", options.rule, RULES)
+    # The CNN's images are enlarged; in a comparison all see the same.
+    largest = max(prepared.values(), key=lambda p: p.choose_data.inputs[0].size)
+    choose_data = largest.choose_data
+    stratified = largest.recipe.loss == "cross_entropy"
+    arrays.check_folds(choose_data, options.folds, stratify=stratified)
+    num_examples = len(choose_data.inputs)
+    check_batch_fits(options.batch_size, num_examples - -(-num_examples // options.folds))
+    folds_key, grid_key, _ = jax.random.split(jax.random.key(options.seed), 3)
+    labels = choose_data.targets if stratified else None
+    folds = kfold(folds_key, num_examples, options.folds, stratify=labels)
+    results = header("compare", options, largest, command)
+    results["config"] |= {"among": names, "seeds": num_seeds}
+    clock.lap("data")
+    rows = sum(grid.num_rows for grid in grids.values())
+    say(
+        f"{largest.describe()}\n{rows * options.folds * num_seeds} trainings: {rows} candidates of "
+        f"{len(names)} choices x {options.folds} folds x {num_seeds} seeds. "
+        f"Writes to {largest.out}."
+    )
+    comparison = compare(
+        {name: recipes.recipe_fit_and_score(prepared[name].recipe) for name in names},
+        grids,
+        arrays.to_batch(choose_data),
+        folds,
+        key=grid_key,
+        rule=options.rule,
+        num_seeds=num_seeds,
+        mesh=largest.mesh,
+        progress=watch,
+    )
+    clock.lap("grid")
+    results["headline"] = _headline(options, comparison)
+    results["comparison"] = comparison
+    results["timing"] = clock.timing | {"total": clock.total()}
+    results["status"] = "complete"
+    write_json(largest.out, results)
+    return results
+
+
+def _single(options: CompareOptions, name: str) -> CompareOptions:
+    """The options of one choice, its learning rates filled in."""
+    value = "" if options.vary == "augment" and name == "none" else name
+    single = dataclasses.replace(options, **{options.vary: value})
+    if single.learning_rates is not None:
+        return single
+    check_one_of("optimizer", single.optimizer, LEARNING_RATES)
+    return dataclasses.replace(single, learning_rates=LEARNING_RATES[single.optimizer])
+
+
+def _headline(options: CompareOptions, comparison: Comparison) -> str:
+    best = comparison.best
+    others = [name for name in comparison.chosen if name != best]
+    second = min(others, key=lambda name: comparison.chosen[name].mean)
+    gain = comparison.difference(second, best)
+    told_apart = abs(gain.mean) > gain.standard_error
+    numbers = ", ".join(f"{k} {v:g}" for k, v in comparison.chosen[best].hparams.items())
+    return (
+        f"Best {options.vary}: {best} ({numbers}), "
+        + (f"lower than {second} by {gain} " if told_apart else f"not to be told from {second} ")
+        + "(validation loss, paired over folds)."
+    )
