@@ -30,6 +30,14 @@ def x64():
 
 
 @pytest.fixture
+def quick_compile():
+    """For tests of what a program computes, not of how fast: XLA compiles it in less time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def nans_allowed():
     """For tests about runs that diverge."""
     with jax.debug_nans(False):

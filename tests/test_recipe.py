@@ -14,6 +14,7 @@ from wdjax.parts import matrices_only
 from wdjax.recipe import (
     DECAYS,
     DIRECTIONS,
+    MODELS,
     SCHEDULES,
     Recipe,
     load_make_model,
@@ -25,6 +26,8 @@ from wdjax.recipe import (
     recipe_tx,
 )
 from wdjax.types import Batch
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 RNG = np.random.default_rng(0)
 
@@ -54,6 +57,15 @@ def test_every_choice_traces_and_keeps_float32_also_in_64_bit_mode(decay, x64, k
         scores = jax.eval_shape(run, hparams, table(), table(5), key)
         assert scores.keys() == {"loss", "accuracy", "train_loss", "train_accuracy"}
         assert {leaf.dtype for leaf in scores.values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("name, side, channels", [("cnn", 32, 3), ("rnn", 8, 1), ("mlp", 8, 1)])
+def test_every_model_here_has_a_recipe_with_dropout(name, side, channels, key):
+    hparams = {name: jnp.float32(0.1) for name in ("strength", "learning_rate", "dropout")}
+    images = jnp.zeros((6, side, side, channels))
+    batch = Batch(images, jnp.zeros(6, jnp.int32), jnp.ones(6))
+    run = recipe_fit_and_score(Recipe(make_model=MODELS[name], batch_size=2, num_epochs=1))
+    assert jax.eval_shape(run, hparams, batch, batch, key)["loss"].shape == ()
 
 
 def descend(recipe, gradient, num_steps, strength, learning_rate):

@@ -16,6 +16,8 @@ from wdjax.selection import choose, cross_validate, cross_validate_pure, grid_pr
 from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch, Model
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 STRENGTHS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0])
 NUM_EXAMPLES, NUM_FOLDS = 50, 5
 
@@ -104,26 +106,6 @@ def test_the_derivative_of_the_cross_validated_loss_is_that_of_ridge_regression(
     np.testing.assert_allclose(slope, expected, rtol=1e-5)
     forward = jax.jit(lambda u: jax.jvp(mean_loss, (u,), (1.0,))[1])(jnp.asarray(at))
     np.testing.assert_allclose(forward, expected, rtol=1e-5)
-
-
-def test_cross_validation_is_itself_a_function_to_vmap(x64):
-    """Over keys of the folds: repeated cross-validation in one program."""
-    data, grid = data_of(), {"strength": jnp.array([0.01, 0.3])}
-    short = full_batch_descent(
-        40,
-        num_steps=20,
-        make_tx=lambda h: optax.sgd(0.2),
-        make_penalty=lambda h: l2_penalty(h["strength"]),
-    )
-
-    def one(key):
-        folds = kfold(key, NUM_EXAMPLES, NUM_FOLDS)
-        return cross_validate_pure(short, grid, data, folds, key=key)["loss"]
-
-    keys = jax.random.split(jax.random.key(0), 3)
-    found = jax.jit(jax.vmap(one))(keys)
-    np.testing.assert_allclose(found[1], jax.jit(one)(keys[1]), rtol=1e-10)
-    assert found.shape == (3, 2, NUM_FOLDS, 1)
 
 
 def test_importing_wdjax_allocates_nothing_and_starts_no_backend():

@@ -1,0 +1,393 @@
+"""The command: what it prints, writes and returns, in this process and as a real one."""
+
+import json
+import logging
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from wdjax import jobs
+from wdjax.cli import _parser, main
+from wdjax.jobs import prepare, run, verdict
+from wdjax.jobs.options import SelectOptions
+from wdjax.selection.choice import choose
+from wdjax.selection.cross_validation import Scores
+from wdjax.selection.grids import grid_product
+
+SETTINGS = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+)
+TINY = "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --batch-size 32 --data iris"
+
+
+@pytest.fixture
+def command(capfd, tmp_path, monkeypatch, quick_compile):
+    """`command("select --seeds 1") -> (status, printed, told)` in a folder of its own.
+
+    What the environment has set, the command leaves alone: no cache here, two devices."""
+    monkeypatch.chdir(tmp_path)
+    for name in SETTINGS:
+        monkeypatch.setenv(name, "unset")
+
+    def run(words):
+        status = main(shlex.split(words))
+        return status, *capfd.readouterr()
+
+    yield run
+    jax.config.update("jax_enable_x64", False)
+
+
+def strict_json(path):
+    """The file's contents; NaN and Infinity are not JSON."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} in {path}")
+
+    return json.loads(pathlib.Path(path).read_text(), parse_constant=refuse)
+
+
+# As a process
+
+
+def environment(tmp_path):
+    """That of a shell: its own cache, no setting of these tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTEST_"))}
+    root = str(pathlib.Path(__file__).parent.parent)
+    return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": root}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The main job, small, on the digits: `(folder, process, expected devices)`."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = "select --epochs 2 --folds 2 --seeds 2 --strengths 0 0.1 100 --batch-size 128 --out run"
+    done = subprocess.run(
+        [sys.executable, "-m", "wdjax.cli", *words.split()],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_main_job_ends_with_a_choice_in_its_first_line(finished):
+    _, done = finished
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(("Chosen strength", "No strength helped"))
+    assert "+-" in lines[0] and "at the one learning rate tried, 0.003" in lines[0]
+    table = done.stdout[done.stdout.index("strength") :]
+    assert sum(line.startswith(">") for line in lines) == 2
+    assert table.count("+-") >= 3 * 4
+    assert max(len(line) for line in lines[1:]) <= 100
+    assert lines[-1] == "Report: run/report.html"
+
+
+def test_it_says_what_it_will_do_then_how_far_it_is(finished):
+    _, done = finished
+    told = done.stderr
+    assert "1437 examples to choose on, 360 to test on" in told
+    assert "12 trainings: 3 strengths x 2 folds x 2 seeds, 2 epochs at batch 128" in told
+    order = ["trainings:", "choosing: compiling", "choosing: 12 of 12", "refitting: 6 of 6"]
+    places = [told.index(words) for words in order]
+    assert places == sorted(places)
+    assert "s left" in told
+
+
+def test_the_results_are_strict_json_and_hold_every_score(finished):
+    folder, done = finished
+    results = strict_json(folder / "run/results.json")
+    assert results["status"] == "complete" and results["headline"] == done.stdout.splitlines()[0]
+    assert results["versions"]["jax"] == jax.__version__
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert len(results["devices"]) == cores
+    assert results["grid"]["strength"] == [0.0, 0.1, 100.0]
+    assert np.shape(results["scores"]["loss"]) == (3, 2, 2)
+    losses = np.array(results["scores"]["loss"])
+    row = results["table"][1]
+    np.testing.assert_allclose(row["loss"]["mean"], losses[1].mean())
+    deviation = losses[1].mean(axis=1).std(ddof=1) / np.sqrt(2)
+    np.testing.assert_allclose(row["loss"]["standard_error"], deviation)
+    assert results["choices"]["min"]["index"] == losses.mean(axis=(1, 2)).argmin()
+    assert results["refit"].keys() == {"chosen", "zero", "largest"}
+    largest = results["refit"]["largest"]
+    assert largest["hparams"]["strength"] == 100.0
+    assert len(largest["test_accuracy"]) == 2 and np.shape(largest["curves"]["test_loss"]) == (2, 2)
+    paths = {row["path"] for row in results["decay"]}
+    assert paths == {"hidden1/kernel", "hidden1/bias", "head/kernel", "head/bias"}
+    assert sum(results["timing"].values()) > 0
+
+
+def test_the_chosen_params_are_plain_arrays(finished):
+    folder, _ = finished
+    with np.load(folder / "run/params.npz", allow_pickle=False) as arrays:
+        shapes = {name: arrays[name].shape for name in arrays}
+    assert shapes == {
+        "hidden1/kernel": (64, 100),
+        "hidden1/bias": (100,),
+        "head/kernel": (100, 10),
+        "head/bias": (10,),
+    }
+
+
+def test_the_report_needs_no_network_and_can_be_drawn_again(finished, command):
+    folder, _ = finished
+    page = folder / "run/report.html"
+    first = page.read_text()
+    assert "<svg" in first and 'src="http' not in first and "<script" not in first
+    page.unlink()
+    status, printed, _ = command(f"report {folder / 'run'}")
+    assert status == 0 and "report.html" in printed
+    assert page.read_text() == first
+
+
+def test_an_existing_folder_is_refused_and_left_as_it_was(finished, command):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").iterdir()}
+    status, _, told = command(f"select {TINY} --out {folder / 'run'}")
+    assert status == 2 and "exists and is not empty; choose another or pass --overwrite" in told
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").iterdir()}
+
+
+def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
+    """After the first chunk of a run that would take minutes."""
+    words = "select --epochs 30 --folds 5 --seeds 2 --out run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wdjax.cli", *words.split()],
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "run/results.json").exists() and process.poll() is None:
+            assert time.monotonic() < deadline, "no chunk in time"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert "Traceback" not in told and "What had finished is in run" in told
+    results = strict_json(tmp_path / "run/results.json")
+    assert results["status"] == "partial" and "nothing is chosen" in results["headline"]
+    losses = np.array(results["scores"]["loss"], np.float64)
+    assert losses.shape == (14, 5, 2)
+    finished = np.isfinite(losses)
+    assert 0 < finished.sum() < losses.size
+    assert f"{finished.sum()} of {losses.size} trainings had finished" in results["headline"]
+    assert "<html" in (tmp_path / "run/report.html").read_text()
+    assert not list((tmp_path / "run").glob("*.tmp")) and printed == ""
+
+
+# In this process
+
+
+def test_one_program_runs_the_grid_and_one_the_refits(command, caplog, tmp_path):
+    """26 candidates in several chunks, over two axes, into a folder that may be overwritten:
+    XLA compiles the trial program once."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/old").write_text("")
+    strengths = " ".join(f"{i / 10:g}" for i in range(13))
+    words = f"select {TINY} --strengths {strengths} --learning-rates 0.01 0.1 --decay coupled"
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        status, printed, _ = command(f"{words} --out run --overwrite")
+    assert status == 0
+    compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation of")]
+    assert sum("_run_chunk" in message for message in compiled) == 1
+    assert sum("jit(program)" in message for message in compiled) == 1
+    first = printed.splitlines()[0]
+    assert "Learning rate 0." in first and "at the one learning rate" not in first
+    results = strict_json("run/results.json")
+    assert results["grid_shape"] == {"strength": 13, "learning_rate": 2}
+    assert np.shape(results["scores"]["loss"]) == (26, 2, 1)
+    assert results["decay"][0]["rate"] is None
+
+
+def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command, capfd):
+    """A csv with its target in the middle; `run_select` says to `say` and shows to `watch`."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2)) * [1000, 1e-3]
+    y = x @ [1e-3, 1e3]
+    rows = [f"{a},{t},{b}" for (a, b), t in zip(x, y, strict=True)]
+    pathlib.Path("my.csv").write_text("\n".join(["metres,price,share", *rows]) + "\n")
+    options = SelectOptions(
+        data="my.csv",
+        target="price",
+        loss="squared_error",
+        strengths=(0.0, 0.1),
+        folds=2,
+        seeds=1,
+        epochs=40,
+        batch_size=8,
+        out="run",
+    )
+    said, seen = [], []
+    results = run.run_select(options, say=said.append, watch=lambda *event: seen.append(event))
+    assert "trainings" in said[0] and {what for what, _ in seen} == {"choosing", "refitting"}
+    assert capfd.readouterr().out == ""
+    assert verdict.summary(results).splitlines()[0] == results["headline"]
+    results = strict_json("run/results.json")
+    assert results["data"]["num_outputs"] == 1 and "accuracy" not in results["scores"]
+    # Standardised targets: predicting the mean costs 1/2.
+    assert np.max(results["scores"]["loss"]) < 0.25
+
+
+def test_arrays_and_a_model_of_ones_own_with_dropout_and_label_noise(command):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    np.savez("my.npz", inputs=rng.normal(size=(90, 4)) + y[:, None], targets=y)
+    pathlib.Path("mine.py").write_text(
+        "import wdjax\n"
+        "def make_model(num_outputs, dropout=0.0):\n"
+        "    return wdjax.make_mlp(num_outputs, widths=(5, 4), dropout=dropout)\n"
+    )
+    status, _, told = command(
+        "train --strength 0.1 --data my.npz --model mine.py:make_model --dropout 0.2 --epochs 1 "
+        "--label-noise 0.1 --decay independent --parts '*/kernel=1,*=0.5' --out run"
+    )
+    assert status == 0, told
+    results = strict_json("run/results.json")
+    assert results["refit"]["chosen"]["hparams"]["dropout"] == 0.2
+    multipliers = {row["path"]: row["multiplier"] for row in results["decay"]}
+    np.testing.assert_allclose(multipliers["hidden2/bias"], 0.5, rtol=1e-5)
+    with np.load("run/params.npz") as arrays:
+        assert arrays["hidden2/kernel"].shape == (5, 4)
+
+
+def test_train_makes_one_run_with_the_same_parts(command):
+    status, printed, told = command(
+        "train --strength 0.1 --data wine --epochs 2 --batch-size 32 --seeds 2 "
+        "--dtype float64 --schedule cosine --out run"
+    )
+    assert status == 0, told
+    assert printed.startswith("Strength 0.1 (decoupled): test loss")
+    results = strict_json("run/results.json")
+    assert (results["kind"], results["status"]) == ("train", "complete")
+    assert len(results["refit"]["chosen"]["test_loss"]) == 2
+    with np.load("run/params.npz") as arrays:
+        assert arrays["head/kernel"].dtype == np.float64
+    assert pathlib.Path("run/report.html").exists()
+
+
+def test_candidates_that_diverge_lose_and_do_not_poison_the_others(command, nans_allowed):
+    status, printed, _ = command(
+        f"select {TINY} --optimizer sgd --learning-rates 0.01 1e30 --decay coupled --out run"
+    )
+    assert status == 0
+    assert "2 of 4 candidates diverged and were left out" in printed
+    losses = strict_json("run/results.json")["scores"]["loss"]
+    lost = [[run is None for fold in row for run in fold] for row in losses]
+    assert lost == [[False] * 2, [True] * 2] * 2
+
+
+def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
+    def lost(function, grid, *args, **options):
+        return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})
+
+    monkeypatch.setattr(run, "cross_validate", lost)
+    status, printed, told = command(f"select {TINY} --out run")
+    assert (status, printed) == (2, "")
+    assert "every run of the grid diverged" in told and "lower the learning rate" in told
+    nothing = {"chosen": {"test_loss": np.array([np.nan])}}
+    monkeypatch.setattr(run, "refit_runs", lambda *args: (nothing, {}))
+    status, printed, told = command("train --data iris --learning-rate 1e30 --out other")
+    assert (status, printed) == (2, "")
+    assert "every run diverged: lower `learning_rate` = 1e+30" in told
+    assert not pathlib.Path("other").exists()
+
+
+@pytest.mark.parametrize("words", ["--help", "select --help", "train --help", "report --help"])
+def test_help_fits_a_screen_and_shows_an_example(words, command, capfd):
+    with pytest.raises(SystemExit) as stop:
+        command(words)
+    text = capfd.readouterr().out
+    assert stop.value.code == 0 and "example: wdjax" in text
+    assert len(text.splitlines()) <= 50 and max(map(len, text.splitlines())) <= 100
+
+
+def test_every_option_is_explained_and_reaches_the_job():
+    """Each has a help line; parsed, it is the field of the options of the same name."""
+    words = "select --strengths 0 1e-3 --learning-rates .1 --seeds 4 --devices 1 --dropout .5"
+    parsed = vars(_parser(jobs).parse_args(words.split()))
+    assert parsed.pop("job") == "select"
+    options = SelectOptions(**parsed)
+    assert options.strengths == (0.0, 1e-3) and options.learning_rates == (0.1,)
+    assert (options.seeds, options.devices, options.dropout) == (4, 1, 0.5)
+    assert options.epochs is None and options.overwrite is False
+
+
+# The first line
+
+
+def headline_of(losses, strengths, command="wdjax select", rates=(0.003,), decay="decoupled"):
+    """The lines for fold means `losses[row][fold]`."""
+    scores = Scores(
+        grid_product(strength=strengths, learning_rate=rates),
+        {"loss": np.array(losses, np.float64)[:, :, None]},
+    )
+    return verdict.headline(scores, choose(scores), decay, command)
+
+
+def test_the_first_line_says_what_the_evidence_allows():
+    inside = headline_of([[3.0, 3.1], [1, 1.1], [2, 2]], [0, 1, 2])
+    assert "at the smallest end of the grid" in inside[0]
+    inside = headline_of([[3.0, 3.1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
+    assert inside[0].startswith("Chosen strength 2 (decoupled): validation loss 1.050 +- 0.050")
+    assert "lower than at zero by 2 +- 0 (paired" in inside[0] and len(inside) == 1
+    tie = headline_of([[1.0, 3.0], [2, 2], [1.5, 2.2], [2, 2]], [0, 1, 2, 3])
+    assert "but it cannot be told from zero" in tie[0]
+    zero = headline_of([[1.0, 1.0], [2, 2]], [0, 1])
+    assert zero[0].startswith("No strength helped: zero has the lowest")
+    lost = headline_of([[np.nan, 1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
+    assert lost[0].startswith("Chosen strength 2 (decoupled): validation loss")
+    assert "zero" not in lost[0] and lost[1] == "1 of 4 candidates diverged and were left out."
+
+
+def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatch):
+    """With the strengths moved, the taken folder dropped, everything else kept."""
+    monkeypatch.chdir(tmp_path)
+    asked = "wdjax select --data wine --strengths 0 10 100 --out 'my run' --overwrite --seeds 2"
+    lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 10, 100], asked)
+    assert "at the largest end of the grid" in lines[0]
+    words = shlex.split(lines[1].removeprefix("The best may lie beyond. Try: "))
+    parsed = vars(_parser(jobs).parse_args(words[1:]))
+    parsed.pop("job")
+    options = SelectOptions(**parsed)
+    assert (options.data, options.seeds, options.out) == ("wine", 2, None)
+    assert options.strengths[0] == 0 and options.strengths[1] == 10
+    # 1e4 would remove 30 times the weight at a learning rate of 3e-3: it stops at the whole.
+    np.testing.assert_allclose(options.strengths[-1], 1 / 0.003, rtol=2e-3)
+    grid = prepare.strength_grid(options, prepare.prepare(options))
+    assert grid.num_rows == 11
+
+
+def test_where_nothing_lies_beyond_no_command_is_given():
+    lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 0.1, 1], decay="independent")
+    assert "at the largest end" in lines[0]
+    assert lines[1].startswith("Nothing lies beyond at this learning rate")
+    lines = headline_of([[3.0, 3.1], [1, 1], [2, 2]], [0, 0.1, 1], decay="independent")
+    assert "--strengths 0 0.001" in lines[1]
+
+
+def test_default_strengths_stop_where_a_step_removes_the_whole_weight(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for rates, largest in (((3e-3,), 100.0), ((3e-3, 0.1), 10.0)):
+        options = SelectOptions(learning_rates=rates, data="wine")
+        grid = prepare.strength_grid(options, prepare.prepare(options))
+        assert grid.shape["strength"] == 14
+        np.testing.assert_allclose(grid["strength"].max(), largest)
