@@ -1,0 +1,36 @@
+"""The second `wdjax select` finds every program of the first."""
+
+import json
+import os
+import subprocess
+import sys
+
+COUNTING = """
+import collections, json, sys
+import jax
+from wdjax.cli import main
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.split("/")[-1]]))
+assert main(sys.argv[1:]) == 0
+print(json.dumps(counts))
+"""
+
+
+def test_the_second_select_compiles_nothing(tmp_path):
+    """Two processes share a cache folder and nothing else."""
+    words = "select --data iris --batch-size 32 --epochs 1 --folds 2 --seeds 1 --strengths 0 0.1"
+    counts = {}
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTING, *words.split(), "--out", name],
+            cwd=tmp_path,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        counts[name] = json.loads(done.stdout.splitlines()[-1])
+    assert counts["first"]["cache_misses"] > 2
+    assert counts["second"].get("cache_misses", 0) == 0
+    assert counts["second"]["cache_hits"] >= counts["first"]["cache_misses"]
