@@ -60,9 +60,9 @@ class Comparison(NamedTuple):
     def table(self) -> Table:
         """One row a choice: its best numbers, its scores there, the difference to the baseline."""
         numbers = list(dict.fromkeys(n for c in self.chosen.values() for n in c.hparams))
-        others = dict.fromkeys(
-            n for s in self.scores.values() for n in _names(s) if n != self.value
-        )
+        value = self.value if self.value in _names(self.scores[self.baseline]) else "score"
+        every = (name for scores in self.scores.values() for name in _names(scores))
+        others = [name for name in dict.fromkeys(every) if name != value]
         rows = []
         for name, choice in self.chosen.items():
             scores = self.scores[name]
