@@ -88,7 +88,7 @@ def layer_numbers(apply_fn: Callable | Model, inputs: PyTree) -> PartFeature:
       inputs: examples, of which only shapes and dtypes are used.
     """
     apply = as_model_apply(apply_fn)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), inputs)
+    shapes = jax.tree.map(_shape_of, inputs)
 
     def numbers(params: Params) -> PyTree:
         model_state = None
