@@ -7,6 +7,7 @@ import re
 import textwrap
 
 import wdjax
+from wdjax.tables import Estimate, format_number
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -63,26 +64,51 @@ def names():
     return "\n".join([*lines[1:], "```"])
 
 
+def results_of(folder):
+    """Every result of an experiment: one a kind of device."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("results*.json"))]
+
+
+def experiments():
+    """The folders with results, in the order of their names."""
+    found = sorted(path.parent for path in (ROOT / "experiments").glob("*/results.json"))
+    return [folder for folder in found if (folder / "run.py").exists()]
+
+
 def table():
-    """The table of claims, as the experiments' own README has it."""
-    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    rows = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
-    return re.sub(r"\]\((?!\w+:)", "](../experiments/", rows)
+    """A line a result: the claim, whether it holds, and its program."""
+    lines = ["| claim | verdict | devices | date |", "| --- | --- | --- | --- |"]
+    for folder in experiments():
+        for results in results_of(folder):
+            device = f"{results['device']['count']} {results['device']['platform'].upper()}"
+            verdict = f"[{results['verdict']}](../experiments/{folder.name}/run.py)"
+            claim = results["claim"].replace("|", "/")
+            lines.append(f"| {claim} | {verdict} | {device} | {results['date']} |")
+    return "\n".join(lines)
 
 
 def figures():
-    """A section for each experiment that has a figure: claim, verdict, figure, command."""
+    """A section an experiment: why, the numbers, the figure, the command."""
     sections = []
-    for path in sorted((ROOT / "experiments").glob("*/figure.svg")):
-        results = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
-        lines = [
+    for folder in experiments():
+        results = results_of(folder)[0]
+        sections += [
             f"### {results['title']}",
             f"Claim: {results['claim']} **{results['verdict']}**: {results['because']}",
-            f"![{results['title']}](../experiments/{path.parent.name}/figure.svg)",
-            f"```\n{results['command']}\n```",
+            "\n".join(f"- {number(one)}" for one in results["found"]),
         ]
-        sections += lines
+        if (folder / "figure.svg").exists():
+            sections.append(f"![{results['title']}](../experiments/{folder.name}/figure.svg)")
+        sections.append(f"```\n{results['command']}\n```")
     return "\n\n".join(sections)
+
+
+def number(one):
+    """`gap 0.0423 ± 0.0087 (n = 10)`; a count has no error."""
+    if one["standard_error"] is None:
+        return f"{one['what']} {format_number(one['mean'])}"
+    estimate = f"{Estimate(one['mean'], one['standard_error'])}".replace("+-", "±")
+    return f"{one['what']} {estimate} (n = {one['n']})"
 
 
 # Docstrings: Markdown's backticks, indented formulas and sections, as reStructuredText.

@@ -43,6 +43,7 @@ def loaded(name):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
@@ -120,6 +121,7 @@ def test_the_faq_answers_every_question_with_its_rows():
     assert rows == {f"Q{n}" for n in range(1, 14)}  # Q14 stands in the text, not in a FAQ
 
 
+@pytest.mark.slow
 def test_the_faq_holds_what_the_results_say_now():
     fill_faq, text = loaded("fill_faq"), read("faq.md")
     assert fill_faq.filled(text) == text, "the results changed: run `python docs/fill_faq.py`"
