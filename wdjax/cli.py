@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_jax(words)
     from wdjax import jobs
     from wdjax.checks import nearest
+    from wdjax.runners import join_processes
 
-    parser = _parser(jobs)
+    parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
     command = shlex.join(["wdjax", *words])
     try:
         parsed, unknown = parser.parse_known_args(words)
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         kinds: dict[str, Any] = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}
         options = kinds[job](**arguments)
+        if job == "train" and options.distributed is not None:
+            join_processes(options.distributed)
         if job == "train" and options.resume is not None:
             given = {n: v for n, v in arguments.items() if _is_given(n, words)}
             options = jobs.resumed_options(options.resume, given)
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (jobs.CheckpointError, jobs.NonFiniteError) as error:
+    except (jobs.CheckpointError, jobs.NonFiniteError, ImportError) as error:
         print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -144,9 +147,11 @@ def _set_up_jax(words: list[str]) -> None:
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
+    default_devices = cores if _value_of("--distributed", words) is None else 1
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
-        "jax_num_cpu_devices": _devices_wanted(words) or cores or 1,
+        "jax_num_cpu_devices": _devices_wanted(words) or default_devices or 1,
         "jax_compilation_cache_dir": str(cache / "wdjax" / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -158,6 +163,15 @@ def _set_up_jax(words: list[str]) -> None:
                 jax.config.update(name, value)
 
 
+def _value_of(name: str, words: list[str]) -> str | None:
+    """An option's value read ahead of the parser: what must be known before JAX starts."""
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == name:
+            return value if equals else "".join(words[i + 1 : i + 2])
+    return None
+
+
 def _is_given(name: str, words: list[str]) -> bool:
     flag = f"--{name.replace('_', '-')}"
     return any(word == flag or word.startswith(f"{flag}=") for word in words)
@@ -165,12 +179,8 @@ def _is_given(name: str, words: list[str]) -> bool:
 
 def _devices_wanted(words: list[str]) -> int | None:
     """`--devices N` read ahead of the parser: a CPU must be split before JAX starts."""
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        number = value if equals else "".join(words[i + 1 : i + 2])
-        if name == "--devices" and number.isdigit() and int(number) > 0:
-            return int(number)
-    return None
+    number = _value_of("--devices", words) or ""
+    return int(number) if number.isdigit() and int(number) > 0 else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -185,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see `{self.prog} --help`).")
 
 
-def _parser(jobs: Any) -> argparse.ArgumentParser:
+def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wdjax",
         description="How strongly should each weight decay? Cross-validation in one program.",
@@ -197,7 +207,7 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
         ("train", jobs.TrainOptions),
         ("audit", jobs.AuditOptions),
     ):
-        _add_command(commands, name, options)
+        _add_command(commands, name, options, streaming)
     convert = _add_command(commands, "convert", jobs.ConvertOptions)
     convert.usage = "wdjax convert VALUE SOURCE TARGET [OPTION VALUE ...]"
     convert.add_argument(
@@ -227,7 +237,9 @@ def _parser(jobs: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, options: type) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Any, name: str, options: type, streaming: bool = False
+) -> argparse.ArgumentParser:
     purpose = (options.__doc__ or "").splitlines()[0]
     parser = commands.add_parser(
         name,
@@ -239,7 +251,10 @@ def _add_command(commands: Any, name: str, options: type) -> argparse.ArgumentPa
         usage=f"wdjax {name} [OPTION VALUE ...]",
     )
     for field in dataclasses.fields(options):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field, options))
+        argument = _argument(field, options)
+        if field.metadata["streamed"] and not streaming:
+            argument["help"] = argparse.SUPPRESS
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **argument)
     return parser
 
 

@@ -72,7 +72,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
       save_every: steps between saves.
       config: what the run was told, saved with it and compared when it is resumed.
       log: a file to which `(step, metrics)` goes as JSON lines every `log_every` steps, and
-        every evaluation.
+        every evaluation. What it holds of later steps than the one to begin after is cut off.
       log_every: steps between lines.
       non_finite: "stop" raises at the first loss or gradient that is not finite; "skip" leaves
         the whole update out, counts it in `metrics["skipped_total"]`, and raises when there were
@@ -138,7 +138,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         """Goes to the newest whole checkpoint, as if the run had never stopped; gives its step.
 
         On the devices and with the versions it was saved with, what follows is the same bit for
-        bit; on another number of devices to rounding. The log is cut back to that step.
+        bit; on another number of devices to rounding.
 
         Args:
           may_differ: names in `config` that need not be what they were.
@@ -155,8 +155,6 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if found.facts["data"]:
             self._stream.set_state(found.facts["data"])
         self._take_over(found)
-        if self._log is not None:
-            self._log.cut_after(self.step)
         return self.step
 
     def best_state(self) -> TrainState:
@@ -189,6 +187,9 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
                 f"{str(self._checkpoints.folder)!r} holds checkpoints up to step {earlier[-1]}: "
                 "call resume() to go on from there, or choose another folder."
             )
+        if self._log is not None:
+            # A run killed before its first checkpoint begins anew, and so does its log.
+            self._log.cut_after(self.step)
         with _Signals() as signals:
             try:
                 yield from self._steps(signals)

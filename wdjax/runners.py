@@ -105,6 +105,37 @@ def pmap_step(step: StepFn, devices: Sequence[Any] | None = None) -> RunFn:
     return run
 
 
+def join_processes(where: str) -> None:
+    """Makes this process one of several that run the same program, through `jax.distributed`.
+
+    Call it before anything else of JAX: `jax.devices()` are then those of all processes. On CPUs
+    give each process one device: two of several dead-lock on JAX 0.10 when steps queue up.
+
+    Args:
+      where: "auto" asks the cluster's own environment (Slurm, Open MPI, Kubernetes, TPU pods);
+        else `HOST:PORT,COUNT,INDEX`: where process 0 listens, how many there are, which this is.
+
+    Raises:
+      ValueError: if `where` is neither, or no process 0 answers in time.
+    """
+    if where == "auto":
+        arguments: dict[str, Any] = {}
+    else:
+        address, *numbers = where.split(",")
+        whole = len(numbers) == 2 and all(number.isdigit() for number in numbers)
+        if not whole or ":" not in address or int(numbers[1]) >= int(numbers[0]):
+            raise ValueError(
+                "`distributed` must be auto or HOST:PORT,COUNT,INDEX with INDEX from 0, such as "
+                f"10.0.0.1:1234,2,0; got {where!r}."
+            )
+        count, index = map(int, numbers)
+        arguments = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**arguments)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"`distributed` = {where!r}: {error}") from error
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """A copy of `tree` on every device of the mesh, also where processes share it.
 

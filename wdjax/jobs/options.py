@@ -8,18 +8,20 @@ from wdjax import recipe as recipes
 from wdjax.selection.choice import RULES
 
 
-def option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    """A field of an options class, with the line that the command's help prints."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": tuple(choices)})
+def option(default: Any, text: str, choices: Sequence[str] = (), *, streamed: bool = False) -> Any:
+    """A field of an options class, with the line that the command's help prints.
+
+    One that only a `streamed` run has is shown beside `--stream` alone: help fits a screen.
+    """
+    about = {"help": text, "choices": tuple(choices), "streamed": streamed}
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """What every run needs to know."""
 
-    data: str = option(
-        "digits", "digits, breast_cancer, wine, iris, diabetes, tfds:NAME, FILE.npz or FILE.csv"
-    )
+    data: str = option("digits", "or iris, wine, diabetes, ..., tfds:NAME, FILE.npz, FILE.csv")
     data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
@@ -32,18 +34,14 @@ class RunOptions:
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
     batch_size: int = option(64, "examples a step")
-    augment: str = option(
-        "", f"of images, one or several of {','.join(recipes.AUGMENTATIONS)}, with commas"
-    )
+    augment: str = option("", f"of images: {','.join(recipes.AUGMENTATIONS)}")
     example_weight: str | None = option(
         None, f"sigmoid:X weighs examples by X: {', '.join(recipes.EXAMPLE_FEATURES)}"
     )
     part_weight: str | None = option(
         None, f"sigmoid:X weighs parts by X: {', '.join(recipes.PART_FEATURES)}"
     )
-    part_weight_on: str = option(
-        "decay", "of each part, what its weight multiplies", recipes.PART_WEIGHT_PLACES
-    )
+    part_weight_on: str = option("decay", "what it multiplies", recipes.PART_WEIGHT_PLACES)
     dropout: float = option(0.0, "rate at which hidden units are dropped")
     label_noise: float = option(0.0, "share of the choosing part's labels made wrong")
     seed: int = option(0, "of the split, the folds and every run")
@@ -63,10 +61,10 @@ class SelectOptions(RunOptions):
     )
     learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
     example_slopes: tuple[float, ...] | None = option(
-        None, "of the example weight, a grid axis (default -4 0 4); 0 weighs all alike"
+        None, "of the example weight, a grid axis (default -4 0 4); 0: all alike"
     )
     part_slopes: tuple[float, ...] | None = option(
-        None, "of the part weight, a grid axis (default -4 0 4); 0 weighs all alike"
+        None, "of the part weight, a grid axis (default -4 0 4); 0: all alike"
     )
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
@@ -82,19 +80,23 @@ class TrainOptions(RunOptions):
     example_slope: float | None = option(None, "of the example weight (default 4)")
     part_slope: float | None = option(None, "of the part weight (default 4)")
     seeds: int = option(1, "runs")
-    stream: bool = option(False, "batch by batch, saved on the way: for large data, long runs")
+    stream: bool = option(
+        False, "batch by batch, saved on the way; see wdjax train --stream --help"
+    )
     resume: str | None = option(None, "the folder of a streamed run, to go on with bit for bit")
-    save_every: int | None = option(None, "streamed: steps between checkpoints (default 500)")
-    evaluate_every: int | None = option(None, "streamed: steps (default one epoch's)")
+    save_every: int | None = option(None, "steps between checkpoints (default 500)", streamed=True)
+    evaluate_every: int | None = option(None, "steps (default one epoch's)", streamed=True)
     patience: int | None = option(
-        None, "streamed: stop after so many evaluations no better on a tenth held out"
+        None, "evaluations no better, on a tenth held out, to stop after", streamed=True
     )
     non_finite: str | None = option(
-        None, "streamed: at a loss that is not finite, default stop", ("stop", "skip")
+        None, "the batch of such a loss (default stop)", ("stop", "skip"), streamed=True
     )
-    micro_batches: int | None = option(None, "streamed: parts of a batch, one at a time in memory")
+    micro_batches: int | None = option(
+        None, "parts of a batch, one at a time in memory (default 1)", streamed=True
+    )
     distributed: str | None = option(
-        None, "streamed: auto (the cluster's own), or ADDRESS:PORT,COUNT,INDEX of this process"
+        None, "auto (the cluster's own), or HOST:PORT,COUNT,INDEX of this process", streamed=True
     )
 
 

@@ -37,14 +37,7 @@ SAVE_EVERY = 500
 SAMPLE = 256
 """Examples of a set that is streamed, which stand for all where only shapes are asked."""
 
-_STREAMED = (
-    "save_every",
-    "evaluate_every",
-    "patience",
-    "non_finite",
-    "micro_batches",
-    "distributed",
-)
+_STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
 _MAY_DIFFER = (
     *("out", "name", "overwrite", "resume", "stream", "devices", "distributed"),
     *("data_dir", "download", "save_every"),
