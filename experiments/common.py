@@ -1,0 +1,327 @@
+"""What every experiment shares: its page, its estimates, its verdict, its files.
+
+An experiment is a folder with `run.py`, whose docstring is the page: a title, then paragraphs
+`Claim:`, `Source:`, `Would change:`, `Run:`, `Found:`. `measure(config) -> Findings` does the
+work, `draw(values, figure)` the picture. `Run:` and `Found:` are written by the program, and so
+is `results.json`: no number stands in a page that the results do not hold.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import re
+import textwrap
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from wdjax.tables import Estimate, to_json
+
+ROOT = pathlib.Path(__file__).parent
+LABELS = ("Claim", "Source", "Would change", "Run", "Found")
+VERDICTS = ("holds", "holds in part", "fails", "undecided")
+PACKAGES = ("wdjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+CLEAR = 2.0
+"""Standard errors beyond which an estimate counts as different from its bound."""
+
+# A CPU is split into its cores before JAX starts: independent runs then take one core each.
+with contextlib.suppress(RuntimeError):
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+class Measurement(NamedTuple):
+    """One number found; `standard_error` is None where it is an exact count (n = 1)."""
+
+    what: str
+    mean: float
+    standard_error: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.standard_error is None:
+            return f"{self.what} {Estimate(self.mean, math.nan)} (exact)"
+        return f"{self.what} {Estimate(self.mean, self.standard_error)} (n={self.n})"
+
+    def clearly_above(self, bound: float = 0.0) -> bool:
+        """Whether the mean lies above the bound by more than two standard errors."""
+        return self.mean - CLEAR * (self.standard_error or 0.0) > bound
+
+    def clearly_below(self, bound: float = 0.0) -> bool:
+        """Whether the mean lies below the bound by more than two standard errors."""
+        return self.mean + CLEAR * (self.standard_error or 0.0) < bound
+
+
+class Findings(NamedTuple):
+    """What an experiment says: the headline numbers, the verdict, why, and all the rest."""
+
+    found: list[Measurement]
+    verdict: str
+    because: str
+    values: dict[str, Any]
+    """Everything behind the headline: curves for the figure, standard errors included."""
+    extremes: list[dict[str, Any]] = []
+    """Rows for Q7: see `extreme`."""
+
+
+def over_seeds(what: str, values: Any) -> Measurement:
+    """Mean and standard error of `values[seed]`: deviation (ddof 1) / sqrt(seeds).
+
+    Raises:
+      ValueError: for anything but at least two finite numbers: a diverged run is a finding of
+        its own and has to be counted, not averaged away.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"{what!r} needs two or more finite numbers in one axis, got {values}.")
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return Measurement(what, float(values.mean()), float(error), len(values))
+
+
+def exact(what: str, value: float) -> Measurement:
+    """A count, which has no error."""
+    return Measurement(what, float(value), None, 1)
+
+
+def curve(values: Any) -> dict[str, list[float]]:
+    """`values[..., seed]` as `{"mean": [...], "standard_error": [...]}` for a figure."""
+    values = np.asarray(values, np.float64)
+    error = values.std(axis=-1, ddof=1) / math.sqrt(values.shape[-1])
+    return {"mean": values.mean(axis=-1).tolist(), "standard_error": error.tolist()}
+
+
+def verdict(holds: bool, fails: bool) -> str:
+    """`holds`, `fails`, or `undecided` where neither is clear."""
+    return "holds" if holds else "fails" if fails else "undecided"
+
+
+def extreme(measure: str, better: str, zero: Any, chosen: Any, largest: Any) -> dict[str, Any]:
+    """One measure at strength zero, at the chosen one and at the largest, `[seed]` each.
+
+    `better` is "lower" or "higher": what the question holds to be good.
+    """
+    columns = {"zero": zero, "chosen": chosen, "largest": largest}
+    return {
+        "measure": measure,
+        "better": better,
+        **{name: np.asarray(column, np.float64).tolist() for name, column in columns.items()},
+    }
+
+
+def main(
+    file: str,
+    measure: Callable[[Any], Findings],
+    draw: Callable[[dict[str, Any], Any], None],
+    config: Any,
+    quick: Any,
+) -> None:
+    """Runs an experiment from its command: `python -m experiments.NAME.run [--quick] [--out DIR]`.
+
+    A full run writes `results.json` and `figure.svg` beside `run.py`, and the page's `Run:` and
+    `Found:`. A quick one writes to `runs/experiments/NAME`, and never into the page.
+    """
+    folder = pathlib.Path(file).parent
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}.run")
+    parser.add_argument("--quick", action="store_true", help="few seeds; numbers mean nothing")
+    parser.add_argument("--out", help="folder to write (a full run's default: beside run.py)")
+    arguments = parser.parse_args()
+    chosen = quick if arguments.quick else config
+    default = pathlib.Path("runs/experiments") / folder.name if arguments.quick else folder
+    out = pathlib.Path(arguments.out) if arguments.out else default
+    code = fingerprint(folder)  # Of the code that runs, should it be edited meanwhile.
+    start = time.perf_counter()
+    findings = measure(chosen)
+    seconds = time.perf_counter() - start
+    results = _results(folder, chosen, findings, seconds, arguments.quick)
+    results["fingerprint"] = code
+    out.mkdir(parents=True, exist_ok=True)
+    platform = results["device"]["platform"]
+    stem = "results" if platform == "cpu" else f"results-{platform}"
+    (out / f"{stem}.json").write_text(to_json(results) + "\n", encoding="utf-8")
+    _draw(draw, results["values"], out / "figure.svg")
+    if out == folder and platform == "cpu":
+        write_page(folder, results)
+    print(f"{folder.name}: {results['verdict']}. {results['because']}")
+    print("\n".join(f"  {line}" for line in map(str, findings.found)))
+    print(f"  {seconds:.0f} s; wrote {out}")
+
+
+def _results(
+    folder: pathlib.Path, config: Any, findings: Findings, seconds: float, quick: bool
+) -> dict[str, Any]:
+    if findings.verdict not in VERDICTS:
+        raise ValueError(f"a verdict must be one of {VERDICTS}, got {findings.verdict!r}.")
+    page = read_page(folder)
+    device = jax.devices()[0]
+    return {
+        "schema": 1,
+        "name": folder.name,
+        "title": page["title"],
+        "claim": page["Claim"],
+        "source": page["Source"],
+        "would_change": page["Would change"],
+        "verdict": findings.verdict,
+        "because": findings.because,
+        "found": [m._asdict() for m in findings.found],
+        "extremes": findings.extremes,
+        "date": datetime.date.today().isoformat(),
+        "command": command(folder),
+        "seconds": round(seconds, 1),
+        "quick": quick,
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "config": dataclasses.asdict(config),
+        "values": findings.values,
+    }
+
+
+def command(folder: pathlib.Path) -> str:
+    """How the experiment is run alone."""
+    return f"python -m experiments {folder.name}"
+
+
+def found_text(results: dict[str, Any], most: int | None = None) -> str:
+    """The headline numbers in one line, as the page shows them; the table the first of them."""
+    return "; ".join(str(Measurement(**m)) for m in results["found"][:most])
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """The SHA-256 of what decides the numbers: `run.py` without its page, and what it uses of
+    `problems.py`. The configuration stands in `run.py`; comments and layout do not count.
+    """
+    run = ast.parse((folder / "run.py").read_text(encoding="utf-8")).body[1:]
+    shared = {}
+    for node in ast.parse((ROOT / "problems.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            shared[node.name] = node
+        elif isinstance(node, ast.Assign):
+            shared |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+    used, waiting = {}, [*run]
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            name = getattr(node, "attr", None) or getattr(node, "id", None)
+            if name in shared and name not in used:
+                used[name] = shared[name]
+                waiting.append(shared[name])
+    nodes = [*run, *(used[name] for name in sorted(used))]
+    return hashlib.sha256("".join(map(ast.dump, nodes)).encode()).hexdigest()[:16]
+
+
+def is_current(folder: pathlib.Path, platform: str = "cpu") -> bool:
+    """Whether the results are there and made by the code as it stands."""
+    path = folder / ("results.json" if platform == "cpu" else f"results-{platform}.json")
+    if not path.exists():
+        return False
+    return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(folder)
+
+
+def read_page(folder: pathlib.Path) -> dict[str, str]:
+    """The page of `run.py`: `title`, and each labelled paragraph in one line.
+
+    Raises:
+      ValueError: if a label is missing.
+    """
+    tree = ast.parse((folder / "run.py").read_text(encoding="utf-8"))
+    text = ast.get_docstring(tree) or ""
+    title, *paragraphs = re.split(rf"^({'|'.join(LABELS)}): ", text, flags=re.MULTILINE)
+    one_line = lambda words: " ".join(words.split())
+    page = {"title": one_line(title)}
+    page |= {
+        label: one_line(words)
+        for label, words in zip(paragraphs[::2], paragraphs[1::2], strict=True)
+    }
+    missing = [label for label in LABELS if label not in page]
+    if missing:
+        raise ValueError(f"the page of {folder.name}/run.py lacks {', '.join(missing)}.")
+    return page
+
+
+def page_text(page: dict[str, str]) -> str:
+    """The docstring of a page."""
+    paragraphs = [_paragraph(f"{label}: {page[label]}") for label in LABELS]
+    return f'"""{page["title"]}\n\n' + "\n".join(paragraphs) + '\n"""\n'
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 98, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def run_text(results: dict[str, Any]) -> str:
+    """The command, with its time."""
+    device = results["device"]
+    return (
+        f"`{results['command']}` ({results['seconds']:.0f} s on {device['count']} "
+        f"{device['platform'].upper()} devices, jax {results['versions']['jax']})"
+    )
+
+
+def write_page(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes `Run:` and `Found:` of the page from the results."""
+    found = f"{results['verdict']}. {results['because']} {found_text(results)}."
+    page = read_page(folder) | {"Run": run_text(results), "Found": found}
+    path = folder / "run.py"
+    source = path.read_text(encoding="utf-8")
+    end = source.index('"""\n', 3) + 4
+    path.write_text(page_text(page) + source[end:], encoding="utf-8")
+
+
+def _draw(draw: Callable[[dict[str, Any], Any], None], values: dict, path: pathlib.Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    # The same results draw the same bytes.
+    style = {"svg.hashsalt": "wdjax", "font.size": 9, "axes.spines.top": False}
+    style |= {"axes.spines.right": False, "legend.frameon": False, "svg.fonttype": "none"}
+    with plt.rc_context(style):
+        figure = plt.figure(figsize=(7.2, 3.2), layout="constrained")
+        draw(json.loads(to_json(values)), figure)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def band(axes: Any, x: Any, line: dict[str, list[float]], label: str, **style: Any) -> None:
+    """A mean with a band of one standard error; zero of a log axis stands at its left end."""
+    mean, error = (np.array(line[k], np.float64) for k in ("mean", "standard_error"))
+    (drawn,) = axes.plot(x, mean, marker="o", markersize=3, label=label, **style)
+    axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=drawn.get_color(), lw=0)
+
+
+def strength_axis(axes: Any, strengths: Any) -> np.ndarray:
+    """A log axis for strengths that may hold zero: zero is drawn a step left of the smallest."""
+    strengths = np.asarray(strengths, np.float64)
+    above = strengths[strengths > 0]
+    step = above[1] / above[0] if len(above) > 1 else 10.0
+    places = np.where(strengths > 0, strengths, above[0] / step)
+    axes.set_xscale("log")
+    axes.set_xlabel("strength (leftmost: zero)" if (strengths == 0).any() else "strength")
+    return places
+
+
+def heat_map(figure: Any, axes: Any, values: Any, x: Any, y: Any, labels: tuple[str, str]) -> None:
+    """`values[row of y, column of x]` as a map with a number at every tick."""
+    from wdjax.tables import format_number
+
+    image = axes.imshow(np.array(values, np.float64), origin="lower", aspect="auto")
+    short = lambda v: format_number(float(f"{v:.2g}"))
+    axes.set_xticks(range(len(x)), [short(v) for v in x], rotation=60)
+    axes.set_yticks(range(len(y)), [short(v) for v in y])
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    figure.colorbar(image, ax=axes)

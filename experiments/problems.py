@@ -1,0 +1,98 @@
+"""The small problems the experiments share, and how their runs are spread over the devices."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from wdjax.data.arrays import add_label_noise, load_data, split_off_test, to_batch
+from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import take as take_rows
+from wdjax.recipe import Recipe, recipe_fit, recipe_score
+from wdjax.selection.cross_validation import map_trials
+from wdjax.types import Batch
+
+STRENGTHS = (0.0, *np.geomspace(1e-3, 1e2, 11).tolist())
+"""Of decoupled decay under a learning rate of 3e-3: from nothing to a third of a weight a step."""
+
+
+def sweep(one: Callable, axes: Mapping[str, Sequence], shared: tuple = ()) -> Any:
+    """`one(point, *shared)` at every point of a grid, in one program over all devices.
+
+    Args:
+      one: pure; `point` holds a scalar for each axis, float32, or int32 where the axis is of
+        integers (such as a seed).
+      axes: `{name: values}`.
+      shared: what every point sees.
+
+    Returns:
+      The tree that `one` gives, each leaf `[*axes, ...]` as NumPy arrays.
+    """
+    points = list(itertools.product(*axes.values()))
+    columns = zip(*points, strict=True)
+    trials = {name: jnp.asarray(np.array(c)) for name, c in zip(axes, columns, strict=True)}
+    mesh = jax.make_mesh((jax.device_count(),), ("trial",), axis_types=(AxisType.Auto,))
+    results = map_trials(one, (trials,), shared, mesh=mesh)
+    shape = tuple(len(values) for values in axes.values())
+    return jax.tree.map(lambda v: np.asarray(v).reshape(*shape, *v.shape[1:]), results)
+
+
+def parts_of(name: str = "digits", *, test: float = 0.4, noise: float = 0.0) -> tuple[Batch, Batch]:
+    """A shipped data set as `(pool, held_out)`, split once by class; both are `Batch`es.
+
+    With `noise`, that share of the pool's labels is wrong; the held-out part stays clean.
+    """
+    loss = "squared_error" if name == "diabetes" else "cross_entropy"
+    pool, held_out = split_off_test(load_data(name, loss=loss), fraction=test, seed=0)
+    if noise:
+        pool = add_label_noise(pool, noise, seed=0)
+    return to_batch(pool), to_batch(held_out)
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Every second row, and the others: one to choose by, one to report on."""
+    return jax.tree.map(lambda x: x[::2], batch), jax.tree.map(lambda x: x[1::2], batch)
+
+
+def draw(pool: Batch, seed: Any, num_examples: int) -> tuple[Batch, jax.Array]:
+    """`num_examples` rows drawn by the seed without replacement, and the seed's key for a run."""
+    rows_key, run_key = jax.random.split(jax.random.key(seed))
+    rows = jax.random.permutation(rows_key, pool.weights.shape[0])[:num_examples]
+    return jax.tree.map(lambda x: x[rows], pool), run_key
+
+
+def wrong_labels(batch: Batch, share: Any, num_classes: int, key: jax.Array) -> Batch:
+    """Each label becomes another class with probability `share`, which may be traced."""
+    wrong_key, shift_key = jax.random.split(key)
+    wrong = jax.random.bernoulli(wrong_key, share, batch.targets.shape)
+    shift = jax.random.randint(shift_key, batch.targets.shape, 1, num_classes)
+    shifted = (batch.targets + shift) % num_classes
+    return batch._replace(targets=jnp.where(wrong, shifted, batch.targets))
+
+
+def small(dataset: Dataset, num_examples: int) -> Dataset:
+    """The first rows of a seeded shuffle."""
+    order = np.random.default_rng(0).permutation(len(dataset.inputs))
+    return take_rows(dataset, order[:num_examples])
+
+
+def chosen_row(losses: np.ndarray) -> int:
+    """The row of lowest mean over seeds of `losses[row, seed]`; diverged rows lose."""
+    means = losses.mean(axis=1)
+    return int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+
+
+def judged(recipe: Recipe, hparams: Any, train: Batch, key: jax.Array, **parts: Batch) -> tuple:
+    """One run of a recipe: `(fit, {"train_loss": ..., "NAME_loss": ..., ...})`, accuracies too."""
+    fit = recipe_fit(recipe)(hparams, train, key)
+    score = recipe_score(recipe)
+    measures = {
+        f"{name}_{measure}": value
+        for name, part in {"train": train, **parts}.items()
+        for measure, value in score(fit, part).items()
+    }
+    return fit, measures
