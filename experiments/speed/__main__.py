@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.speed import augment, cnn, grid, select
+from experiments.speed import augment, cnn, grid, memory, select
 
 MEASUREMENTS = {
     "grid": grid.main,
@@ -12,6 +12,7 @@ MEASUREMENTS = {
     "cnn": cnn.main,
     "cnn_together": cnn.together,
     "select": select.main,
+    "memory": memory.main,
     "augment": augment.main,
 }
 
