@@ -82,6 +82,12 @@ def test_the_chinese_twin_has_the_same_sections_code_and_links():
     assert tests(one) == tests(other)
 
 
+def test_every_page_is_in_the_table_of_contents():
+    tables = "\n".join(re.findall(r"```\{toctree\}\n(.*?)```", read("index.md"), re.DOTALL))
+    listed = re.findall(r"^[\w.]+$", tables, re.MULTILINE)
+    assert sorted(listed) == sorted(page.stem for page in PAGES if page.stem != "index")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_relative_link_leads_to_a_file(page):
     targets = LINK.findall(page.read_text(encoding="utf-8"))
