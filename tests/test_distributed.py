@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from processes import finish, run, start_two
 
+pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
+
 SETTINGS = {"sgd": 1e-5, "sgd64": 1e-12, "adam": 1e-5}
 
 

@@ -21,7 +21,7 @@ def option(default: Any, text: str, choices: Sequence[str] = (), *, streamed: bo
 class RunOptions:
     """What every run needs to know."""
 
-    data: str = option("digits", "or iris, wine, diabetes, ..., tfds:NAME, FILE.npz, FILE.csv")
+    data: str = option("digits", "or iris, diabetes, tfds:NAME, FILE.npz, FILE.csv")
     data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
