@@ -1,0 +1,116 @@
+"""Does decay make training difficult: do fewer learning rates and seeds reach a given loss?
+
+Claim: decay makes training difficult (Q12).
+Source: the first article's FAQ.
+Would change: the claim holds if, at the strength that generalises best, clearly fewer learning
+  rates reach the training loss than at zero; it fails if clearly fewer do not, and the same is
+  true of the held-out loss.
+Run: `python -m experiments q12_difficulty` (111 s on 2 CPU devices, jax 0.10.2)
+Found: holds in part. Not at the chosen strength; at the largest, the given loss is out of reach.
+  share of learning rates that reach the training loss, chosen - zero -0.019 +- 0.013 (n=8); share
+  of learning rates that reach the training loss, largest - zero -0.5481 +- 0.0096 (n=8); share of
+  learning rates that reach the held-out loss, chosen - zero 0.154 +- 0.033 (n=8); share of
+  learning rates that reach the held-out loss, largest - zero -0.462 +- 0.038 (n=8).
+"""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common, problems
+from wdjax.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 150
+    num_epochs: int = 100
+    label_noise: float = 0.1
+    learning_rates: tuple[float, ...] = tuple(np.geomspace(1e-4, 1.0, 13).tolist())
+    usual_learning_rate: float = 3e-3
+    strengths: tuple[float, ...] = (0.0, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+    train_loss: float = 0.5
+    held_out_loss: float = 0.9
+    num_seeds: int = 8
+
+
+QUICK = replace(
+    Config(), num_epochs=4, learning_rates=(1e-3, 1e-2), strengths=(0.0, 0.1, 10.0), num_seeds=2
+)
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits", noise=c.label_noise)
+    recipe = Recipe(num_epochs=c.num_epochs, batch_size=50)
+
+    def one(point, pool, held_out):
+        train, key = problems.draw(pool, point["seed"], c.size)
+        hparams = {"strength": point["strength"], "learning_rate": point["learning_rate"]}
+        fit, scores = problems.judged(recipe, hparams, train, key, held_out=held_out)
+        return {
+            "train": jnp.nan_to_num(scores["train_loss"], nan=jnp.inf),
+            "held_out": jnp.nan_to_num(scores["held_out_loss"], nan=jnp.inf),
+            "penalised": jnp.isfinite(fit.history["loss"][-1]),
+        }
+
+    axes = {"strength": c.strengths, "learning_rate": c.learning_rates, "seed": range(c.num_seeds)}
+    scores = problems.sweep(one, axes, (pool, held_out))
+    reach = {
+        "training": (scores["train"] <= c.train_loss).mean(axis=1),
+        "held-out": (scores["held_out"] <= c.held_out_loss).mean(axis=1),
+    }
+    # Chosen as one would at the project's usual learning rate, then asked of all of them.
+    usual = int(np.argmin(np.abs(np.log(c.learning_rates) - np.log(c.usual_learning_rate))))
+    best = problems.chosen_row(scores["held_out"][:, usual].astype(np.float64))
+    found, extremes = [], []
+    for name, share in reach.items():
+        for words, row in (("chosen", best), ("largest", -1)):
+            what = f"share of learning rates that reach the {name} loss, {words} - zero"
+            found.append(common.over_seeds(what, share[row] - share[0]))
+        extremes.append(
+            common.extreme(
+                f"share of learning rates that reach the {name} loss (Q12)",
+                "higher",
+                share[0],
+                share[best],
+                share[-1],
+            )
+        )
+    harder = found[0].clearly_below() or found[2].clearly_below()
+    harder_at_largest = found[1].clearly_below()
+    return common.Findings(
+        found,
+        "holds" if harder else "holds in part" if harder_at_largest else "fails",
+        "At the chosen strength fewer runs reach the loss."
+        if harder
+        else "Not at the chosen strength; at the largest, the given loss is out of reach."
+        if harder_at_largest
+        else "Not at any strength.",
+        {
+            "reach": {name: common.curve(share) for name, share in reach.items()},
+            "map": (scores["held_out"] <= c.held_out_loss).mean(axis=2),
+            "strengths": c.strengths,
+            "learning_rates": c.learning_rates,
+            "chosen": c.strengths[best],
+        },
+        extremes,
+    )
+
+
+def draw(values, figure):
+    left, right = figure.subplots(1, 2)
+    places = common.strength_axis(left, values["strengths"])
+    for name, line in values["reach"].items():
+        common.band(left, places, line, f"{name} loss")
+    left.set_ylabel("share of learning rates that reach it")
+    left.legend()
+    labels = ("learning rate", "strength")
+    common.heat_map(
+        figure, right, values["map"], values["learning_rates"], values["strengths"], labels
+    )
+    right.set_title("share of seeds that reach the held-out loss")
+
+
+if __name__ == "__main__":
+    common.main(__file__, measure, draw, Config(), QUICK)

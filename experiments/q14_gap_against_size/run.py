@@ -1,0 +1,117 @@
+"""Does over-fitting grow with the model's size, and with the data's?
+
+Claim: over-fitting grows with model size and with data size (Q14).
+Source: the first article, section 2; the second article, section 5.
+Would change: the half on models holds if the gap at the widest network lies above that at the
+  narrowest by two standard errors; the half on data holds if the gap rises with n, and fails if
+  it falls, by two standard errors.
+Run: `python -m experiments q14_gap_against_size` (596 s on 2 CPU devices, jax 0.10.2)
+Found: holds in part. The accuracy gap grows with the width only where labels are wrong; with more
+  data it shrinks, against the claim. clean: gap at widest - narrowest -0.062 +- 0.017 (n=10);
+  clean: gap per doubling of n -0.0387 +- 0.0028 (n=10); 20% labels wrong: gap at widest -
+  narrowest 0.262 +- 0.011 (n=10); 20% labels wrong: gap per doubling of n -0.0778 +- 0.0037
+  (n=10).
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from experiments import common, problems
+from wdjax.models import make_mlp
+from wdjax.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    widths: tuple[int, ...] = (2, 4, 8, 16, 32, 128, 512)
+    sizes: tuple[int, ...] = (50, 100, 200, 400, 800)
+    width: int = 128
+    size: int = 200
+    num_steps: int = 1000
+    batch_size: int = 50
+    learning_rate: float = 3e-3
+    label_noise: float = 0.2
+    num_seeds: int = 10
+
+
+QUICK = replace(Config(), widths=(2, 32), sizes=(50, 200), num_steps=50, num_seeds=2)
+
+
+def gaps(c: Config, width: int, size: int, noise: float):
+    """Held-out minus training error of undecayed runs, `[seed]`; equal steps at every size."""
+    pool, held_out = problems.parts_of("digits", noise=noise)
+    # A gap between like and like: the held-out labels are as often wrong.
+    held_out = problems.wrong_labels(held_out, noise, 10, jax.random.key(1))
+    recipe = Recipe(
+        make_model=lambda num_outputs: make_mlp(num_outputs, widths=(width,)),
+        num_epochs=c.num_steps // (size // c.batch_size),
+        batch_size=c.batch_size,
+    )
+
+    def one(point, pool, held_out):
+        train, key = problems.draw(pool, point["seed"], size)
+        hparams = {"strength": 0.0, "learning_rate": c.learning_rate}
+        _, scores = problems.judged(recipe, hparams, train, key, held_out=held_out)
+        return {
+            "accuracy gap": scores["train_accuracy"] - scores["held_out_accuracy"],
+            "loss gap": scores["held_out_loss"] - scores["train_loss"],
+            "held-out accuracy": scores["held_out_accuracy"],
+        }
+
+    return problems.sweep(one, {"seed": range(c.num_seeds)}, (pool, held_out))
+
+
+def slope(values, sizes):
+    """Least-squares slope of `values[size, seed]` over log2(size), seed by seed."""
+    x = np.log2(sizes) - np.log2(sizes).mean()
+    return x @ np.asarray(values, np.float64) / (x @ x)
+
+
+def measure(c: Config) -> common.Findings:
+    values, found, wide, much = {}, [], [], []
+    for noise, name in ((0.0, "clean"), (c.label_noise, f"{c.label_noise:.0%} labels wrong")):
+        over_width = [gaps(c, width, c.size, noise) for width in c.widths]
+        over_size = [gaps(c, c.width, size, noise) for size in c.sizes]
+        pick = lambda rows, what: np.stack([row[what] for row in rows])
+        values[name] = {
+            axis: {what: common.curve(pick(rows, what)) for what in rows[0]}
+            for axis, rows in (("width", over_width), ("size", over_size))
+        }
+        gap = pick(over_width, "accuracy gap")
+        wide.append(common.over_seeds(f"{name}: gap at widest - narrowest", gap[-1] - gap[0]))
+        rise = slope(pick(over_size, "accuracy gap"), c.sizes)
+        much.append(common.over_seeds(f"{name}: gap per doubling of n", rise))
+        found += [wide[-1], much[-1]]
+    grows = [m.clearly_above() for m in wide]
+    shrinks = all(m.clearly_below() for m in much)
+    words = (
+        "grows with the width" if all(grows) else "grows with the width only where labels are wrong"
+    )
+    words = words if any(grows) else "does not grow with the width"
+    return common.Findings(
+        found,
+        common.verdict(all(grows) and not shrinks, shrinks and not any(grows))
+        if not (any(grows) and shrinks)
+        else "holds in part",
+        f"The accuracy gap {words}; with more data it "
+        f"{'shrinks, against the claim' if shrinks else 'does not clearly shrink'}.",
+        values | {"widths": c.widths, "sizes": c.sizes},
+    )
+
+
+def draw(values, figure):
+    left, right = figure.subplots(1, 2)
+    for name in (name for name in values if name not in ("widths", "sizes")):
+        for axes, axis in ((left, "width"), (right, "size")):
+            common.band(axes, values[f"{axis}s"], values[name][axis]["accuracy gap"], name)
+    for axes, label in ((left, "hidden units"), (right, "training examples")):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(label)
+        axes.set_ylabel("training - held-out accuracy")
+    left.legend()
+
+
+if __name__ == "__main__":
+    common.main(__file__, measure, draw, Config(), QUICK)
