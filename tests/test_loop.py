@@ -27,6 +27,8 @@ from wdjax.step import init_state, make_train_step, skip_non_finite
 from wdjax.training import make_score
 from wdjax.types import Fit
 
+pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
+
 
 class Small(nn.Module):
     """Batch statistics and dropout: everything a state can hold."""
