@@ -5,12 +5,12 @@ Claim: giving each augmented example the weight sigmoid(slope * x), x how strong
 Source: both articles' FAQ.
 Would change: the claim fails if the held-out loss at the chosen slope and strength is not below
   that of the same augmentation unweighted, at its own chosen strength, by two standard errors; or
-  if weights shuffled among the examples of a batch do as well.
-History: three configurations were tried. (1) Crop and flip, 300 examples: weighting gained 0.207,
-  but only by switching off an augmentation that itself cost 0.248, so the rule was changed to
-  count augmentations that help. (2) Crop, and crop and flip, 300 examples: neither helped.
-  (3) This one: noise was picked out of six augmentations in a pilot of 4 seeds that saw the rows
-  reported on here. Read the numbers with noise as optimistic.
+  if weights shuffled among the examples of a batch do as well. History: three configurations were
+  tried. (1) Crop and flip, 300 examples: weighting gained 0.207, but only by switching off an
+  augmentation that itself cost 0.248, so the rule was changed to count augmentations that help.
+  (2) Crop, and crop and flip, 300 examples: neither helped. (3) This one: noise was picked out of
+  six augmentations in a pilot of 4 seeds that saw the rows reported on here. Read the numbers
+  with noise as optimistic.
 Run: `python -m experiments q10_example_weights` (282 s on 2 CPU devices, jax 0.10.2)
 Found: undecided. With noise (which does not help) the chosen slope is -4. With crop and flip
   (which does not help) the chosen slope is -8. noise: held-out loss, unweighted - weighted 0.0100

@@ -5,10 +5,10 @@ Claim: giving each part of the model the weight sigmoid(slope * x), x how deep i
 Source: both articles' FAQ.
 Would change: the claim fails if the held-out loss at the chosen slope and strength is not below
   that of uniform weights, at their own chosen strength, by two standard errors; or if the same
-  weights shuffled among the layers do as well.
-History: a first run (7 slopes, 5 strengths, 100 epochs) gave uniform - weighted 0.0040 +- 0.0019 on
-  the decay, shuffled - weighted 0.0029 +- 0.0028: undecided. This grid was cut for time alone.
-  "Fails" means that no clear gain was seen, not that there is none.
+  weights shuffled among the layers do as well. History: a first run (7 slopes, 5 strengths, 100
+  epochs) gave uniform - weighted 0.0040 +- 0.0019 on the decay, shuffled - weighted 0.0029 +-
+  0.0028: undecided. This grid was cut for time alone. "Fails" means that no clear gain was seen,
+  not that there is none.
 Run: `python -m experiments q11_part_weights` (291 s on 2 CPU devices, jax 0.10.2)
 Found: fails. On the decay the chosen slope is 3, at strength 0.3 (uniform: 0.3). On the update
   the chosen slope is 6, at strength 0.3 (uniform: 0.3). on the decay: held-out loss, uniform -
