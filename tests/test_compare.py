@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from wdjax.cli import main
 from wdjax.jobs.compare import CompareOptions, run_compare
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
@@ -193,3 +194,15 @@ def test_the_job_refuses_before_anything_is_written(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         run_compare(options, say=lambda text: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_prints_the_table_and_a_report_of_it_is_refused(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    words = "compare --data iris --among sgd adam --strengths 0 --learning-rates 0.01 --epochs 1"
+    more = f"--folds 2 --seeds 1 --batch-size 32 --devices 1 --out {out}"
+    assert main([*words.split(), *more.split()]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Best optimizer: ")
+    assert "difference: to sgd, paired over folds" in printed
+    assert main(["report", out]) == 2
+    assert "holds a comparison, which has no page" in capsys.readouterr().err

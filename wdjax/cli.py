@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
     "train": "wdjax train --strength 0.1 --epochs 50",
+    "compare": "wdjax compare --vary optimizer --among sgd adam lion",
     "audit": "wdjax audit --model mlp --decay decoupled --strength 0.1 --strict",
     "convert": "wdjax convert 1e-4 keras_l2 torch_adamw",
     "predict": "wdjax predict runs/train-20261122-120000 new.csv",
@@ -63,14 +64,23 @@ def main(argv: list[str] | None = None) -> int:
             strength = (arguments.pop(name) for name in ("value", "source", "target"))
             print(jobs.run_convert(*strength, jobs.ConvertOptions(**arguments)))
             return 0
-        kinds: dict[str, Any] = {"select": jobs.SelectOptions, "train": jobs.TrainOptions}
+        kinds: dict[str, Any] = {
+            "select": jobs.SelectOptions,
+            "compare": jobs.CompareOptions,
+            "train": jobs.TrainOptions,
+        }
         options = kinds[job](**arguments)
         if job == "train" and options.distributed is not None:
             join_processes(options.distributed)
         if job == "train" and options.resume is not None:
             given = {n: v for n, v in arguments.items() if _is_given(n, words)}
             options = jobs.resumed_options(options.resume, given)
-        run: Any = {"select": jobs.run_select, "train": jobs.run_train}[job]
+        runs: dict[str, Any] = {
+            "select": jobs.run_select,
+            "compare": jobs.run_compare,
+            "train": jobs.run_train,
+        }
+        run = runs[job]
         with _Screen() as screen:
             results = run(options, say=screen.say, watch=screen.watch, command=command)
         print(jobs.summary(results))
@@ -204,6 +214,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
     for name, options in (
         ("select", jobs.SelectOptions),
+        ("compare", jobs.CompareOptions),
         ("train", jobs.TrainOptions),
         ("audit", jobs.AuditOptions),
     ):

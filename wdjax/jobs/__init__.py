@@ -3,6 +3,8 @@
 from wdjax.checkpoint import CheckpointError as CheckpointError
 from wdjax.decay import CONVENTIONS as CONVENTIONS
 from wdjax.jobs.audit import run_audit as run_audit
+from wdjax.jobs.compare import CompareOptions as CompareOptions
+from wdjax.jobs.compare import run_compare as run_compare
 from wdjax.jobs.convert import ConvertOptions as ConvertOptions
 from wdjax.jobs.convert import run_convert as run_convert
 from wdjax.jobs.files import run_report as run_report

@@ -127,6 +127,11 @@ def run_report(folder: str) -> pathlib.Path:
     from wdjax.report import write_report
 
     results = read_results(pathlib.Path(folder))
+    if results["kind"] == "compare":
+        raise ValueError(
+            f"`run` {folder!r} holds a comparison, which has no page: its table is printed by "
+            "`wdjax compare` and stands in results.json."
+        )
     path = pathlib.Path(folder) / "report.html"
     write_report(results, path)
     return path

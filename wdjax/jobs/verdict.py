@@ -16,6 +16,9 @@ from wdjax.tables import Estimate, Table, format_number
 def summary(results: dict[str, Any]) -> str:
     """What the command prints at the end: the headline first, then the tables, then the files."""
     parts = [results["headline"], *results.get("advice", [])]
+    if results["kind"] == "compare":
+        parts += ["", str(results["comparison"]), "", f"Results: {results['out']}/results.json"]
+        return "\n".join(parts)
     if results["kind"] == "select":
         parts += ["", str(select_table(results)), ""]
     parts += ["", str(refit_table(results)), "", f"Report: {results['out']}/report.html"]
