@@ -299,8 +299,14 @@ class _Leaf(NamedTuple):
 def versions() -> dict[str, str]:
     """The versions that a run's numbers may depend on."""
     packages = ("wdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return found | {"python": platform.python_version()}
+    return {name: _version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # Run from its source tree.
 
 
 def check_same_config(
