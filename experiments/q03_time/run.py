@@ -1,0 +1,207 @@
+"""Does decay slow training: per step, to a given training loss, to a given held-out loss, in all?
+
+Claim: decay slows training: time, efficiency, cost (Q3).
+Source: the first article's FAQ.
+Would change: "time per step" holds if the paired ratio lies above 1.05 by two standard errors;
+  "epochs to a training loss" if a run at the chosen strength needs clearly more epochs than one
+  at zero; "efficiency" fails if it needs clearly fewer to reach the best held-out loss that zero
+  ever reaches. The cost of choosing is counted, not judged.
+Run: `python -m experiments q03_time` (13 s on 2 CPU devices, jax 0.10.2)
+Found: holds in part. A step takes not clearly over 5 % longer; the training loss is reached
+  later, zero's best held-out loss not clearly earlier. Choosing multiplies the cost. time per
+  step, decoupled / without 1.0097 +- 0.0075 (n=30); time per step, coupled / without 1.0256 +-
+  0.0056 (n=30); epochs to training loss 0.2, chosen - zero 68.0 +- 5.7 (n=10); epochs to the best
+  held-out loss of zero, chosen - zero 218 +- 19 (n=10); final held-out loss for the same steps,
+  zero - chosen 0.223 +- 0.037 (n=10); trainings to choose among 12 strengths by 5 folds, and one
+  more 61 (exact).
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common, problems
+from wdjax.losses import cross_entropy
+from wdjax.recipe import Recipe, recipe_fit, recipe_score
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 150
+    num_epochs: int = 300
+    label_noise: float = 0.1
+    learning_rate: float = 3e-3
+    strengths: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
+    train_loss: float = 0.2
+    num_seeds: int = 10
+    timed_epochs: int = 200
+    timed_pairs: int = 30
+
+
+QUICK = replace(
+    Config(), num_epochs=5, strengths=(0.0, 1.0), num_seeds=2, timed_epochs=2, timed_pairs=3
+)
+
+
+def seconds(c: Config, pool) -> dict[str, np.ndarray]:
+    """`[pair]` seconds of one run with and one without decay, alternating in one process."""
+    runs = {}
+    for name, decay, strength in (
+        # Coupled decay of nothing is an optimiser without decay, and no penalty is given.
+        ("without", "coupled", None),
+        ("decoupled", "decoupled", 1.0),
+        ("coupled", "coupled", 1e-3),
+    ):
+        recipe = Recipe(decay=decay, num_epochs=c.timed_epochs, batch_size=50)
+
+        def one(seed, pool, recipe=recipe, strength=strength):
+            train, key = problems.draw(pool, seed, c.size)
+            if strength is None:
+                return recipe_fit_plain(recipe)(train, key, c.learning_rate)
+            hparams = {"strength": strength, "learning_rate": c.learning_rate}
+            return recipe_fit(recipe)(hparams, train, key).params
+
+        runs[name] = jax.jit(one)
+        jax.block_until_ready(runs[name](0, pool))
+    taken = {name: [] for name in runs}
+    for pair in range(c.timed_pairs):
+        for name in list(runs) if pair % 2 == 0 else list(runs)[::-1]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name](pair, pool))
+            taken[name].append(time.perf_counter() - start)
+    return {name: np.array(times) for name, times in taken.items()}
+
+
+def recipe_fit_plain(recipe: Recipe):
+    """The recipe's run with nothing of decay in it."""
+    import optax
+
+    from wdjax.recipe import DIRECTIONS, recipe_model
+    from wdjax.training import make_fit
+
+    def fit(train, key, learning_rate):
+        descent = optax.scale_by_learning_rate(learning_rate)
+        run = make_fit(
+            recipe_model(recipe),
+            cross_entropy,
+            make_tx=lambda h: optax.chain(DIRECTIONS[recipe.optimizer](), descent),
+            num_epochs=recipe.num_epochs,
+            batch_size=recipe.batch_size,
+        )
+        return run({}, train, key).params
+
+    return fit
+
+
+def first_epoch(losses: np.ndarray, bound) -> np.ndarray:
+    """The first epoch, from 1, at which `losses[..., epoch]` are at most the bound, else inf."""
+    reached = losses <= bound
+    return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1.0, np.inf)
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits", noise=c.label_noise)
+    choose_by, report_on = problems.halves(held_out)
+    taken = seconds(c, pool)
+    ratios = {name: taken[name] / taken["without"] for name in ("decoupled", "coupled")}
+    recipe = Recipe(num_epochs=c.num_epochs, batch_size=50)
+    score = recipe_score(recipe)
+
+    def one(point, pool, choose_by, report_on):
+        train, key = problems.draw(pool, point["seed"], c.size)
+        observe = lambda fit: jnp.stack([score(fit, report_on)["loss"], score(fit, train)["loss"]])
+        hparams = {"strength": point["strength"], "learning_rate": c.learning_rate}
+        fit = recipe_fit(recipe, observe=observe)(hparams, train, key)
+        return {"curves": fit.history["observed"], "choose": score(fit, choose_by)["loss"]}
+
+    axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
+    scores = problems.sweep(one, axes, (pool, choose_by, report_on))
+    held, train = scores["curves"][..., 0], scores["curves"][..., 1]  # [strength, seed, epoch]
+    best = problems.chosen_row(scores["choose"])
+    limit = float(c.num_epochs)
+    to_train = np.minimum(first_epoch(train, c.train_loss), limit)
+    to_held = np.minimum(first_epoch(held, held[:1].min(axis=-1, keepdims=True)), limit)
+    folds, candidates = 5, len(problems.STRENGTHS)
+    found = [
+        common.over_seeds("time per step, decoupled / without", ratios["decoupled"]),
+        common.over_seeds("time per step, coupled / without", ratios["coupled"]),
+        common.over_seeds(
+            f"epochs to training loss {c.train_loss:g}, chosen - zero", to_train[best] - to_train[0]
+        ),
+        common.over_seeds(
+            "epochs to the best held-out loss of zero, chosen - zero", to_held[best] - to_held[0]
+        ),
+        common.over_seeds(
+            "final held-out loss for the same steps, zero - chosen",
+            held[0, :, -1] - held[best, :, -1],
+        ),
+        common.exact(
+            f"trainings to choose among {candidates} strengths by {folds} folds, and one more",
+            candidates * folds + 1,
+        ),
+    ]
+    slower_step = found[0].clearly_above(1.05)
+    slower_train = found[2].clearly_above()
+    quicker = found[3].clearly_below()
+    return common.Findings(
+        found,
+        "holds"
+        if slower_step and slower_train
+        else "holds in part"
+        if slower_train or slower_step
+        else "fails",
+        f"A step takes {'clearly' if slower_step else 'not clearly'} over 5 % longer; the training "
+        f"loss is reached {'later' if slower_train else 'no later'}, zero's best held-out loss "
+        f"{'earlier' if quicker else 'not clearly earlier'}. Choosing multiplies the cost.",
+        {
+            "seconds": taken,
+            "ratio_range": {name: [r.min(), np.median(r), r.max()] for name, r in ratios.items()},
+            "curves": {
+                name: {
+                    "held-out": common.curve(held[row].T),
+                    "training": common.curve(train[row].T),
+                }
+                for name, row in (("zero", 0), ("chosen", best), ("largest", -1))
+            },
+            "to_train": common.curve(to_train),
+            "strengths": c.strengths,
+            "chosen": c.strengths[best],
+            "cap": "runs that never reach a loss count as the last epoch",
+        },
+        [
+            common.extreme(
+                f"epochs to training loss {c.train_loss:g} (Q3)",
+                "lower",
+                to_train[0],
+                to_train[best],
+                to_train[-1],
+            ),
+            common.extreme(
+                "epochs to the best held-out loss of zero (Q3)",
+                "lower",
+                to_held[0],
+                to_held[best],
+                to_held[-1],
+            ),
+        ],
+    )
+
+
+def draw(values, figure):
+    axes = figure.subplots(1, 2)
+    for ax, what in zip(axes, ("training", "held-out"), strict=True):
+        for name, lines in values["curves"].items():
+            epochs = np.arange(1, len(lines[what]["mean"]) + 1)
+            ax.plot(epochs, lines[what]["mean"], label=name)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(f"{what} loss")
+        ax.set_xscale("log")
+        ax.set_ylim(0, 1.5)
+    axes[0].legend(title="strength")
+
+
+if __name__ == "__main__":
+    common.main(__file__, measure, draw, Config(), QUICK)
