@@ -1,0 +1,135 @@
+"""ResNet-20 with batch normalisation: decay acts through the effective learning rate.
+
+Claim: before a normalisation the size of the weights does not matter to the function, so decay
+  can only act by keeping them small and their steps large in angle (with S6).
+Source: Zhang et al. 2019, arXiv:1810.12281; Kosson et al. 2024, arXiv:2305.17212: the angle of a
+  step settles near `sqrt(2 eta lam)`.
+Would change: the claim fails if scaling the convolutions changes the outputs, or if the
+  convolutions at the larger strength do not end with a clearly smaller norm and a clearly larger
+  angle an epoch.
+Run: `python -m experiments s06_resnet20` (189 s on 2 CPU devices, jax 0.10.2)
+Found: holds. Scaling the convolutions leaves the outputs; decay shrinks them and turns them
+  faster. norm of the convolutions, largest / zero 0.215 +- 0.013 (n=5); radians turned an epoch,
+  largest / zero 131 +- 55 (n=5); change of the outputs when they are doubled 0.000046 +- 0.000011
+  (n=5); held-out loss, zero - middle 0.020 +- 0.021 (n=5); held-out loss, zero - largest -0.97 +-
+  0.36 (n=5).
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import common, problems
+from wdjax.decay import decoupled_decay
+from wdjax.losses import cross_entropy
+from wdjax.models import make_resnet20
+from wdjax.parts import matrices_only
+from wdjax.training import is_correct, make_fit, make_score
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 200
+    num_epochs: int = 20
+    batch_size: int = 50
+    learning_rate: float = 0.1
+    strengths: tuple[float, ...] = (0.0, 0.03, 0.3)
+    num_seeds: int = 5
+
+
+QUICK = replace(Config(), size=50, num_epochs=2, strengths=(0.0, 0.3), num_seeds=2)
+
+
+def convolutions(params):
+    """The kernels that a normalisation follows, as one vector."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    return jnp.concatenate([leaf.ravel() for path, leaf in named if leaf.ndim == 4])
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits")
+    held_out = jax.tree.map(lambda x: x[:400], held_out)
+    model = make_resnet20(10)
+    score = make_score(model, loss=cross_entropy, accuracy=is_correct)
+
+    def make_tx(h):
+        decay = decoupled_decay(h["strength"], c.learning_rate, parts=matrices_only)
+        return optax.chain(
+            optax.trace(decay=0.9), optax.scale_by_learning_rate(c.learning_rate), decay
+        )
+
+    fit = make_fit(
+        model,
+        cross_entropy,
+        make_tx=make_tx,
+        num_epochs=c.num_epochs,
+        batch_size=c.batch_size,
+        observe=lambda fit: convolutions(fit.params),
+    )
+
+    def one(point, pool, held_out):
+        train, key = problems.draw(pool, point["seed"], c.size)
+        run = fit({"strength": point["strength"]}, train, key)
+        weights = run.history["observed"]
+        norms = jnp.linalg.norm(weights, axis=1)
+        turned = jnp.sum(weights[1:] * weights[:-1], axis=1) / (norms[1:] * norms[:-1])
+        doubled = jax.tree.map(lambda leaf: 2 * leaf if leaf.ndim == 4 else leaf, run.params)
+        rows = held_out.inputs[:50]
+        # In training mode the statistics are those of the batch, so a scale drops out at once.
+        outputs = [
+            model.apply(p, run.model_state, rows, key=None, train=True)[0]
+            for p in (run.params, doubled)
+        ]
+        judged = score(run, held_out)
+        return {
+            "norm": norms,
+            "angle": jnp.arccos(jnp.clip(turned, -1, 1)),
+            "change": jnp.max(jnp.abs(outputs[0] - outputs[1])) / jnp.max(jnp.abs(outputs[0])),
+            "accuracy": judged["accuracy"],
+            "loss": judged["loss"],
+        }
+
+    axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
+    scores = problems.sweep(one, axes, (pool, held_out))
+    tail = max(1, c.num_epochs // 4)
+    angle, norm = scores["angle"][..., -tail:].mean(axis=2), scores["norm"][..., -1]
+    found = [
+        common.over_seeds("norm of the convolutions, largest / zero", norm[-1] / norm[0]),
+        common.over_seeds("radians turned an epoch, largest / zero", angle[-1] / angle[0]),
+        common.over_seeds(
+            "change of the outputs when they are doubled", scores["change"].max(axis=0)
+        ),
+        common.over_seeds("held-out loss, zero - middle", scores["loss"][0] - scores["loss"][1]),
+        common.over_seeds("held-out loss, zero - largest", scores["loss"][0] - scores["loss"][-1]),
+    ]
+    holds = (
+        found[0].clearly_below(1.0) and found[1].clearly_above(1.0) and found[2].clearly_below(0.05)
+    )
+    return common.Findings(
+        found,
+        common.verdict(holds, found[1].clearly_below(1.0) or found[2].clearly_above(0.05)),
+        "Scaling the convolutions leaves the outputs; decay shrinks them and turns them faster."
+        if holds
+        else "Norms, angles and outputs do not all say so.",
+        {name: common.curve(np.moveaxis(v, 1, -1)) for name, v in scores.items()}
+        | {"strengths": c.strengths},
+    )
+
+
+def draw(values, figure):
+    for axes, what in zip(figure.subplots(1, 2), ("norm", "angle"), strict=True):
+        for row, strength in enumerate(values["strengths"]):
+            line = {name: part[row] for name, part in values[what].items()}
+            epochs = np.arange(len(line["mean"])) + (1 if what == "norm" else 2)
+            common.band(axes, epochs, line, f"strength {strength:g}")
+        axes.set_xlabel("epoch")
+    axes.set_ylabel("radians turned in the epoch")
+    figure.axes[0].set_ylabel("norm of the convolutions")
+    axes.legend()
+
+
+if __name__ == "__main__":
+    common.main(__file__, measure, draw, Config(), QUICK)
