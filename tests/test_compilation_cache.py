@@ -5,6 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+# Two whole commands in fresh processes: long, though CI runs it.
+pytestmark = pytest.mark.slow
+
 COUNTING = """
 import collections, json, sys
 import jax

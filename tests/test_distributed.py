@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from processes import finish, run, start_two
 
+# Every test starts processes: long, though CI runs it.
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
 
 SETTINGS = {"sgd": 1e-5, "sgd64": 1e-12, "adam": 1e-5}

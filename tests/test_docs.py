@@ -44,7 +44,10 @@ def loaded(name):
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("page", WITH_CODE)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p == "articles" else p for p in WITH_CODE],
+)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     text, names = read(f"{page}.md"), {}

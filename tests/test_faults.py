@@ -30,6 +30,9 @@ from wdjax.runlog import RunLog
 from wdjax.runners import jit_step, shard_step
 from wdjax.step import init_state, make_train_step
 
+# Every test kills processes and starts others: long, though CI runs it.
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
 
 CLI = [sys.executable, "-m", "wdjax.cli"]

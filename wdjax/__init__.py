@@ -59,6 +59,7 @@ from wdjax.selection import Choice as Choice
 from wdjax.selection import Folds as Folds
 from wdjax.selection import Scores as Scores
 from wdjax.selection import choose as choose
+from wdjax.selection import compare as compare
 from wdjax.selection import cross_validate as cross_validate
 from wdjax.selection import cross_validate_pure as cross_validate_pure
 from wdjax.selection import folds_from_splits as folds_from_splits

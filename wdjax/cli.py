@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
             print(report)
             return 1 if arguments["strict"] and report.warnings else 0
         if job == "convert":
-            strength = (arguments.pop(name) for name in ("value", "source", "target"))
-            print(jobs.run_convert(*strength, jobs.ConvertOptions(**arguments)))
+            value, source, target = (arguments.pop(n) for n in ("value", "source", "target"))
+            print(jobs.run_convert(value, source, target, jobs.ConvertOptions(**arguments)))
             return 0
         kinds: dict[str, Any] = {
             "select": jobs.SelectOptions,

@@ -2,6 +2,8 @@
 
 from wdjax.selection.choice import Choice as Choice
 from wdjax.selection.choice import choose as choose
+from wdjax.selection.comparison import Comparison as Comparison
+from wdjax.selection.comparison import compare as compare
 from wdjax.selection.cross_validation import Progress as Progress
 from wdjax.selection.cross_validation import Scores as Scores
 from wdjax.selection.cross_validation import cross_validate as cross_validate
