@@ -42,7 +42,8 @@ def regularized_loss(
     counts, the data loss is 0. A row of weight 0 adds exactly zero to value and gradient, also
     when it holds NaN: its inputs and targets are replaced by zeros, since 0 * NaN is NaN. (With
     weights `[batch, time]` a target is replaced where its weight is 0, an input only where the
-    whole row's are: a position that is not scored is still read.)
+    whole row's are: a position that is not scored is still read.) Batch statistics are the one
+    way in for such a row: the zeros enter them, so drop a remainder rather than pad it there.
 
     Args:
       apply_fn: `(params, inputs[batch, ...]) -> outputs[batch, ...]`, or a `Model`.

@@ -1,10 +1,8 @@
 """What a job writes: results.json, params.npz, report.html, each whole or not at all."""
 
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wdjax.checkpoint import versions
 from wdjax.data import arrays
 from wdjax.data.arrays import Scaling
 from wdjax.folder import run_folder
@@ -52,9 +51,6 @@ def checked_out(options: RunOptions) -> pathlib.Path:
 def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[str, Any]:
     """What every results file says first: what ran, on what, with which versions."""
     data = prepared.choose_data
-    versions = {
-        n: importlib.metadata.version(n) for n in ("wdjax", "jax", "jaxlib", "flax", "optax")
-    }
     return {
         "schema": 1,
         "kind": kind,
@@ -63,7 +59,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
         "command": command,
         "config": dataclasses.asdict(options)
         | {"epochs": prepared.recipe.num_epochs, "loss": prepared.recipe.loss},
-        "versions": versions | {"python": platform.python_version()},
+        "versions": versions(),
         "devices": [str(device) for device in prepared.mesh.devices.flat],
         "seed": options.seed,
         "out": str(prepared.out),

@@ -124,21 +124,23 @@ def select_table(results: dict[str, Any]) -> Table:
 
 def refit_table(results: dict[str, Any]) -> Table:
     """What decay bought: the test part at the chosen strength, at zero and at the largest."""
+    runs = results["refit"]
+    names = ("test_loss", "test_accuracy", "train_loss")
+    measured = [name for name in names if name in runs["chosen"]]
     rows = []
-    for name, run in results["refit"].items():
+    for name, run in runs.items():
         gap = np.asarray(run["test_loss"], float) - np.asarray(run["train_loss"], float)
-        cells = [run["test_loss"], run.get("test_accuracy"), run["train_loss"], gap]
-        estimates = [None if cell is None else over_seeds(cell) for cell in cells]
+        estimates = [over_seeds(cell) for cell in (*(run[m] for m in measured), gap)]
         rows.append((name, run["hparams"]["strength"], *estimates))
-    num_test = results["data"]["num_test"]
-    num_seeds = len(results["refit"]["chosen"]["test_loss"])
+    num_seeds = len(runs["chosen"]["test_loss"])
     noisy = results["config"]["label_noise"]
     clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
-    spread = " (no error: one seed)" if num_seeds == 1 else ""
+    spread = f"mean +- standard error over {num_seeds} seeds" if num_seeds > 1 else "one seed"
+    scaled = results["config"]["loss"] == "squared_error"
+    unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
     return Table(
-        ("refit", "strength", "test loss", "test accuracy", "train loss", "gap"),
+        ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap"),
         tuple(rows),
         marked=0 if len(rows) > 1 else None,
-        note=f"{num_test} test examples{clean}; "
-        f"mean +- standard error over {num_seeds} seeds{spread}",
+        note=f"{results['data']['num_test']} test examples{clean}; {spread}{unit}",
     )
