@@ -48,7 +48,10 @@ EVERY_MODEL = {
         BYTES,
     ),
 }
-every_model = pytest.mark.parametrize("name", EVERY_MODEL)
+every_model = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet8" else n for n in EVERY_MODEL],
+)
 
 
 def paths(params):

@@ -163,6 +163,7 @@ def test_any_sequence_of_examples_is_a_source():
     assert batch.targets.dtype == np.int32 and batch.weights.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing():
     """Nor does going on with two of them what none began. (A process of its own: they spawn.)"""
     code = """

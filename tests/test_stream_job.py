@@ -67,6 +67,7 @@ def test_a_streamed_run_writes_what_a_run_writes_and_its_predictions_are_its_sco
     assert right == round(expected)
 
 
+@pytest.mark.slow
 def test_resume_from_the_shell_ends_as_if_never_stopped_and_refuses_another_config(
     command, monkeypatch
 ):
