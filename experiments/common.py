@@ -219,7 +219,18 @@ def fingerprint(folder: pathlib.Path) -> str:
                 used[name] = shared[name]
                 waiting.append(shared[name])
     nodes = [*run, *(used[name] for name in sorted(used))]
-    return hashlib.sha256("".join(map(ast.dump, nodes)).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(map(_canonical, nodes)).encode()).hexdigest()[:16]
+
+
+def _canonical(node: Any) -> str:
+    """A syntax tree as text, the same under every Python: `ast.dump` differs in what is empty."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        inside = ", ".join(f"{name}={_canonical(value)}" for name, value in fields)
+        return f"{type(node).__name__}({inside})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_canonical, node))}]"
+    return repr(node)
 
 
 def is_current(folder: pathlib.Path, platform: str = "cpu") -> bool:
