@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.speed import augment, cnn, grid, memory, select
+from experiments.speed import augment, cnn, decay, grid, memory, select
 
 MEASUREMENTS = {
     "grid": grid.main,
@@ -14,6 +14,7 @@ MEASUREMENTS = {
     "select": select.main,
     "memory": memory.main,
     "augment": augment.main,
+    "decay": decay.main,
 }
 
 if __name__ == "__main__":
