@@ -358,8 +358,13 @@ def test_a_strength_that_takes_a_whole_weight_a_step_warns():
 
 def test_float32_schedules_may_touch_their_peak():
     """0.1 in float32 is above 0.1 in float64; that is rounding, not a wrong peak."""
-    corrected_decay(0.1, jnp.float32(0.1), 0.1)
-    independent_decay(0.1, jnp.float32(1.0000001))
+    for tx in (
+        corrected_decay(0.1, jnp.float32(0.1), 0.1),
+        independent_decay(0.1, jnp.float32(1.0000001)),
+    ):
+        w = jnp.ones(2)
+        updates, _ = tx.update(jnp.zeros(2), tx.init(w), w)
+        assert np.all(updates < 0)
 
 
 def test_traced_values_pass_every_check():

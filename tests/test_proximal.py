@@ -199,4 +199,6 @@ def test_what_is_known_to_be_wrong_is_refused(make, message):
 
 def test_an_empty_group_that_is_left_out_by_parts_is_no_error():
     w = {"w": jnp.ones((0, 3)), "b": jnp.ones(3)}
-    proximal_group_lasso(0.1, 0.1, parts={"w": 0.0, "b": 1.0}).init(w)
+    tx = proximal_group_lasso(0.1, 0.1, parts={"w": 0.0, "b": 1.0})
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, w), tx.init(w), w)
+    assert updates["w"].shape == (0, 3) and np.all(updates["b"] < 0)
