@@ -13,6 +13,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from wdjax.data import shipped
 from wdjax.data.arrays import (
     CLASS_SETS,
     Dataset,
@@ -27,6 +28,8 @@ from wdjax.data.arrays import (
     take,
     to_batch,
 )
+from wdjax.data.shipped import NUMBER_SETS
+from wdjax.data.split import draw_test_rows
 from wdjax.data.text import encode_text, next_byte_windows, standard_library_source
 from wdjax.types import Batch
 
@@ -52,6 +55,17 @@ def test_shipped_tables_keep_every_row_column_and_class_name(name):
     np.testing.assert_array_equal(loaded.inputs, source.data.astype(np.float32))
     assert loaded.kind == "table" and loaded.num_outputs == len(source.target_names)
     assert loaded.class_names == tuple(source.target_names)
+
+
+@pytest.mark.parametrize("name", [*CLASS_SETS, *NUMBER_SETS])
+def test_shipped_files_hold_what_scikit_learns_loaders_give(name, monkeypatch):
+    """And where the files are not, the loaders are asked."""
+    read = shipped.read_shipped(name)
+    monkeypatch.setitem(shipped._FILES, name, "moved.csv")
+    asked = shipped.read_shipped(name)
+    for ours, theirs in zip(read[:2], asked[:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert read[2] == asked[2]
 
 
 def test_diabetes_is_for_regression_in_raw_units():
@@ -278,6 +292,21 @@ def test_the_test_part_is_scikit_learns_stratified_split():
     np.testing.assert_array_equal(choose.targets, digits.targets[np.sort(expected[0])])
     shares = np.bincount(digits.targets) * len(test.targets) / 1797
     assert np.abs(np.bincount(test.targets) - shares).max() <= 1
+
+
+def test_any_split_is_scikit_learns():
+    """Classes of any sizes and numbers, with ties between the remainders, and none."""
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        classes = np.repeat(np.arange(k := random.integers(2, 6)), random.integers(2, 12, k))
+        n, seed = len(classes), int(random.integers(2**32))
+        num_test = int(random.integers(k, n - k + 1))
+        for stratify in (random.permutation(classes), None):
+            expected = train_test_split(
+                np.arange(n), test_size=num_test, random_state=seed, stratify=stratify
+            )[1]
+            found = draw_test_rows(n, num_test, seed, stratify)
+            np.testing.assert_array_equal(found, np.sort(expected))
 
 
 def test_another_seed_is_another_test_part_and_the_same_seed_the_same():

@@ -14,6 +14,8 @@ from jaxtyping import Array, ArrayLike
 from wdjax.checks import check_number, check_one_of, check_positive_int, nearest
 from wdjax.data.dataset import LOSSES, Dataset, make_dataset, take
 from wdjax.data.files import read_csv, read_npz
+from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
+from wdjax.data.split import draw_test_rows
 from wdjax.data.text import (
     DEFAULT_LENGTH,
     NUM_TOKENS,
@@ -22,9 +24,6 @@ from wdjax.data.text import (
 )
 from wdjax.data.tfds import TfdsSource, open_tfds, read_tfds, split_sizes
 from wdjax.types import Batch
-
-CLASS_SETS = ("digits", "breast_cancer", "wine", "iris")
-NUMBER_SETS = ("diabetes",)
 
 _WHERE_OPTIONS_APPLY = {
     "target": "a .csv file, whose column it names",
@@ -168,7 +167,7 @@ def load_source(source: TfdsSource, *, loss: str = "cross_entropy") -> Dataset:
 def split_off_test(
     dataset: Dataset, *, fraction: float = 0.2, seed: int = 0, stratify: bool = True
 ) -> tuple[Dataset, Dataset]:
-    """Splits once into a part to choose on and a test part, by scikit-learn's `train_test_split`.
+    """Splits once into a part to choose on and a test part, as scikit-learn's `train_test_split`.
 
     The test part has `ceil(fraction * n)` examples; with `stratify`, labels keep their shares in
     both (regression targets are split at random). Equal seeds give equal splits.
@@ -177,8 +176,6 @@ def split_off_test(
       ValueError: for a fraction that is not within (0, 1) or leaves a part empty, or a class
         too small to be in both parts.
     """
-    from sklearn.model_selection import train_test_split
-
     check_number("fraction", fraction, low=0.0, high=1.0, above=True)
     check_positive_int("seed", seed, low=0, high=2**32 - 1)
     num_examples = len(dataset.inputs)
@@ -197,13 +194,9 @@ def split_off_test(
                 f"choosing examples for {dataset.num_outputs} classes; each part needs one of "
                 "each class: change the fraction, or split with stratify=False."
             )
-    choose, test = train_test_split(
-        np.arange(num_examples),
-        test_size=num_test,
-        random_state=seed,
-        stratify=dataset.targets if by_class else None,
-    )
-    return take(dataset, np.sort(choose)), take(dataset, np.sort(test))
+    test = draw_test_rows(num_examples, num_test, seed, dataset.targets if by_class else None)
+    choose = np.delete(np.arange(num_examples), test)
+    return take(dataset, choose), take(dataset, test)
 
 
 def check_folds(dataset: Dataset, num_folds: int, *, stratify: bool = True) -> None:
@@ -269,11 +262,8 @@ def as_images_32(dataset: Dataset) -> Dataset:
 def to_batch(dataset: Dataset) -> Batch:
     """The whole data set on the device; weights are ones where the data set has none."""
     weights = np.ones(len(dataset.inputs), np.float32)
-    return Batch(
-        jnp.asarray(dataset.inputs),
-        jnp.asarray(dataset.targets),
-        jnp.asarray(weights if dataset.weights is None else dataset.weights),
-    )
+    weights = weights if dataset.weights is None else dataset.weights
+    return jax.device_put(Batch(dataset.inputs, dataset.targets, weights))
 
 
 def hash_of(dataset: Dataset) -> str:
@@ -356,8 +346,6 @@ def _check_smallest_class(dataset: Dataset, needed: int, purpose: str) -> None:
 
 
 def _load_shipped(name: str, loss: str) -> Dataset:
-    from sklearn import datasets
-
     wanted = "squared_error" if name in NUMBER_SETS else "cross_entropy"
     if loss != wanted:
         what = "numbers" if name in NUMBER_SETS else "classes"
@@ -365,11 +353,10 @@ def _load_shipped(name: str, loss: str) -> Dataset:
             f"`loss` = {loss} does not fit the data set {name!r}, whose targets are {what}; "
             f"use {wanted}."
         )
-    options = {"scaled": False} if name == "diabetes" else {}
-    bunch = getattr(datasets, f"load_{name}")(**options)
-    inputs = bunch.images[..., None] / 16 if name == "digits" else bunch.data
-    names = [] if name in NUMBER_SETS else [str(n) for n in bunch.target_names]
-    return make_dataset(inputs, bunch.target, loss=loss, name=name, class_names=names)
+    inputs, targets, names = read_shipped(name)
+    if name == "digits":
+        inputs = inputs[..., None] / 16
+    return make_dataset(inputs, targets, loss=loss, name=name, class_names=names)
 
 
 def _load_stdlib(loss: str, length: int | None) -> Dataset:
