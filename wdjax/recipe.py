@@ -350,7 +350,7 @@ def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
     """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone."""
     scaled = {"inputs": recipe.scale_inputs, "targets": recipe.loss == "squared_error"}
     return {
-        field: measure_scaling(getattr(train, field), train.weights)
+        field: jax.jit(measure_scaling)(getattr(train, field), train.weights)
         for field, wanted in scaled.items()
         if wanted
     }

@@ -50,8 +50,13 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
     data = arrays.to_batch(prepared.choose_data)
     steps_per_epoch = max(1, prepared.num_choose // recipe.batch_size)
     num_steps = recipe.num_epochs * steps_per_epoch
-    data, _ = recipes.recipe_scale(recipe, data, data)
-    batch = Batch(*(jax.tree.map(lambda x: x[:ROWS_MEASURED], leaf) for leaf in data))
+
+    @jax.jit
+    def measured_on(data: Batch) -> Batch:
+        data, _ = recipes.recipe_scale(recipe, data, data)
+        return jax.tree.map(lambda x: x[:ROWS_MEASURED], data)
+
+    batch = measured_on(data)
     model = recipes.recipe_model(recipe)
     _, model_state = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
     if jax.tree.leaves(model_state):

@@ -1,5 +1,6 @@
 """The jobs: choose a strength, train at one."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +67,7 @@ def run_select(
     num_examples = len(choose_data.inputs)
     check_batch_fits(recipe.batch_size, num_examples - -(-num_examples // options.folds))
     data = arrays.to_batch(choose_data)
-    folds_key, grid_key, refit_key = jax.random.split(jax.random.key(options.seed), 3)
+    folds_key, grid_key, refit_key = _three_keys(jax.random.key(options.seed))
     folds = kfold(
         folds_key,
         num_examples,
@@ -197,8 +198,8 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key:
         return nan_if_diverged(scores, fit.params), learning, fit._replace(history={})
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
-    hparams = {name: jnp.array([h[name] for h, _ in trials]) for name in trials[0][0]}
-    keys = jnp.tile(jax.random.split(key, num_seeds), len(rows))
+    hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
+    keys = _repeated_keys(key, num_seeds, len(rows))
     scores, curves, fits = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
@@ -208,7 +209,18 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key:
     if watch is not None:
         seconds = time.perf_counter() - start
         watch("refitting", Progress("run", total, total, seconds, 0.0, None))
-    return runs, jax.tree.map(lambda leaf: np.asarray(leaf)[0], fits)
+    return runs, jax.tree.map(lambda leaf: leaf[0], fits)
+
+
+@jax.jit
+def _three_keys(key: Array) -> tuple[Array, Array, Array]:
+    folds_key, grid_key, refit_key = jax.random.split(key, 3)
+    return folds_key, grid_key, refit_key
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _repeated_keys(key: Array, num_seeds: int, times: int) -> Array:
+    return jnp.tile(jax.random.split(key, num_seeds), times)
 
 
 def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds: int) -> str:

@@ -1,5 +1,6 @@
 """Who gets how much decay, measured from any optimiser, with warnings that say what to do."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -164,8 +165,8 @@ def _probe(leaf: Any) -> Any:
         return jnp.zeros(np.shape(leaf), leaf.dtype) if _is_shape(leaf) else leaf
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
     if _is_shape(leaf) or not np.any(np.asarray(leaf)):
-        return jnp.ones(np.shape(leaf), wide)
-    return jnp.asarray(leaf, wide)
+        return np.ones(np.shape(leaf), wide)
+    return np.asarray(leaf, wide)
 
 
 def _is_shape(leaf: Any) -> bool:
@@ -184,23 +185,26 @@ def _measure_decay(
     The second is `-<update(2 w) - update(w), w> / <w, w>`: the same for decay to zero, and what
     decay to another reference removes of the distance.
     """
-    zeros = jax.tree.map(_zero_gradient, params)
-    twice = jax.tree.map(lambda w: 2 * w if is_inexact(w) else w, params)
-    start = jax.jit(tx.init)(params)
 
     def along(update, w):
         return -_dot(w, update) / _dot(w, w) if is_inexact(w) and w.size else jnp.zeros(())
 
-    def one_step(state, _):
-        farther, _ = tx.update(zeros, state, twice)
-        updates, state = tx.update(zeros, state, params)
-        change = jax.tree.map(lambda f, u: f - u if is_inexact(u) else u, farther, updates)
-        rates = jax.tree.map(along, updates, params)
-        slopes = jax.tree.map(along, change, params)
-        return state, (jax.tree.leaves(rates), jax.tree.leaves(slopes))
+    @jax.jit
+    def measure(params):
+        zeros = jax.tree.map(_zero_gradient, params)
+        twice = jax.tree.map(lambda w: 2 * w if is_inexact(w) else w, params)
 
-    _, measured = jax.jit(lambda state: jax.lax.scan(one_step, state, length=num_steps))(start)
-    rates, slopes = jax.tree.map(lambda x: np.asarray(x, np.float64), measured)
+        def one_step(state, _):
+            farther, _ = tx.update(zeros, state, twice)
+            updates, state = tx.update(zeros, state, params)
+            change = jax.tree.map(lambda f, u: f - u if is_inexact(u) else u, farther, updates)
+            rates = jax.tree.map(along, updates, params)
+            slopes = jax.tree.map(along, change, params)
+            return state, (jax.tree.leaves(rates), jax.tree.leaves(slopes))
+
+        return jax.lax.scan(one_step, tx.init(params), length=num_steps)[1]
+
+    rates, slopes = jax.tree.map(lambda x: np.asarray(x, np.float64), measure(params))
     return rates, slopes
 
 
@@ -248,11 +252,12 @@ def _measure_response(
 
     def gradient(size):
         of = lambda g, w: (
-            jnp.asarray(size / norm * g, w.dtype) if is_inexact(w) else _zero_gradient(w)
+            np.asarray(size / norm * g, w.dtype) if is_inexact(w) else _zero_gradient(w)
         )
         return structure.unflatten([of(g, w) for g, w in zip(raw, leaves, strict=True)])
 
-    def total(grads):
+    @jax.jit
+    def total(params, grads):
         def one_step(state, _):
             updates, state = tx.update(grads, state, params)
             return state, [u if is_inexact(u) else jnp.zeros(()) for u in jax.tree.leaves(updates)]
@@ -260,11 +265,11 @@ def _measure_response(
         _, updates = jax.lax.scan(one_step, tx.init(params), length=num_steps)
         return [jnp.sum(u, axis=0) for u in updates]
 
-    total = jax.jit(total)
-    without, small, large = (total(gradient(size)) for size in (0.0, 0.01, 0.1))
+    sums = (total(params, gradient(size)) for size in (0.0, 0.01, 0.1))
+    without, small, large = jax.tree.map(np.asarray, tuple(sums))
     moves, scale_free = [], []
     for w, u0, u1, u2 in zip(leaves, without, small, large, strict=True):
-        first, second = (float(jnp.sqrt(_dot(d, d))) for d in (u1 - u0, u2 - u1))
+        first, second = (float(np.linalg.norm(np.ravel(d))) for d in (u1 - u0, u2 - u1))
         moves.append(is_inexact(w) and first > 0)
         scale_free.append(moves[-1] and second < 0.5 * first)
     return moves, scale_free
@@ -277,31 +282,38 @@ def _measure_penalty(
     leaves, structure = jax.tree.flatten(params)
     if loss_fn is None or batch is None:
         return [0.0] * len(leaves), [None] * len(leaves)
-    nothing = batch._replace(weights=jnp.zeros_like(jnp.asarray(batch.weights)))
-    of = jax.jit(lambda p, b: loss_fn(p, b, model_state=model_state, train=False)[0])
+    of = lambda p, b: loss_fn(p, b, model_state=model_state, train=False)[0]
     where = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
 
-    def penalty(moving):
+    def penalty(moving, batch):
         filled = list(leaves)
         for i, leaf in zip(where, moving, strict=True):
             filled[i] = leaf
+        nothing = batch._replace(weights=jnp.zeros_like(jnp.asarray(batch.weights)))
         return of(structure.unflatten(filled), nothing)
 
-    moving = [jnp.asarray(leaves[i]) for i in where]
-    value, grads = jax.value_and_grad(penalty)(moving)
-    loss = float(of(params, batch))
+    @jax.jit
+    def measure(moving, batch):
+        value, grads = jax.value_and_grad(penalty)(moving, batch)
+        along = [_dot(g, w) for g, w in zip(grads, moving, strict=True)]
+        return value, [_dot(w, w) for w in moving], along
+
+    moving = [leaves[i] for i in where]
+    loss = float(jax.jit(of)(params, batch))
+    value, squares, along = jax.tree.map(float, measure(moving, batch))
     pulls: list[float] = [0.0] * len(leaves)
     shares: list[float | None] = [0.0] * len(leaves)
-    for place, (i, grad) in enumerate(zip(where, grads, strict=True)):
-        w = moving[place]
-        square = float(_dot(w, w))
-        # At zero L2 has no gradient: ask at one.
-        ones = [jnp.ones_like(w) if k == place else m for k, m in enumerate(moving)]
-        grad, w = (grad, w) if square else (jax.grad(penalty)(ones)[place], ones[place])
-        pulls[i] = float(_dot(grad, w) / _dot(w, w))
-        if pulls[i] != 0 and square and loss != 0:
-            without = [jnp.zeros_like(m) if k == place else m for k, m in enumerate(moving)]
-            shares[i] = float((value - penalty(without)) / loss)
+    for place, i in enumerate(where):
+        w, square, pull = moving[place], squares[place], along[place]
+        replaced = lambda by, place=place: [*moving[:place], by, *moving[place + 1 :]]
+        if not square and w.size:
+            # At zero L2 has no gradient: ask at one.
+            at_one = measure(replaced(np.ones(w.shape, w.dtype)), batch)
+            square, pull = w.size, float(at_one[2][place])
+        pulls[i] = pull / square if square else math.nan
+        if pulls[i] != 0 and squares[place] and loss != 0:
+            without = float(measure(replaced(np.zeros(w.shape, w.dtype)), batch)[0])
+            shares[i] = (value - without) / loss
     return pulls, shares
 
 

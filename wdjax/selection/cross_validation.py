@@ -153,10 +153,9 @@ def cross_validate(
     trials_at_once = min(trials_at_once, -(-trials_per_fold // num_devices))
     chunk = _chunk_size(trials_per_fold, num_devices * trials_at_once)
 
-    hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     # On the device once, not once a chunk; on every device of a mesh.
-    shared = (hparams, data, folds, key)
-    hparams, data, folds, key = jax.device_put(shared) if mesh is None else replicate(shared, mesh)
+    shared = ({name: np.asarray(values) for name, values in grid.items()}, data, folds, key)
+    hparams, data, folds, key = _put(shared, mesh)
     run = functools.partial(
         trial_program(mesh),
         hparams=hparams,
@@ -171,7 +170,7 @@ def cross_validate(
     clock = lambda: time.perf_counter() - start
     _report(progress, Progress("compile", 0, total, clock(), None, None))
     # Compiled ahead only to tell compiling from running; the calls below find this program.
-    run.func.lower(*_trial_indices(chunk, num_seeds), jnp.asarray(0), **run.keywords).compile()
+    run.func.lower(*_trial_indices(chunk, num_seeds), np.int32(0), **run.keywords).compile()
     compiled_at = clock()
     _report(progress, Progress("run", 0, total, compiled_at, None, None))
     values = None
@@ -258,6 +257,8 @@ def _run_chunk(row, seed, fold, *, hparams, data, folds, key, fit_and_score, mes
 def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) -> PyTree:
     """`function(*trial, *shared)` for every trial, compiled once and split over `mesh`.
 
+    The results are host arrays, the trials their leading axis.
+
     Args:
       trials: a tuple of trees with one leading axis, the trials; filled up to the devices with
         repetitions that are thrown away.
@@ -273,7 +274,7 @@ def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) 
 
     everywhere = NamedSharding(mesh, P())
     results = program(*jax.device_put((trials, shared), everywhere))
-    return jax.tree.map(lambda leaf: leaf[:num_trials], results)
+    return jax.tree.map(lambda leaf: _on_host(leaf)[:num_trials], results)
 
 
 def _split_trials(function, trials, shared, mesh, trials_at_once):
@@ -315,8 +316,8 @@ def _gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
     return take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
 
 
-def _trial_indices(num_trials: int, num_seeds: int) -> tuple[Array, Array]:
-    trial = jnp.arange(num_trials)
+def _trial_indices(num_trials: int, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    trial = np.arange(num_trials, dtype=np.int32)
     return trial // num_seeds, trial % num_seeds
 
 
@@ -326,9 +327,9 @@ def _dispatched(run, num_folds, trials_per_fold, chunk, num_seeds):
     for fold in range(num_folds):
         for begin in range(0, trials_per_fold, chunk):
             # The last chunk of a fold is filled up by running its first trials once more.
-            trial = (begin + np.arange(chunk)) % trials_per_fold
-            row, seed = jnp.asarray(trial // num_seeds), jnp.asarray(trial % num_seeds)
-            current = fold, begin, run(row, seed, jnp.asarray(fold))
+            trial = (begin + np.arange(chunk, dtype=np.int32)) % trials_per_fold
+            # Host arrays: each operation on the device would be a small program of its own.
+            current = fold, begin, run(trial // num_seeds, trial % num_seeds, np.int32(fold))
             if waiting is not None:
                 yield waiting
             waiting = current
@@ -341,6 +342,16 @@ def _chunk_size(num_trials: int, at_once: int, most: int = 4) -> int:
     sizes = [at_once * -(-num_trials // (at_once * chunks)) for chunks in range(1, most + 1)]
     wasted = lambda size: -num_trials % size
     return min(sizes, key=lambda size: (wasted(size), size))
+
+
+def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """`tree` on the device, or on every device of the mesh; only to be read, so it may share
+    the caller's memory."""
+    if mesh is None:
+        return jax.device_put(tree)
+    everywhere = NamedSharding(mesh, P())
+    shared = everywhere.is_fully_addressable
+    return jax.device_put(tree, everywhere) if shared else replicate(tree, mesh)
 
 
 def _on_host(leaf: Array) -> np.ndarray:

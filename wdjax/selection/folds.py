@@ -1,5 +1,6 @@
 """Folds: index arrays of one shape, so that one program serves them all."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -44,9 +45,15 @@ def kfold(
         class where that is known; if `stratify` is not `[n]` integers.
     """
     check_positive_int("num_folds", num_folds, low=2, high=num_examples)
+    classes = None if stratify is None else _checked_classes(stratify, num_examples, num_folds)
+    return _deal(key, classes, num_examples, num_folds)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _deal(key: Array, classes: Array | None, num_examples: int, num_folds: int) -> Folds:
+    # One program: a process compiles each of these operations, or looks it up, but once.
     order = jax.random.permutation(key, num_examples)
-    if stratify is not None:
-        classes = _checked_classes(stratify, num_examples, num_folds)
+    if classes is not None:
         order = order[jnp.argsort(classes[order], stable=True)]
     dealt = jnp.arange(num_examples, dtype=jnp.int32) % num_folds
     fold_of = jnp.zeros(num_examples, jnp.int32).at[order].set(dealt)
