@@ -1,6 +1,7 @@
 """The jobs: choose a strength, train at one."""
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from wdjax.jobs.prepare import (
 )
 from wdjax.jobs.stream import check_not_streamed, run_stream
 from wdjax.jobs.verdict import headline, score_rows
+from wdjax.report.figures import import_drawing
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
 from wdjax.selection.cross_validation import Progress, cross_validate, map_trials
@@ -83,6 +85,8 @@ def run_select(
     def after_chunk(event: Progress) -> None:
         if event.stage == "run" and event.done == 0:
             clock.lap("compile")
+            # This thread has nothing to do until the first chunk is back.
+            threading.Thread(target=import_drawing).start()
         if event.scores is not None:
             results["scores"] = event.scores.values
             results["headline"] = _partial_headline(event)
