@@ -5,6 +5,7 @@ no device averages what another has yet to count. Every runner donates the state
 and spares the user's arrays.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from wdjax.step import Metrics, StepFn, TrainState
-from wdjax.types import Batch
+from wdjax.types import Batch, is_inexact
 
 RunFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 """`run(state, batch) -> (state, metrics)`, compiled."""
@@ -30,7 +31,7 @@ def jit_step(step: StepFn) -> RunFn:
     used again for the new one. Arrays that the runner did not make itself (the first state, or
     params that a user put in) are copied before, so they survive.
     """
-    return _sparing_foreign_arrays(jax.jit(step, donate_argnums=0))
+    return _sparing_foreign_arrays(jax.jit(_norm_before_writing(step), donate_argnums=0))
 
 
 def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
@@ -56,8 +57,14 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
         )
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     num_parts = mesh.shape["data"]
+    donating = jax.jit(
+        _norm_before_writing(step),
+        in_shardings=(whole, split),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
     run_sharded = _sparing_foreign_arrays(
-        jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0),
+        donating,
         # Placed like the states to come, or the second call would trace once more.
         copy=lambda leaf: replicate(leaf, mesh),
     )
@@ -154,6 +161,30 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.device_put(np.asarray(leaf, jnp.result_type(leaf)), everywhere)
 
     return jax.tree.map(copy, tree)
+
+
+def _norm_before_writing(step: StepFn) -> StepFn:
+    """The same step, whose new params wait for the norm of the old ones.
+
+    Both read the old params, and XLA, which sees no order between the norm and the write into
+    their donated buffer, copies all of them first. `optimization_barrier` gives it none: on a CPU
+    it is gone before buffers are assigned. A norm is never negative, which XLA does not know, so
+    this choice orders the two; it joins the loop that writes the params and changes no bit.
+    """
+
+    @functools.wraps(step)
+    def ordered(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        if "weight_norm" not in metrics:
+            return new, metrics
+        impossible = metrics["weight_norm"] < 0
+        params = jax.tree.map(
+            lambda p: jnp.where(impossible, jnp.zeros_like(p), p) if is_inexact(p) else p,
+            new.params,
+        )
+        return new._replace(params=params), metrics
+
+    return ordered
 
 
 def _join_devices(leaf):
