@@ -149,7 +149,7 @@ def main(
     platform = results["device"]["platform"]
     stem = "results" if platform == "cpu" else f"results-{platform}"
     (out / f"{stem}.json").write_text(to_json(results) + "\n", encoding="utf-8")
-    _draw(draw, results["values"], out / "figure.svg")
+    draw_svg(draw, results["values"], out / "figure.svg")
     if out == folder and platform == "cpu":
         write_page(folder, results)
     print(f"{folder.name}: {results['verdict']}. {results['because']}")
@@ -291,7 +291,13 @@ def write_page(folder: pathlib.Path, results: dict[str, Any]) -> None:
     path.write_text(page_text(page) + source[end:], encoding="utf-8")
 
 
-def _draw(draw: Callable[[dict[str, Any], Any], None], values: dict, path: pathlib.Path) -> None:
+def draw_svg(
+    draw: Callable[[dict[str, Any], Any], None],
+    values: dict,
+    path: pathlib.Path,
+    size: tuple[float, float] = (7.2, 3.2),
+) -> None:
+    """Writes what `draw(values, figure)` draws, in the one style of all figures; size in inches."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -301,7 +307,7 @@ def _draw(draw: Callable[[dict[str, Any], Any], None], values: dict, path: pathl
     style = {"svg.hashsalt": "wdjax", "font.size": 9, "axes.spines.top": False}
     style |= {"axes.spines.right": False, "legend.frameon": False, "svg.fonttype": "none"}
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(7.2, 3.2), layout="constrained")
+        figure = plt.figure(figsize=size, layout="constrained")
         draw(json.loads(to_json(values)), figure)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.speed import augment, cnn, decay, grid, memory, select
+from experiments.speed import augment, cnn, decay, grid, growth, memory, select
 
 MEASUREMENTS = {
     "grid": grid.main,
@@ -11,6 +11,7 @@ MEASUREMENTS = {
     "grid_cold": grid.cold,
     "cnn": cnn.main,
     "cnn_together": cnn.together,
+    "growth": growth.main,
     "select": select.main,
     "memory": memory.main,
     "augment": augment.main,

@@ -1,9 +1,9 @@
 """What is measured, ours and the peers', a process each: `python -m experiments.speed.contestants`.
 
 The grid: digits / 16, an MLP 64-100-10 with relu, Adam at 1e-3, batch 128, 20 epochs, 10 decay
-strengths x 5 stratified folds, scored by accuracy. The CNN: the article's, on 20 batches of 128
-random 32x32x3 images, Adam with decoupled decay. Every peer is written as its own user would, and
-as fast as that user reasonably could.
+strengths x 5 stratified folds (ours by `kfold`, all others' by scikit-learn), scored by accuracy.
+The CNN: the article's, on 20 batches of 128 random 32x32x3 images, Adam with decoupled decay. Every
+peer is written as its own user would, and as fast as that user reasonably could.
 """
 
 import json
@@ -14,8 +14,9 @@ import time
 import numpy as np
 
 EPOCHS, BATCH, WIDTH, FOLDS, LEARNING_RATE = 20, 128, 100, 5, 1e-3
-STRENGTHS = np.logspace(-4, 1, 10).astype("f4")
-NUM_FITS = FOLDS * len(STRENGTHS)
+NUM_STRENGTHS = 10
+STRENGTHS = np.logspace(-4, 1, NUM_STRENGTHS).astype("f4")
+NUM_FITS = FOLDS * NUM_STRENGTHS
 KERAS_FITS = 4
 CNN_STEPS, CNN_BATCH = 20, 128
 MATMUL_SIDE = 4096
@@ -34,27 +35,37 @@ def splits():
     return StratifiedKFold(FOLDS, shuffle=True, random_state=0)
 
 
-def grid_ours(num_devices=2, trials_at_once=None):
+def grid_ours(
+    num_devices=2,
+    trials_at_once=None,
+    strengths=NUM_STRENGTHS,
+    folds=FOLDS,
+    seeds=1,
+    epochs=EPOCHS,
+    width=WIDTH,
+    depth=1,
+    batch=BATCH,
+):
     """The grid by `wdjax.cross_validate`: one compiled program, its trials over CPU devices."""
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_devices))
     import jax
     import optax
     from jax.sharding import AxisType
 
+    from wdjax.data.arrays import load_data, to_batch
     from wdjax.decay import decoupled_decay
     from wdjax.losses import cross_entropy
     from wdjax.models import make_mlp
     from wdjax.parts import matrices_only
     from wdjax.selection.cross_validation import cross_validate
-    from wdjax.selection.folds import folds_from_splits
+    from wdjax.selection.folds import kfold
     from wdjax.selection.grids import grid_product
     from wdjax.training import is_correct, make_fit, make_fit_and_score, make_score
-    from wdjax.types import Batch
 
-    inputs, targets = digits()
-    data = Batch(inputs, targets, np.ones(len(targets), "f4"))
-    folds = folds_from_splits(splits().split(inputs, targets))
-    model = make_mlp(10, widths=(WIDTH,))
+    dataset = load_data("digits")
+    data = to_batch(dataset)
+    parts = kfold(jax.random.key(0), len(dataset.targets), folds, stratify=dataset.targets)
+    model = make_mlp(10, widths=(width,) * depth)
 
     def make_tx(h):
         return optax.chain(
@@ -63,17 +74,18 @@ def grid_ours(num_devices=2, trials_at_once=None):
             decoupled_decay(h["strength"], LEARNING_RATE, parts=matrices_only),
         )
 
-    fit = make_fit(model, cross_entropy, make_tx=make_tx, num_epochs=EPOCHS, batch_size=BATCH)
+    fit = make_fit(model, cross_entropy, make_tx=make_tx, num_epochs=epochs, batch_size=batch)
     fit_and_score = make_fit_and_score(fit, make_score(model, accuracy=is_correct))
     mesh = jax.make_mesh((num_devices,), ("trial",), axis_types=(AxisType.Auto,))
 
     def run():
         scores = cross_validate(
             fit_and_score,
-            grid_product(strength=STRENGTHS),
+            grid_product(strength=np.geomspace(STRENGTHS[0], STRENGTHS[-1], strengths, dtype="f4")),
             data,
-            folds,
+            parts,
             key=jax.random.key(0),
+            num_seeds=seeds,
             mesh=mesh if num_devices > 1 else None,
             trials_at_once=trials_at_once,
         )
@@ -235,13 +247,13 @@ def matmul():
     return lambda: product(left, right).block_until_ready()[0, 0]
 
 
-def images():
+def images(num_steps=CNN_STEPS):
     rng = np.random.default_rng(0)
-    shape = (CNN_STEPS * CNN_BATCH, 32, 32, 3)
+    shape = (num_steps * CNN_BATCH, 32, 32, 3)
     return rng.random(shape, np.float32), rng.integers(0, 10, shape[0]).astype("i4")
 
 
-def cnn_ours(num_models=1, num_devices=1, trials_at_once=None):
+def cnn_ours(num_models=1, num_devices=1, trials_at_once=None, num_steps=CNN_STEPS):
     """One epoch of `make_fit`, compiled; several models are strengths of one `cross_validate`."""
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_devices))
     import jax
@@ -265,7 +277,7 @@ def cnn_ours(num_models=1, num_devices=1, trials_at_once=None):
         )
 
     fit = make_fit(make_cnn(10), cross_entropy, make_tx=make_tx, num_epochs=1, batch_size=CNN_BATCH)
-    inputs, targets = images()
+    inputs, targets = images(num_steps)
     train = Batch(inputs, targets, np.ones(len(targets), "f4"))
     if num_models == 1:
         alone = jax.jit(fit)
