@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
+from experiments import common
 from wdjax.data.arrays import add_label_noise, load_data, split_off_test, to_batch
 from wdjax.data.dataset import Dataset
 from wdjax.data.dataset import take as take_rows
@@ -96,3 +97,55 @@ def judged(recipe: Recipe, hparams: Any, train: Batch, key: jax.Array, **parts: 
         for measure, value in score(fit, part).items()
     }
     return fit, measures
+
+
+# Ways of weighing examples (Q10) and parts (Q11), against each other.
+
+
+def chosen_and_reported(scores: Mapping[str, Any], slopes: Sequence, strengths: Sequence) -> tuple:
+    """Each way at its own slope and strength: `({way: [slope, strength]}, {way: losses[seed]})`.
+
+    `scores[way][measure][slope, strength, seed]` are chosen by `choose_loss` and told by
+    `report_loss`; a way with a single slope has slope 0.
+    """
+    chosen, losses = {}, {}
+    for way, of in scores.items():
+        used = slopes if len(of["choose_loss"]) > 1 else (0.0,)
+        flat = {name: v.reshape(-1, v.shape[-1]) for name, v in of.items()}
+        row = chosen_row(flat["choose_loss"])
+        slope, strength = divmod(row, len(strengths))
+        chosen[way] = [used[slope], strengths[strength]]
+        losses[way] = flat["report_loss"][row]
+    return chosen, losses
+
+
+def against_weighted(
+    name: str, scores: Mapping[str, Any], slopes: Sequence, strengths: Sequence
+) -> tuple[dict[str, common.Measurement], dict[str, Any]]:
+    """`({way: held-out loss of it - of the weighted}, all that the figure and the page need)`."""
+    chosen, losses = chosen_and_reported(scores, slopes, strengths)
+    gains = {
+        way: common.over_seeds(
+            f"{name}: held-out loss, {way} - weighted", loss - losses["weighted"]
+        )
+        for way, loss in losses.items()
+        if way != "weighted"
+    }
+    values = {
+        "chosen": chosen,
+        "loss": {way: common.curve(of["report_loss"]) for way, of in scores.items()},
+        "accuracy": {way: common.curve(of["report_accuracy"]) for way, of in scores.items()},
+        "by_seed": losses,
+    }
+    return gains, values
+
+
+def draw_over_slopes(axes: Any, here: Mapping[str, Any], slopes: Any, strengths: list) -> float:
+    """Held-out loss over the slope, weighted and shuffled, at the strength that is returned."""
+    strength = here["chosen"]["weighted"][1]
+    column = strengths.index(strength)
+    for way in ("weighted", "shuffled"):
+        line = {name: np.array(v)[:, column] for name, v in here["loss"][way].items()}
+        common.band(axes, slopes, line, way)
+    axes.set_ylabel("held-out cross-entropy")
+    return strength

@@ -3,12 +3,13 @@
 Claim: giving each part of the model the weight sigmoid(slope * x), x how deep it is, improves
   generalisation (S5, Q11).
 Source: both articles' FAQ.
-Would change: the claim fails if the held-out loss at the chosen slope and strength is not below
-  that of uniform weights, at their own chosen strength, by two standard errors; or if the same
-  weights shuffled among the layers do as well. History: a first run (7 slopes, 5 strengths, 100
-  epochs) gave uniform - weighted 0.0040 +- 0.0019 on the decay, shuffled - weighted 0.0029 +-
-  0.0028: undecided. This grid was cut for time alone. "Fails" means that no clear gain was seen,
-  not that there is none.
+Would change: the claim holds if, in one of the places, the held-out loss at the chosen slope and
+  strength is below that of uniform weights, at their own chosen strength, by two standard errors,
+  and below that of the same weights shuffled among the layers. It fails if in every place the
+  gain over uniform weights is below 5 % of their loss by two standard errors; it is undecided
+  otherwise. History: a first run (7 slopes, 5 strengths, 100 epochs) gave uniform - weighted
+  0.0040 +- 0.0019 on the decay, shuffled - weighted 0.0029 +- 0.0028: undecided. This grid was
+  cut for time alone. The bound of 5 % was set after those runs.
 Run: `python -m experiments q11_part_weights` (291 s on 2 CPU devices, jax 0.10.2)
 Found: fails. On the decay the chosen slope is 3, at strength 0.3 (uniform: 0.3). On the update
   the chosen slope is 6, at strength 0.3 (uniform: 0.3). on the decay: held-out loss, uniform -
@@ -41,6 +42,7 @@ class Config:
     widths: tuple[int, ...] = (64, 64, 64)
     slopes: tuple[float, ...] = (-6.0, -3.0, 0.0, 3.0, 6.0)
     strengths: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
+    least_gain: float = 0.05
     num_seeds: int = 10
 
 
@@ -89,7 +91,7 @@ def measure(c: Config) -> common.Findings:
 
     axes = {"slope": c.slopes, "strength": c.strengths, "seed": range(c.num_seeds)}
     shared = (pool, choose_by, report_on)
-    zero, found, values = c.slopes.index(0.0), [], {}
+    zero, found, values, gains = c.slopes.index(0.0), [], {}, {}
     for place in PLACES:
         weighted = problems.sweep(run_of(place, False), axes, shared)
         scores = {
@@ -97,47 +99,33 @@ def measure(c: Config) -> common.Findings:
             "shuffled": problems.sweep(run_of(place, True), axes, shared),
             "uniform": {k: v[[zero]] for k, v in weighted.items()},
         }
-        losses, chosen = {}, {}
-        for name, of in scores.items():
-            flat = {k: v.reshape(-1, c.num_seeds) for k, v in of.items()}
-            best = problems.chosen_row(flat["choose_loss"])
-            slopes = (0.0,) if name == "uniform" else c.slopes
-            chosen[name] = [slopes[best // len(c.strengths)], c.strengths[best % len(c.strengths)]]
-            losses[name] = flat["report_loss"][best]
-        found += [
-            common.over_seeds(
-                f"on the {place}: held-out loss, {name} - weighted",
-                losses[name] - losses["weighted"],
-            )
-            for name in ("uniform", "shuffled")
-        ]
-        values[place] = {
-            "chosen": chosen,
-            "loss": {n: common.curve(of["report_loss"]) for n, of in scores.items()},
-            "accuracy": {n: common.curve(of["report_accuracy"]) for n, of in scores.items()},
-            "by_seed": losses,
-        }
-    holds = any(found[i].clearly_above() and found[i + 1].clearly_above() for i in (0, 2))
-    fails = not any(found[i].clearly_above() for i in (0, 2))
+        gains[place], values[place] = problems.against_weighted(
+            f"on the {place}", scores, c.slopes, c.strengths
+        )
+        found += [gains[place]["uniform"], gains[place]["shuffled"]]
+    holds = any(
+        g["uniform"].clearly_above() and g["shuffled"].clearly_above() for g in gains.values()
+    )
+    # Less than this share of the uniform loss is not worth a second number to choose.
+    least = {p: c.least_gain * np.mean(values[p]["by_seed"]["uniform"]) for p in PLACES}
+    fails = all(g["uniform"].clearly_below(least[place]) for place, g in gains.items())
     because = " ".join(
         f"On the {place} the chosen slope is {values[place]['chosen']['weighted'][0]:g}, at "
         f"strength {values[place]['chosen']['weighted'][1]:g} (uniform: "
         f"{values[place]['chosen']['uniform'][1]:g})."
         for place in PLACES
     )
-    values |= {"slopes": c.slopes, "strengths": c.strengths}
+    values |= {"slopes": c.slopes, "strengths": c.strengths, "least": least}
     return common.Findings(found, common.verdict(holds, fails), because, values)
 
 
 def draw(values, figure):
     for axes, place in zip(figure.subplots(1, 2), PLACES, strict=True):
-        best = values["strengths"].index(values[place]["chosen"]["weighted"][1])
-        for name in ("weighted", "shuffled"):
-            line = {k: np.array(v)[:, best] for k, v in values[place]["loss"][name].items()}
-            common.band(axes, values["slopes"], line, name)
-        axes.set_title(f"on the {place}, strength {values['strengths'][best]:g}")
+        strength = problems.draw_over_slopes(
+            axes, values[place], values["slopes"], values["strengths"]
+        )
+        axes.set_title(f"on the {place}, strength {strength:g}")
         axes.set_xlabel("slope (above 0: deep layers count more)")
-        axes.set_ylabel("held-out cross-entropy")
         axes.legend()
 
 

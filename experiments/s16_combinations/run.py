@@ -107,7 +107,11 @@ def losses(c: Config, optimizer: str, decay: str, augmentation: str, rates, stre
         parts = {"choose": choose_by, "report": report_on}
         return {name: capped(score(run, part)["loss"]) for name, part in parts.items()}
 
-    axes = {"strength": strengths, "learning_rate": rates, "seed": range(c.first_seed, c.first_seed + c.num_seeds)}
+    axes = {
+        "strength": strengths,
+        "learning_rate": rates,
+        "seed": range(c.first_seed, c.first_seed + c.num_seeds),
+    }
     return problems.sweep(one, axes, (pool, *problems.halves(held_out)))
 
 
