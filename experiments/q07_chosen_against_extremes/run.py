@@ -69,18 +69,33 @@ def judge(row):
 
 
 def width_of_choice(source):
-    """Decades of strength within one standard error of the best, over the seeds of Q1."""
+    """Decades of strength within one standard error of the best, over the seeds of Q1.
+
+    The standard error of a width is the jackknife's: the width again without each seed.
+    """
     strengths = np.array(source["config"]["strengths"])
     widths = {}
     for name, part in source["values"].items():
         if not isinstance(part, dict) or "choose_loss_by_seed" not in part:
             continue
         loss = np.array(part["choose_loss_by_seed"], float)
-        best = int(np.argmin(loss.mean(axis=1)))
-        error = loss[best].std(ddof=1) / loss.shape[1] ** 0.5
-        near = (loss.mean(axis=1) <= loss[best].mean() + error) & (strengths > 0)
-        widths[name] = float(np.log10(strengths[near].max() / strengths[near].min()))
+        num_seeds = loss.shape[1]
+        without = [width(strengths, np.delete(loss, i, axis=1)) for i in range(num_seeds)]
+        error = np.std(without) * (num_seeds - 1) ** 0.5
+        what = f"decades of strength within one standard error of the best, {name}"
+        widths[name] = common.Measurement(what, width(strengths, loss), float(error), num_seeds)
     return widths
+
+
+def width(strengths, loss):
+    """Decades from where the mean of `loss[strength, seed]` comes within one standard error of
+    its lowest to where it leaves, linear between the strengths above zero."""
+    mean = loss.mean(axis=1)
+    best = int(np.argmin(mean))
+    limit = mean[best] + loss[best].std(ddof=1) / loss.shape[1] ** 0.5
+    places = np.linspace(*np.log10(strengths[strengths > 0][[0, -1]]), 2001)
+    near = places[np.interp(places, np.log10(strengths[1:]), mean[1:]) <= limit]
+    return float(near.max() - near.min()) if len(near) else 0.0
 
 
 def measure(c: Config) -> common.Findings:
@@ -94,18 +109,13 @@ def measure(c: Config) -> common.Findings:
     found = [
         common.exact(f"measures of {len(rows)} where it is cured", cured),
         common.exact(f"measures of {len(rows)} where the chosen is better than zero", better),
-        *(
-            common.exact(
-                f"decades of strength within one standard error of the best, {name}", width
-            )
-            for name, width in widths.items()
-        ),
+        *widths.values(),
     ]
     return common.Findings(
         found,
         "holds" if cured == len(rows) else "holds in part" if cured else "fails",
         f"Not cured: {'; '.join(not_cured) or 'none'}.",
-        {"rows": rows, "widths": widths},
+        {"rows": rows, "widths": {name: w._asdict() for name, w in widths.items()}},
     )
 
 

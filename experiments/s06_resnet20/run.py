@@ -4,9 +4,9 @@ Claim: before a normalisation the size of the weights does not matter to the fun
   can only act by keeping them small and their steps large in angle (with S6).
 Source: Zhang et al. 2019, arXiv:1810.12281; Kosson et al. 2024, arXiv:2305.17212: the angle of a
   step settles near `sqrt(2 eta lam)`.
-Would change: the claim fails if scaling the convolutions changes the outputs, or if the
-  convolutions at the larger strength do not end with a clearly smaller norm and a clearly larger
-  angle an epoch.
+Would change: the claim holds if doubling the convolutions changes no output by 5 % of the largest,
+  and at the larger strength they end with a clearly smaller norm and a clearly larger angle an
+  epoch; it fails if one of the three is clearly the other way round.
 Run: `python -m experiments s06_resnet20` (189 s on 2 CPU devices, jax 0.10.2)
 Found: holds. Scaling the convolutions leaves the outputs; decay shrinks them and turns them
   faster. norm of the convolutions, largest / zero 0.215 +- 0.013 (n=5); radians turned an epoch,
@@ -98,7 +98,9 @@ def measure(c: Config) -> common.Findings:
     angle, norm = scores["angle"][..., -tail:].mean(axis=2), scores["norm"][..., -1]
     found = [
         common.over_seeds("norm of the convolutions, largest / zero", norm[-1] / norm[0]),
-        common.over_seeds("radians turned an epoch, largest / zero", angle[-1] / angle[0]),
+        common.over_seeds(
+            "log10 of the radians turned an epoch, largest / zero", np.log10(angle[-1] / angle[0])
+        ),
         common.over_seeds(
             "change of the outputs when they are doubled", scores["change"].max(axis=0)
         ),
@@ -106,11 +108,14 @@ def measure(c: Config) -> common.Findings:
         common.over_seeds("held-out loss, zero - largest", scores["loss"][0] - scores["loss"][-1]),
     ]
     holds = (
-        found[0].clearly_below(1.0) and found[1].clearly_above(1.0) and found[2].clearly_below(0.05)
+        found[0].clearly_below(1.0) and found[1].clearly_above() and found[2].clearly_below(0.05)
     )
     return common.Findings(
         found,
-        common.verdict(holds, found[1].clearly_below(1.0) or found[2].clearly_above(0.05)),
+        common.verdict(
+            holds,
+            found[0].clearly_above(1.0) or found[1].clearly_below() or found[2].clearly_above(0.05),
+        ),
         "Scaling the convolutions leaves the outputs; decay shrinks them and turns them faster."
         if holds
         else "Norms, angles and outputs do not all say so.",

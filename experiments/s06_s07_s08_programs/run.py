@@ -20,7 +20,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments import common, problems
-from wdjax.data.arrays import as_images_32, load_data, split_off_test, to_batch
+from wdjax.data.arrays import (
+    as_images_32,
+    load_choose_and_test,
+    load_data,
+    split_off_test,
+    to_batch,
+)
 from wdjax.models import make_cnn, make_mlp, make_rnn
 from wdjax.recipe import Recipe
 
@@ -45,11 +51,11 @@ QUICK = replace(
 def load():
     """`(name, pool, held_out)` of 32x32x3 images."""
     try:
-        dataset = load_data("tfds:cifar10")
-    except ValueError:
-        dataset = as_images_32(load_data("digits"))
-    pool, held_out = split_off_test(dataset, fraction=0.4, seed=0)
-    return dataset.name, to_batch(pool), to_batch(problems.small(held_out, 500))
+        pool, held_out = load_choose_and_test("tfds:cifar10")
+    except ValueError:  # CIFAR-10, or TFDS itself, is not there.
+        pool, held_out = split_off_test(as_images_32(load_data("digits")), fraction=0.4, seed=0)
+    few = lambda dataset, most: to_batch(problems.small(dataset, most))
+    return pool.name, few(pool, 5000), few(held_out, 500)
 
 
 def measure(c: Config) -> common.Findings:

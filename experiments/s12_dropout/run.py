@@ -3,9 +3,9 @@
 Claim: decay and dropout are alternatives that differ in form and effect; which to use, and
   whether both, has to be tried (S12).
 Source: the articles; dropout acts on units, decay on weights (Srivastava et al. 2014).
-Would change: "has to be tried, together" holds if the best of both beats the better of the two
-  alone by two standard errors, or if each alone beats neither; it fails if one alone is as good
-  as both.
+Would change: "has to be tried, together" holds if the best of both, chosen on other rows, beats
+  the better of the two alone by two standard errors; it holds in part if only one of the two
+  alone is clearly better than the other, and is undecided otherwise.
 Run: `python -m experiments s12_dropout` (97 s on 2 CPU devices, jax 0.10.2)
 Found: holds. Alone, dropout is better here; both together beat it. held-out loss, neither - decay
   alone 0.149 +- 0.028 (n=10); held-out loss, neither - dropout alone 0.195 +- 0.031 (n=10);
