@@ -91,15 +91,18 @@ def figures():
     """A section an experiment: why, the numbers, the figure, the command."""
     sections = []
     for folder in experiments():
-        results = results_of(folder)[0]
-        sections += [
-            f"### {results['title']}",
-            f"Claim: {results['claim']} **{results['verdict']}**: {results['because']}",
-            "\n".join(f"- {number(one)}" for one in results["found"]),
-        ]
-        if (folder / "figure.svg").exists():
-            sections.append(f"![{results['title']}](../experiments/{folder.name}/figure.svg)")
-        sections.append(f"```\n{results['command']}\n```")
+        for path in sorted(folder.glob("results*.json"), reverse=True):  # The CPU's first.
+            results = json.loads(path.read_text("utf-8"))
+            on = "" if path.stem == "results" else f" ({results['device']['kind']})"
+            sections += [
+                f"### {results['title']}{on}",
+                f"Claim: {results['claim']} **{results['verdict']}**: {results['because']}",
+                "\n".join(f"- {number(one)}" for one in results["found"]),
+            ]
+            figure = path.stem.replace("results", "figure") + ".svg"
+            if (folder / figure).exists():
+                sections.append(f"![{results['title']}](../experiments/{folder.name}/{figure})")
+            sections.append(f"```\n{results['command']}\n```")
     return "\n\n".join(sections)
 
 

@@ -21,6 +21,13 @@ def folders() -> list[pathlib.Path]:
     return sorted(found, key=lambda folder: (folder.name.startswith("q07"), folder.name))
 
 
+def mark_of_the_device() -> str:
+    """`device_mark`, asked in a process of its own: this one must not take hold of a GPU."""
+    program = "from experiments.common import *; print(device_mark(this_device()))"
+    words = [sys.executable, "-c", program]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -37,10 +44,16 @@ def main() -> int:
     ]
     if not chosen and not arguments.table:
         parser.error(f"name an experiment or --all; known: {' '.join(f.name for f in folders())}")
+    mark = mark_of_the_device() if arguments.all and not arguments.quick else ""
     failed = []
     for folder in chosen:
         # Named alone, an experiment runs; under --all, those whose results stand are left.
-        if arguments.all and not arguments.again and not arguments.quick and is_current(folder):
+        if (
+            arguments.all
+            and not arguments.again
+            and not arguments.quick
+            and is_current(folder, mark)
+        ):
             print(f"{folder.name}: results stand.")
             continue
         start = time.perf_counter()

@@ -129,7 +129,8 @@ def main(
     """Runs an experiment from its command: `python -m experiments.NAME.run [--quick] [--out DIR]`.
 
     A full run writes `results.json` and `figure.svg` beside `run.py`, and the page's `Run:` and
-    `Found:`. A quick one writes to `runs/experiments/NAME`, and never into the page.
+    `Found:`; on another device than a CPU, files of that device, and nothing into the page. A
+    quick one writes to `runs/experiments/NAME`, and never into the page.
     """
     folder = pathlib.Path(file).parent
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}.run")
@@ -146,11 +147,10 @@ def main(
     results = _results(folder, chosen, findings, seconds, arguments.quick)
     results["fingerprint"] = code
     out.mkdir(parents=True, exist_ok=True)
-    platform = results["device"]["platform"]
-    stem = "results" if platform == "cpu" else f"results-{platform}"
-    (out / f"{stem}.json").write_text(to_json(results) + "\n", encoding="utf-8")
-    draw_svg(draw, results["values"], out / "figure.svg")
-    if out == folder and platform == "cpu":
+    mark = device_mark(results["device"])
+    (out / f"results{mark}.json").write_text(to_json(results) + "\n", encoding="utf-8")
+    draw_svg(draw, results["values"], out / f"figure{mark}.svg")
+    if out == folder and not mark:
         write_page(folder, results)
     print(f"{folder.name}: {results['verdict']}. {results['because']}")
     print("\n".join(f"  {line}" for line in map(str, findings.found)))
@@ -163,7 +163,6 @@ def _results(
     if findings.verdict not in VERDICTS:
         raise ValueError(f"a verdict must be one of {VERDICTS}, got {findings.verdict!r}.")
     page = read_page(folder)
-    device = jax.devices()[0]
     return {
         "schema": 1,
         "name": folder.name,
@@ -179,11 +178,7 @@ def _results(
         "command": command(folder),
         "seconds": round(seconds, 1),
         "quick": quick,
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-        },
+        "device": this_device(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": dataclasses.asdict(config),
         "values": findings.values,
@@ -233,9 +228,27 @@ def _canonical(node: Any) -> str:
     return repr(node)
 
 
-def is_current(folder: pathlib.Path, platform: str = "cpu") -> bool:
-    """Whether the results are there and made by the code as it stands."""
-    path = folder / ("results.json" if platform == "cpu" else f"results-{platform}.json")
+def this_device() -> dict[str, Any]:
+    """What the experiment runs on."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+    }
+
+
+def device_mark(device: dict[str, Any]) -> str:
+    """What tells a device's files from the CPU's: `-gpu-nvidia-a100-x4`; nothing for a CPU."""
+    if device["platform"] == "cpu":
+        return ""
+    kind = re.sub(r"[^a-z0-9]+", "-", str(device["kind"]).lower()).strip("-")
+    return f"-{device['platform']}-{kind}-x{device['count']}"
+
+
+def is_current(folder: pathlib.Path, mark: str = "") -> bool:
+    """Whether the results of a device are there and made by the code as it stands."""
+    path = folder / f"results{mark}.json"
     if not path.exists():
         return False
     return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(folder)

@@ -54,6 +54,29 @@ def parts_of(name: str = "digits", *, test: float = 0.4, noise: float = 0.0) -> 
     return to_batch(pool), to_batch(held_out)
 
 
+def tones(num_examples: int, noise: float, seed: int) -> Batch:
+    """Tones of four kinds, `[example, frame, 8]`: pitch rises, falls, holds, or wavers."""
+    rng = np.random.default_rng(seed)
+    time = np.linspace(0, 1, 128)
+    kind = rng.integers(0, 4, num_examples)
+    low, depth, phase = rng.uniform((4, 2, 0), (10, 6, 6.28), (num_examples, 3)).T[..., None]
+    pitch = np.stack(
+        [low + depth * time, low + depth * (1 - time), low + 0 * time, low + np.sin(12.6 * time)], 1
+    )[np.arange(num_examples), kind]
+    wave = np.sin(2 * np.pi * np.cumsum(pitch, axis=1) / 128 + phase)
+    wave = wave + noise * rng.normal(size=wave.shape)
+    inputs = wave.reshape(num_examples, 16, 8).astype(np.float32)
+    return Batch(inputs, kind.astype(np.int32), np.ones(num_examples, np.float32))
+
+
+def texts(length: int) -> tuple[Batch, Batch]:
+    """Windows of bytes of Python's standard library, each to be predicted: 1000 and 300."""
+    windows = small(load_data("stdlib", length=length), 1300)
+    batch = Batch(*map(jnp.asarray, (windows.inputs, windows.targets, windows.weights)))
+    cut = lambda rows: jax.tree.map(lambda x: x[rows], batch)
+    return cut(slice(300, None)), cut(slice(None, 300))
+
+
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """Every second row, and the others: one to choose by, one to report on."""
     return jax.tree.map(lambda x: x[::2], batch), jax.tree.map(lambda x: x[1::2], batch)
@@ -85,6 +108,21 @@ def chosen_row(losses: np.ndarray) -> int:
     """The row of lowest mean over seeds of `losses[row, seed]`; diverged rows lose."""
     means = losses.mean(axis=1)
     return int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+
+
+def best_log10(losses: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
+    """log10 of the best strength of `losses[level, strength, seed]`, `[level, seed]`.
+
+    Zero, which must come first, counts as one step below the smallest strength.
+    """
+    s = np.asarray(strengths)
+    s = np.where(s > 0, s, s[s > 0][0] ** 2 / s[s > 0][1])
+    return np.log10(s)[np.argmin(losses, axis=1)]
+
+
+def at_ends(losses: np.ndarray) -> int:
+    """How many bests of `losses[level, strength, seed]` are the first or the last strength."""
+    return int(np.isin(np.argmin(losses, axis=1), (0, losses.shape[1] - 1)).sum())
 
 
 def judged(recipe: Recipe, hparams: Any, train: Batch, key: jax.Array, **parts: Batch) -> tuple:

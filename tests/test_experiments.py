@@ -1,11 +1,13 @@
 """The experiments: pages and results of one form, a table in sync, and all of them run."""
 
+import dataclasses
 import importlib
 import json
 import math
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -46,7 +48,8 @@ def test_committed_results_have_the_form(path):
     check_form(results)
     assert not results["quick"]
     assert results["name"] == path.parent.name
-    assert path.with_name("figure.svg").read_text(encoding="utf-8").startswith("<?xml")
+    figure = path.with_name(path.name.replace("results", "figure")).with_suffix(".svg")
+    assert figure.read_text(encoding="utf-8").startswith("<?xml")
     seeds = [row["n"] for row in results["found"] if row["standard_error"] is not None]
     assert min(seeds, default=5) >= 5, "a claim needs at least 5 seeds"
 
@@ -111,6 +114,79 @@ def test_a_fingerprint_sees_code_and_config_but_no_page_no_comment(tmp_path, mon
     assert of(run.replace("problems.used()", "problems.used() + 1"), shared) != first
 
 
+GPU = {"platform": "gpu", "kind": "NVIDIA A100-SXM4-40GB", "count": 4}
+RUN = '''"""Title.
+
+Claim: one | two.
+Source: here.
+Would change: nothing.
+Run: `old`
+Found: old.
+"""
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    seeds: int = 5
+
+
+def run_toy(folder, monkeypatch, device):
+    monkeypatch.setattr(common, "ROOT", folder.parent)
+    monkeypatch.setattr(table, "ROOT", folder.parent)
+    monkeypatch.setattr(common, "this_device", lambda: device)
+    monkeypatch.setattr(sys, "argv", ["run"])
+    (folder.parent / "problems.py").write_text("")
+    found = [common.over_seeds("gain", [1.0, 2.0, 3.0, 4.0, 5.0])]
+    measure = lambda config: common.Findings(found, "holds", "So it is.", {"x": [0.0, 1.0]})
+    draw = lambda values, figure: figure.subplots().plot(values["x"])
+    common.main(str(folder / "run.py"), measure, draw, Toy(), Toy(2))
+
+
+def test_a_result_from_another_device_is_a_new_row_and_leaves_the_page(tmp_path, monkeypatch):
+    folder = tmp_path / "q99_toy"
+    folder.mkdir()
+    (folder / "run.py").write_text(RUN)
+    run_toy(folder, monkeypatch, GPU)
+    assert (folder / "run.py").read_text() == RUN
+    assert not common.is_current(folder)
+    run_toy(folder, monkeypatch, {"platform": "cpu", "kind": "cpu", "count": 2})
+    page = (folder / "run.py").read_text()
+    assert "2 CPU devices" in page and "holds. So it is. gain 3.00 +- 0.71 (n=5)." in page
+    mark = "-gpu-nvidia-a100-sxm4-40gb-x4"
+    written = {path.name for path in folder.iterdir() if path.suffix in (".json", ".svg")}
+    assert written == {"results.json", "figure.svg", f"results{mark}.json", f"figure{mark}.svg"}
+    assert common.is_current(folder) and common.is_current(folder, mark)
+    _, _, *rows = table.table_text().splitlines()
+    assert sorted(row.split(" | ")[4].split(",")[0] for row in rows) == ["2 CPU", "4 GPU"]
+    table.refresh()  # Words of the page into both results, numbers of the CPU's into the page.
+    assert (folder / "run.py").read_text() == page
+
+
+STANDS = ("a", "-gpu-x-x1")
+
+
+def test_all_runs_what_changed_on_this_device_and_again_runs_everything(tmp_path, monkeypatch):
+    """The command's own words: which folders it starts a process for."""
+    program = importlib.import_module("experiments.__main__")
+    started = []
+    done = types.SimpleNamespace(returncode=0)
+    monkeypatch.setattr(program.subprocess, "run", lambda words: started.append(words[2]) or done)
+    monkeypatch.setattr(program, "write_table", lambda: None)
+    monkeypatch.setattr(program, "mark_of_the_device", lambda: "-gpu-x-x1")
+    monkeypatch.setattr(program, "folders", lambda: [tmp_path / "a", tmp_path / "b"])
+    monkeypatch.setattr(program, "is_current", lambda folder, mark: (folder.name, mark) == STANDS)
+    for words, expected in (
+        (["--all"], ["b"]),
+        (["--all", "--again"], ["a", "b"]),
+        (["a"], ["a"]),
+    ):
+        started.clear()
+        monkeypatch.setattr(sys, "argv", ["experiments", *words])
+        assert program.main() == 0
+        assert started == [f"experiments.{name}.run" for name in expected]
+
+
 def test_a_sweep_lays_its_results_out_by_axis():
     one = lambda point, offset: {"sum": 10 * point["a"] + point["seed"] + offset}
     found = problems.sweep(one, {"a": (1.0, 2.0, 3.0), "seed": range(2)}, (100.0,))
@@ -143,3 +219,90 @@ def test_every_experiment_runs_quick(folder, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     check_form(results)
     assert results["quick"]
+
+
+# Parts of single experiments.
+
+
+def test_the_programs_take_cifar10_where_tfds_has_it_and_digits_elsewhere(tmp_path, monkeypatch):
+    """S6: a folder as TFDS prepares it, with its own test part; without it, shipped data."""
+    folders = pytest.importorskip("tfds_folders", reason="pip install '.[tfds]'")
+    run = importlib.import_module("experiments.s06_s07_s08_programs.run")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    name, pool, _ = run.load()
+    assert name == "digits"
+    assert pool.inputs.shape[1:] == (32, 32, 3)
+    pixels, labels = folders.images(12, (32, 32, 3))
+    rows = folders.image_rows(pixels, labels)
+    splits = {"train": rows[:8], "test": rows[8:]}
+    folders.write_folder(tmp_path, "cifar10", "3.0.2", folders.CIFAR10, splits)
+    name, pool, held_out = run.load()
+    assert name.startswith("tfds:cifar10")
+    assert pool.inputs.shape == (8, 32, 32, 3)
+    assert sorted(np.asarray(held_out.targets)) == sorted(labels[8:])
+    np.testing.assert_allclose(
+        np.sort(held_out.inputs, axis=None), np.sort(pixels[8:] / 255, axis=None), rtol=1e-6
+    )
+
+
+def s16():
+    return importlib.import_module("experiments.s16_combinations.run")
+
+
+def test_the_best_strength_of_a_parabola_is_its_vertex():
+    """In log2 of the strength, from a vertex between two places of the grid, and at an end."""
+    run = s16()
+    strengths = 1e-3 * run.STEP ** np.arange(8)
+    vertex = np.array([2.3, 5.9, -3.0])
+    loss = (np.arange(8)[:, None] - vertex) ** 2
+    found = np.log2(10) * (run.lowest_log10(loss, strengths) + 3)
+    np.testing.assert_allclose(found, [2.3, 5.9, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize("power", [0, 1, -1])
+def test_a_bowl_in_a_coordinate_costs_nothing_there_and_something_in_the_others(power):
+    """loss = (row + power * column - 6)^2 is separable in `strength * rate ** power` alone."""
+    run = s16()
+    rows, columns = np.indices((13, 4))
+    loss = np.repeat(((rows + power * columns - 6) ** 2)[..., None], 3, axis=2).astype(float)
+    cost = {p: run.price(loss, loss, p).mean() for p in (0, 1, -1)}
+    assert cost[power] == 0
+    assert all(cost[p] > 0 for p in cost if p != power)
+    level = run.sheared(loss[..., 0], power)
+    assert np.unique(np.nanargmin(level, axis=0)).size == 1
+
+
+def test_a_best_strength_counts_only_inside_and_clearly_below_both_ends():
+    run = s16()
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(6, 5))
+    bowl = np.array([3.0, 2.9, 1.0, 0.5, 1.0, 3.0])[:, None] + noise
+    assert run.is_placed(bowl, bowl)
+    falls = np.array([3.0, 2.9, 2.0, 1.5, 1.0, 0.5])[:, None] + noise
+    assert not run.is_placed(falls, falls)
+    useless = np.array([0.5, 0.5, 0.499, 0.51, 1.0, 3.0])[:, None] + noise
+    assert not run.is_placed(useless, useless)
+
+
+def test_q7_width_is_where_the_curve_is_within_a_standard_error():
+    """A V in log10 of the strength with slope 1 each way and error e is 2 e decades wide."""
+    run = importlib.import_module("experiments.q07_chosen_against_extremes.run")
+    strengths = np.array([0.0, *10.0 ** np.arange(-2, 3)])
+    spread = np.array([-1.0, 0.0, 1.0])  # Of the seeds: standard error 1 / sqrt(3).
+    mean = np.array([9.0, 2.0, 1.0, 0.0, 1.0, 2.0])
+    width = run.width(strengths, mean[:, None] + spread)
+    assert width == pytest.approx(2 / 3**0.5, abs=0.01)
+
+
+def test_ways_of_weighing_are_compared_at_their_own_choices():
+    """Weighted picks slope 1 at strength 2, unweighted its only slope at strength 5."""
+    choose = lambda table: np.repeat(np.array(table, float)[..., None], 3, axis=2)
+    told = lambda table: {
+        "choose_loss": choose(table),
+        "report_loss": 10 + choose(table),
+        "report_accuracy": choose(table),
+    }
+    scores = {"weighted": told([[3, 4], [1, 2]]), "unweighted": told([[3, 2]])}
+    gains, values = problems.against_weighted("x", scores, (0.0, 1.0), (2.0, 5.0))
+    assert values["chosen"] == {"weighted": [1.0, 2.0], "unweighted": [0.0, 5.0]}
+    assert gains["unweighted"].mean == 1.0
+    assert gains["unweighted"].what == "x: held-out loss, unweighted - weighted"
