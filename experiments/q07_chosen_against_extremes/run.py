@@ -20,6 +20,7 @@ Found: holds in part. Not cured: clean: loss gap (Q1); clean: training loss (Q2)
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,7 +106,11 @@ def measure(c: Config) -> common.Findings:
     widths = width_of_choice(sources["q01_q02_gap_against_strength"])
     cured = sum(row["cured"] for row in rows)
     better = sum(row["better than zero"] for row in rows)
-    not_cured = [row["measure"] for row in rows if not row["cured"]]
+    by_question: dict[str, list[bool]] = {}
+    for row in rows:
+        for question in re.findall(r"Q\d+", row["measure"]):
+            by_question.setdefault(question, []).append(row["cured"])
+    told = "; ".join(f"{q} {sum(of)} of {len(of)}" for q, of in sorted(by_question.items()))
     found = [
         common.exact(f"measures of {len(rows)} where it is cured", cured),
         common.exact(f"measures of {len(rows)} where the chosen is better than zero", better),
@@ -114,7 +119,7 @@ def measure(c: Config) -> common.Findings:
     return common.Findings(
         found,
         "holds" if cured == len(rows) else "holds in part" if cured else "fails",
-        f"Not cured: {'; '.join(not_cured) or 'none'}.",
+        f"Measures cured, by question: {told}.",
         {"rows": rows, "widths": {name: w._asdict() for name, w in widths.items()}},
     )
 
