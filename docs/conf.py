@@ -77,13 +77,14 @@ def experiments():
 
 def table():
     """A line a result: the claim, whether it holds, and its program."""
-    lines = ["| claim | verdict | devices | date |", "| --- | --- | --- | --- |"]
+    lines = ["| claim | verdict | measured |", "| --- | --- | --- |"]
     for folder in experiments():
         for results in results_of(folder):
             device = f"{results['device']['count']} {results['device']['platform'].upper()}"
             verdict = f"[{results['verdict']}](../experiments/{folder.name}/run.py)"
             claim = results["claim"].replace("|", "/")
-            lines.append(f"| {claim} | {verdict} | {device} | {results['date']} |")
+            date = results["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
+            lines.append(f"| {claim} | {verdict} | {date}, {device} |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #e4e2dc;
   --muted: #a09e97; --first: #f0896b; --second: #7fb6dd; --rule: #3a3b3d; --wash: #26241f; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 64rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.5 var(--serif); overflow-wrap: break-word; }
 h1 { font-size: 1.55rem; line-height: 1.3; font-weight: normal; margin: .2rem 0 1rem;
   max-width: 46rem; }
