@@ -137,6 +137,25 @@ def test_the_faq_holds_what_the_results_say_now():
     assert fill_faq.rows_of("q01_q02_gap") == {"Q1", "Q2"} and fill_faq.rows_of("speed") == set()
 
 
+def test_a_mark_of_the_faq_picks_the_number_that_its_words_name():
+    """`<!-- spike | decades -->`: the first that holds one of them, else the first of all."""
+    picked = loaded("fill_faq").picked
+    found = [{"what": what} for what in ("loss", "share that spike", "decades of strength")]
+    assert picked(found, "decades | spike")["what"] == "share that spike"
+    assert picked(found, "decades")["what"] == "decades of strength"
+    assert picked(found, ".")["what"] == picked(found, "nothing such")["what"] == "loss"
+
+
+def test_every_word_of_a_mark_in_the_faq_names_a_number_of_some_experiment():
+    fill_faq = loaded("fill_faq")
+    paths = (ROOT / "experiments").glob("*/results.json")
+    told = [one["what"] for p in paths for one in json.loads(p.read_text("utf-8"))["found"]]
+    marks = [m[2] for m in fill_faq.ANSWER.finditer(read("faq.md")) if m[2] != "."]
+    words = {word.strip() for mark in marks for word in mark.split("|")}
+    assert marks
+    assert not [word for word in words if not any(word in what for what in told)]
+
+
 # The API page.
 
 
