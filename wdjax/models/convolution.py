@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, DTypeLike, Num
 
+from wdjax.models.products import product
+
 MOST_TAPS = 128
 """Larger windows go to `lax.conv`: patches hold the input once per tap."""
 
@@ -138,7 +140,7 @@ def _patches_times_matrix(
     patches = jnp.concatenate([shifted(tap) for tap in taps], axis=-1)
     matrix = rhs.reshape(-1, groups, features // groups)
     if groups == 1:
-        out = jnp.matmul(patches[:, 0], matrix[:, 0], **how)
+        out = product(patches[:, 0], matrix[:, 0], tuple(how.items()))
     else:
         out = jnp.einsum("xgc,cgo->xgo", patches, matrix, **how)
     return out.reshape(batch, *outs, features)

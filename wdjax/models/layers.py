@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from wdjax.checks import check_number, is_known
+from wdjax.models.products import dot_general
 from wdjax.types import Strength, is_inexact
 
 glorot = nn.initializers.glorot_uniform()
@@ -57,7 +58,9 @@ def param_dtype(inputs: ArrayLike) -> np.dtype:
 
 def dense_like(inputs: Array | np.ndarray) -> Callable[..., nn.Dense]:
     """`nn.Dense` as the models here use it: Glorot uniform, params in the dtype for `inputs`."""
-    return partial(nn.Dense, kernel_init=glorot, param_dtype=param_dtype(inputs))
+    return partial(
+        nn.Dense, kernel_init=glorot, param_dtype=param_dtype(inputs), dot_general=dot_general
+    )
 
 
 class Dropout(nn.Module):

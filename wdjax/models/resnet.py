@@ -11,6 +11,7 @@ from wdjax.checks import check_positive_int
 from wdjax.models.adapters import from_linen
 from wdjax.models.convolution import conv
 from wdjax.models.layers import Dropout, check_rate, dense_like, param_dtype
+from wdjax.models.products import relu
 from wdjax.types import Model, Strength
 
 
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
                 "A residual network takes images [batch, height, width, channel], got shape "
                 f"{inputs.shape}."
             )
-        x = nn.relu(ConvNorm(16, 1, name="stem")(inputs, train))
+        x = relu(ConvNorm(16, 1, name="stem")(inputs, train))
         for stage, width in enumerate((16, 32, 64), 1):
             for block in range(1, self.num_blocks + 1):
                 stride = 2 if width != x.shape[-1] else 1
@@ -58,9 +59,9 @@ class ResNet(nn.Module):
                 pad = (width - x.shape[-1]) // 2
                 shortcut = jnp.pad(shortcut, [(0, 0)] * 3 + [(pad, pad)])
                 name = f"stage{stage}_block{block}"
-                x = nn.relu(ConvNorm(width, stride, name=f"{name}_first")(x, train))
+                x = relu(ConvNorm(width, stride, name=f"{name}_first")(x, train))
                 x = ConvNorm(width, 1, name=f"{name}_second")(x, train)
-                x = nn.relu(x + shortcut)
+                x = relu(x + shortcut)
         x = Dropout(self.dropout)(x.mean((1, 2)), train)
         return dense_like(inputs)(self.num_outputs, name="head")(x)
 
