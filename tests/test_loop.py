@@ -1,9 +1,12 @@
 """The streaming loop: exact on resume, best kept, logged, and never past a number gone wrong."""
 
+import importlib
 import json
 import math
 import os
 import signal
+import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -338,10 +341,84 @@ def test_a_log_cut_short_by_a_kill_reads_as_far_as_it_is_whole(tmp_path):
     assert log.read() == [{"step": 1, "loss": 0.5}]
 
 
+def points_of(folder):
+    """`{name: [(step, value)]}` in TensorBoard's own format: framed records, each an `Event`."""
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
+    points = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+            for value in event.summary.value:
+                points.setdefault(value.tag, []).append((event.step, value.simple_value))
+            place += 16 + length
+    return points
+
+
 def test_tensorboard_gets_a_curve_a_name(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
     log = RunLog(tmp_path / "log.jsonl")
     log.write(1, {"loss": 0.5, "bad": math.nan})
+    log.write(3, {"loss": 0.25})
     write_tensorboard(log.path, tmp_path / "board")
-    (events,) = (tmp_path / "board").iterdir()
-    assert b"loss" in events.read_bytes()
+    assert points_of(tmp_path / "board") == {"loss": [(1, 0.5), (3, 0.25)]}
+
+
+def test_tensorboard_shows_the_log_of_a_resumed_run_and_no_step_twice(run_step, tmp_path):
+    """What a killed run showed after its last checkpoint is shown once, as it came then."""
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+
+    def loop():
+        return TrainLoop(
+            run_step,
+            start(),
+            batch_stream(),
+            num_steps=12,
+            checkpoints=Checkpoints(tmp_path / "checkpoints"),
+            save_every=4,
+            log=RunLog(tmp_path / "log.jsonl", board=tmp_path / "board"),
+            log_every=1,
+        )
+
+    for step, _ in loop():
+        if step == 7:
+            break
+    assert [step for step, _ in points_of(tmp_path / "board")["loss"]] == [1, 2, 3, 4, 5, 6]
+    resumed = loop()
+    assert resumed.resume() == 4
+    list(resumed)
+    shown = points_of(tmp_path / "board")
+    lines = RunLog(tmp_path / "log.jsonl").read()
+    for name in ("loss", "grad_norm"):
+        assert [step for step, _ in shown[name]] == list(range(1, 13))
+        np.testing.assert_allclose([v for _, v in shown[name]], [line[name] for line in lines])
+
+
+def test_without_tensorboardx_the_way_out_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install wdjax\[tensorboard\].*log.jsonl holds"):
+        RunLog(tmp_path / "log.jsonl", board=tmp_path / "board")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_which_nothing_counts_is_told_once_and_counted(tmp_path):
+    """Its data loss is 0, not 0/0; the log's `denominator` shows it too."""
+    x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
+    weights = [np.full(8, float(i not in (2, 3)), np.float32) for i in range(5)]
+    tx = optax.sgd(0.1)
+    bare = jit_step(make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), tx))
+    loop = TrainLoop(
+        bare,
+        init_state(jnp.zeros((4, 3)), tx),
+        [(x, y, w) for w in weights],
+        num_steps=5,
+        log=tmp_path / "log.jsonl",
+        log_every=1,
+    )
+    with pytest.warns(RuntimeWarning, match=r"no example of step 3 \(batch 2, from 0\)") as told:
+        losses = [float(metrics["data_loss"]) for _, metrics in loop]
+    assert len(told) == 1 and loop.empty == 2
+    assert losses[2] == losses[3] == 0 and losses[4] > 0
+    lines = RunLog(tmp_path / "log.jsonl").read()
+    assert [line["denominator"] for line in lines] == [8, 8, 0, 0, 8]

@@ -1,11 +1,10 @@
 """A run of days: batches streamed, evaluated, logged, saved, and resumed bit for bit."""
 
+import contextlib
 import math
 import os
-import signal
-import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
@@ -14,8 +13,11 @@ import jax.numpy as jnp
 from wdjax.checkpoint import Checkpoints, Restored, check_same_config
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.stream import as_stream, prefetch_to_device
+from wdjax.hang import HangWatch
 from wdjax.runlog import RunLog
 from wdjax.runners import RunFn
+from wdjax.signals import Preempted as Preempted
+from wdjax.signals import Signals
 from wdjax.step import Metrics, TrainState
 from wdjax.training import ScoreFn
 from wdjax.types import Batch, Fit
@@ -29,14 +31,6 @@ Numbers = Mapping[str, Any]
 
 class NonFiniteError(ArithmeticError):
     """A step's loss or gradient was not finite."""
-
-
-class Preempted(SystemExit):
-    """The machine asked the run to end (SIGTERM); it was saved, and the process exits with 143."""
-
-    def __init__(self, step: int):
-        super().__init__(128 + signal.SIGTERM)
-        self.step = step
 
 
 class TrainLoop(Iterable[tuple[int, Numbers]]):
@@ -71,13 +65,20 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         and every `save_every` steps.
       save_every: steps between saves.
       config: what the run was told, saved with it and compared when it is resumed.
-      log: a file to which `(step, metrics)` goes as JSON lines every `log_every` steps, and
-        every evaluation. What it holds of later steps than the one to begin after is cut off.
+      log: a file, or a `RunLog`, to which `(step, metrics)` goes as JSON lines every `log_every`
+        steps, and every evaluation. What it holds of later steps than the one to begin after is
+        cut off.
       log_every: steps between lines.
       non_finite: "stop" raises at the first loss or gradient that is not finite; "skip" leaves
         the whole update out, counts it in `metrics["skipped_total"]`, and raises when there were
         more than `max_skipped`.
       max_skipped: how many batches in all may be skipped.
+      watch: says where every thread stands when no step finishes for too long, be it for want of
+        data, of a device, or of a disk. The time of whoever iterates does not count.
+
+    Warns:
+      RuntimeWarning: at the first batch whose weights are all zero, by its number: its data loss
+        is 0, and only penalty and decay act. `empty` counts such batches.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         checkpoints: Checkpoints | None = None,
         save_every: int | None = None,
         config: Mapping[str, Any] | None = None,
-        log: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | RunLog | None = None,
         log_every: int = 10,
         non_finite: str = "stop",
         max_skipped: int = 100,
+        watch: HangWatch | None = None,
     ):
         check_positive_int("num_steps", num_steps)
         check_positive_int("log_every", log_every)
@@ -119,15 +121,17 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self._measure, self._patience = measure, patience
         self._checkpoints, self._save_every = checkpoints, save_every
         self._config = dict(config or {})
-        self._log = RunLog(log) if log is not None and jax.process_index() == 0 else None
+        log = log if log is None or isinstance(log, RunLog) else RunLog(log)
+        self._log = log if jax.process_index() == 0 else None
         self._log_every = log_every
         self._non_finite, self._max_skipped = non_finite, max_skipped
+        self._watch = watch
         # Strong types, as those of a restored state: a weak one may promote differently.
         self.state: TrainState = jax.tree.map(_strong, state)
         self.step = 0
         self.best_step: int | None = None
         self.best_score = math.inf
-        self.skipped = 0
+        self.skipped = self.empty = 0
         self.stopped_early = False
         self._worse = 0
         self._best: TrainState | None = None
@@ -190,23 +194,27 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if self._log is not None:
             # A run killed before its first checkpoint begins anew, and so does its log.
             self._log.cut_after(self.step)
-        with _Signals() as signals:
+        with Signals() as signals, self._watch or contextlib.nullcontext():
             try:
                 yield from self._steps(signals)
             finally:
                 self._stream.close()
+                if self._log is not None:
+                    self._log.close()
                 if self._checkpoints is not None:
                     self._checkpoints.wait()
 
-    def _steps(self, signals: "_Signals") -> Iterator[tuple[int, Numbers]]:
+    def _steps(self, signals: Signals) -> Iterator[tuple[int, Numbers]]:
         block = jax.process_count() > 1 and jax.default_backend() == "cpu"
         while self.step < self.num_steps and not self.stopped_early:
+            self._begin("waiting for data")
             batch = next(self._stream, None)
             if batch is None:
                 raise ValueError(
                     f"the data end after {self.step} of {self.num_steps} steps; give more "
                     "epochs (num_epochs=None never ends), or ask for fewer steps."
                 )
+            self._begin("training")
             self.state, metrics = self._run_step(self.state, batch)
             if block:
                 # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
@@ -231,37 +239,55 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
                     self._checkpoints.wait()
                 signals.leave(ending, self.step)
             skipped = {"skipped_total": self.skipped} if "skipped" in metrics else {}
+            if self._watch is not None:
+                self._watch.rest()
             yield self.step, {**metrics, **skipped, **numbers}
+
+    def _begin(self, doing: str) -> None:
+        if self._watch is not None:
+            self._watch.begin(self.step, doing)
 
     def _settle(self) -> None:
         """Looks at the step before: was it finite, is it to be logged?"""
         if self._unsettled is None:
             return
         (step, metrics, is_logged), self._unsettled = self._unsettled, None
-        if "skipped" in metrics:
-            bad = float(metrics["skipped"]) > 0
-        elif self._non_finite == "skip":
+        if "skipped" not in metrics and self._non_finite == "skip":
             raise ValueError(
                 '`non_finite`="skip" needs a step that can: skip_non_finite(make_train_step(...)).'
             )
-        else:
-            bad = not math.isfinite(float(metrics["loss"]))
-        self.skipped += bad
+        # Two scalars, on their way together: all that leaves the device at a step not logged.
+        looked_at = ("skipped" if "skipped" in metrics else "loss", "denominator")
+        seen = jax.device_get({name: metrics[name] for name in looked_at if name in metrics})
+        bad = seen["skipped"] > 0 if "skipped" in seen else not math.isfinite(seen["loss"])
+        self.skipped += bool(bad)
+        if seen.get("denominator") == 0:
+            self._note_empty(step)
         if is_logged and self._log is not None:
             skipped = {"skipped_total": self.skipped} if "skipped" in metrics else {}
             self._log.write(step, {**metrics, **skipped})
         if not bad:
             return
-        seen = f"the loss or the gradient of step {step} (batch {step - 1}, from 0) is not finite"
+        what = f"the loss or the gradient of step {step} (batch {step - 1}, from 0) is not finite"
         if self._non_finite == "stop":
             raise NonFiniteError(
-                f"{seen}: loss {float(metrics['loss']):g}. Look at that batch, lower the learning "
+                f"{what}: loss {float(metrics['loss']):g}. Look at that batch, lower the learning "
                 'rate, or pass non_finite="skip".'
             )
         if self.skipped > self._max_skipped:
             raise NonFiniteError(
-                f"{seen}, and {self.skipped} batches were skipped, more than `max_skipped` = "
+                f"{what}, and {self.skipped} batches were skipped, more than `max_skipped` = "
                 f"{self._max_skipped}."
+            )
+
+    def _note_empty(self, step: int) -> None:
+        self.empty += 1
+        if self.empty == 1:
+            warnings.warn(
+                f"no example of step {step} (batch {step - 1}, from 0) counts: its weights are all "
+                "zero, its data loss is 0, and only penalty and decay act. Later ones are counted.",
+                RuntimeWarning,
+                stacklevel=2,
             )
 
     def _evaluated(self, last: bool) -> dict[str, float]:
@@ -270,6 +296,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if self._evaluate is None or not (due or last):
             return {}
         self._settle()
+        self._begin("evaluating")
         found = {name: float(value) for name, value in self._evaluate(self.state).items()}
         if self._measure not in found:
             raise ValueError(
@@ -291,11 +318,13 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
     def _save(self, score: float | None) -> None:
         assert self._checkpoints is not None
         self._settle()
+        self._begin("saving")
         progress = {
             "best_step": self.best_step,
             "best_score": None if self.best_step is None else self.best_score,
             "worse": self._worse,
             "skipped": self.skipped,
+            "empty": self.empty,
             "stopped_early": self.stopped_early,
         }
         self._checkpoints.save(
@@ -314,6 +343,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.best_step = progress["best_step"]
         self.best_score = math.inf if self.best_step is None else progress["best_score"]
         self._worse, self.skipped = progress["worse"], progress["skipped"]
+        self.empty = progress.get("empty", 0)
         self.stopped_early = progress["stopped_early"]
 
 
@@ -356,53 +386,6 @@ def make_evaluate(
         return {name: value / total for name, value in sums.items()}
 
     return evaluate
-
-
-class _Signals:
-    """SIGTERM and the first Ctrl-C as a question to be asked between two steps."""
-
-    def __enter__(self) -> "_Signals":
-        self._got: int | None = None
-        self._old: dict[int, Any] = {}
-        # The runtime of several processes has its own SIGTERM: it agrees on a step to stop at.
-        self._shared = jax.process_count() > 1
-        if not self._shared and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}
-
-    def asked(self, step: int) -> int | None:
-        """The signal to end by, after `step`."""
-        if self._shared:
-            from jax.experimental import multihost_utils
-
-            if multihost_utils.reached_preemption_sync_point(step):
-                return signal.SIGTERM
-        return self._got
-
-    def leave(self, number: int, step: int) -> None:
-        """Ends the run as the signal means it, after the handler that was there before."""
-        old = self._old.get(number)
-        self.__exit__()
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if callable(old):
-            old(number, None)
-        raise Preempted(step)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        words = f"{signal.Signals(number).name}: finishing the step; once more ends at once.\n"
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, words.encode())
-        self._got = number
-        # The second one is what it was before: immediate.
-        signal.signal(number, self._old[number])
 
 
 def _strong(leaf: Any) -> Any:
