@@ -4,10 +4,12 @@ import csv
 import json
 import pathlib
 import shlex
+import sys
 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from tfds_folders import CIFAR10, image_rows, images, write_folder
 
 from wdjax import checkpoint
@@ -162,6 +164,64 @@ def test_images_of_tfds_stream_from_the_disk(command, tmp_path):
     )
     assert (status, printed) == (0, "Wrote p.csv\n"), told
     assert len(pathlib.Path("p.csv").read_text().splitlines()) == 11
+
+
+def test_a_table_of_tfds_is_predicted_in_its_own_unit_after_streaming(command, tmp_path):
+    """Inputs and targets are standardised by passes over the training part, as in memory."""
+    rng = np.random.default_rng(0)
+    columns = (rng.normal(size=(96, 2)) * [10, 0.1] + [100, 5]).astype(np.float32)
+    rows = [{"columns": c, "price": np.float32(1000 + 3 * c[0])} for c in columns]
+    features = {
+        "columns": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        "price": tfds.features.Scalar(np.float32),
+    }
+    splits = {"train": rows[:80], "test": rows[80:]}
+    write_folder(
+        tmp_path / "tfds", "prices", "1.0.0", features, splits, supervised=("columns", "price")
+    )
+    status, _, told = command(
+        "train --stream --data tfds:prices --data-dir tfds --loss squared_error --batch-size 8 "
+        "--epochs 40 --learning-rate 0.02 --out run --devices 1 --tensorboard"
+    )
+    assert status == 0 and "80 examples to choose on, 16 to test on" in told, told
+    assert results_of("run")["refit"]["chosen"]["test_loss"][0] < 0.01
+    assert len(list(pathlib.Path("run/tensorboard").glob("events.out.tfevents.*"))) == 1
+    predicted = load_predictor("run")(columns[80:])
+    np.testing.assert_allclose(predicted, [row["price"] for row in rows[80:]], rtol=0.02)
+    status, _, told = command("predict run tfds:prices@test --data-dir tfds --out p.csv")
+    assert status == 0, told
+    with open("p.csv") as file:
+        written = [float(row["prediction"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(written, predicted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        ("--patience 0", "`patience` must be >= 1, got patience=0"),
+        ("--save-every 0", "`save_every` must be >= 1"),
+        ("--non-finite ignore", "`non_finite` must be one of stop, skip; got 'ignore'"),
+        ("--on-hang kill", "`on_hang` must be one of report, end; got 'kill'"),
+        ("--hang-after -1", "`hang_after` must be finite and >= 0, got hang_after=-1"),
+    ],
+)
+def test_what_a_streamed_run_cannot_be_told_is_refused_before_anything_is_lost(
+    words, refusal, command
+):
+    """Also under --overwrite: what an earlier run left is still there."""
+    pathlib.Path("run/checkpoints").mkdir(parents=True)
+    pathlib.Path("run/params.npz").write_text("an earlier run's")
+    status, _, told = command(f"{IRIS} --out run --overwrite {words}")
+    assert status == 2 and refusal in told, told
+    left = sorted(path.name for path in pathlib.Path("run").iterdir())
+    assert left == ["checkpoints", "params.npz"]
+
+
+def test_without_tensorboardx_nothing_is_written(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    status, _, told = command(f"{IRIS} --out run --tensorboard")
+    assert status == 1 and "pip install wdjax[tensorboard]" in told
+    assert not pathlib.Path("run").exists()
 
 
 def test_params_of_another_model_are_refused_by_the_leaf_that_differs(command):

@@ -291,7 +291,7 @@ def _argument(field: Any, options: type) -> dict[str, Any]:
         (base,) = (kind for kind in typing.get_args(base) if kind is not type(None))
     text, choices = field.metadata["help"], field.metadata["choices"]
     if base is bool:
-        return {"action": "store_true", "help": text}
+        return {"action": "store_true", "default": field.default, "help": text}
     several = typing.get_origin(base) is tuple
     base = typing.get_args(base)[0] if several else base
     known = field.default not in (None, "") and "default" not in text

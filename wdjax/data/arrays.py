@@ -25,6 +25,9 @@ from wdjax.data.text import (
 from wdjax.data.tfds import TfdsSource, open_tfds, read_tfds, split_sizes
 from wdjax.types import Batch
 
+SIDE = 32
+"""Of the images that the article's CNN is defined on, in pixels."""
+
 _WHERE_OPTIONS_APPLY = {
     "target": "a .csv file, whose column it names",
     "data_dir": "a TFDS set (tfds:NAME)",
@@ -147,12 +150,26 @@ def load_source(source: TfdsSource, *, loss: str = "cross_entropy") -> Dataset:
     Raises:
       ValueError: as `make_dataset`; for numbers to predict under `"cross_entropy"`.
     """
+    check_predictable(source, loss)
     inputs, targets = read_tfds(source)
+    return dataset_of(source, inputs, targets, loss)
+
+
+def check_predictable(source: TfdsSource, loss: str) -> None:
+    """Checks that the loss fits the target.
+
+    Raises:
+      ValueError: for numbers to predict under `"cross_entropy"`.
+    """
     if loss == "cross_entropy" and source.num_classes is None:
         raise ValueError(
             f"`loss` = {loss} needs classes, and {source.keys[1]!r} of 'tfds:{source.name}' is a "
             "number; use squared_error."
         )
+
+
+def dataset_of(source: TfdsSource, inputs: np.ndarray, targets: np.ndarray, loss: str) -> Dataset:
+    """Arrays read from a split, with the meaning that its description gives them."""
     return make_dataset(
         inputs,
         targets,
@@ -250,10 +267,10 @@ def as_images_32(dataset: Dataset) -> Dataset:
             "images of one or three channels can become 32x32x3: choose a model for "
             f"{dataset.kind} data, such as the MLP."
         )
-    if shape == (32, 32, 3):
+    if shape == (SIDE, SIDE, 3):
         return dataset
     resized = jax.image.resize(
-        dataset.inputs, (len(dataset.inputs), 32, 32, shape[-1]), method="linear"
+        dataset.inputs, (len(dataset.inputs), SIDE, SIDE, shape[-1]), method="linear"
     )
     images = np.asarray(resized, np.float32)
     return dataset._replace(inputs=np.repeat(images, 3 // shape[-1], axis=-1))

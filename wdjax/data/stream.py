@@ -14,7 +14,8 @@ from wdjax.checks import check_positive_int
 from wdjax.data.arrays import hash_of
 from wdjax.data.batches import as_batch, checked_item, pad_batch, to_devices
 from wdjax.data.dataset import Dataset
-from wdjax.data.tfds import TfdsSource
+from wdjax.data.tfds import TfdsSource, check_labels
+from wdjax.data.views import View
 from wdjax.types import Batch
 
 _ENDLESS = 2**60
@@ -63,8 +64,8 @@ def make_stream(
     batch holds, and a run may resume on another number of them.
 
     Args:
-      source: a `Dataset`, a `TfdsSource`, or a sequence of `(inputs, targets[, weights])`, each
-        a tree of arrays. Bytes of two or more axes are images and divided by 255.
+      source: a `Dataset`, a `TfdsSource`, a `View` of one, or a sequence of `(inputs, targets[,
+        weights])`, each a tree of arrays. Bytes of two or more axes are images and divided by 255.
       batch_size: of all processes together.
       seed: shuffles; None keeps the source's order, as evaluation wants.
       num_epochs: None never ends.
@@ -389,28 +390,21 @@ class _Loader:
             weights = None if source.weights is None else source.weights[rows]
             item = (source.inputs[rows], source.targets[rows])
             return as_batch(item if weights is None else (*item, weights))
+        if isinstance(source, View):
+            return as_batch(source.arrays_at(rows))
         many = getattr(source, "__getitems__", None)
         items = [source[int(row)] for row in rows] if many is None else many(rows.tolist())
         items = [checked_item(item) for item in items]
         batch = as_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *items))
-        if isinstance(source, TfdsSource) and source.num_classes is not None:
-            _check_labels(batch.targets, source.num_classes, rows, source.name)
+        if isinstance(source, TfdsSource):
+            check_labels(batch.targets, source, rows)
         return batch
-
-
-def _check_labels(targets: Any, num_classes: int, rows: np.ndarray, name: str) -> None:
-    wrong = np.flatnonzero((targets < 0) | (targets >= num_classes))
-    if len(wrong):
-        raise ValueError(
-            f"example {rows[wrong[0]]} of 'tfds:{name}' has label {targets[wrong[0]]}, outside "
-            f"0..{num_classes - 1}; choose a split that is labelled."
-        )
 
 
 def _name_of(source: Any) -> str:
     if isinstance(source, Dataset):
         return f"{source.name} {hash_of(source)}"
-    return source.name if isinstance(source, TfdsSource) else type(source).__name__
+    return source.name if isinstance(source, TfdsSource | View) else type(source).__name__
 
 
 def _import_grain() -> Any:

@@ -67,12 +67,28 @@ class TfdsSource:
         Raises:
           ValueError: if a record is damaged, with the name of the file.
         """
-        places = [range(len(self))[position.__index__()] for position in positions]
+        return self._read([range(len(self))[p.__index__()] for p in positions], self._decode)
+
+    def targets(self) -> np.ndarray:
+        """Every target, in order: all records are read, and nothing else of them is decoded.
+
+        Raises:
+          ValueError: if a record is damaged, with the name of the file.
+        """
+        key = self.keys[1]
+        target_only = type(self.features)({key: self.features[key]})
+        decode = lambda record: target_only.deserialize_example_np(record)[key]
+        found = []
+        for start in range(0, len(self), 256):
+            found += self._read(range(start, min(start + 256, len(self))), decode)
+        return np.array(found)
+
+    def _read(self, places: Sequence[int], decode: Callable[[Any], Any]) -> list[Any]:
         try:
-            records = self.records.__getitems__(places)
+            records = self.records.__getitems__(list(places))
         except Exception:  # Which one it was, is found one by one.
             records = [self._at(place, self.records.__getitem__, place) for place in places]
-        return [self._at(*at) for at in zip(places, repeat(self._decode), records, strict=False)]
+        return [self._at(*at) for at in zip(places, repeat(decode), records, strict=False)]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Every example, in order."""
@@ -140,6 +156,22 @@ def split_sizes(name: str, *, data_dir: str | os.PathLike | None = None) -> dict
     data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     info = _find_or_prepare(name.partition("@")[0], data_dir.expanduser(), download=False)
     return {split: info.splits[split].num_examples for split in info.splits}
+
+
+def check_labels(targets: np.ndarray, source: TfdsSource, rows: np.ndarray) -> None:
+    """Checks, on the host, that the targets of `rows` are labels of the classes, if it has any.
+
+    Raises:
+      ValueError: naming the first that is none.
+    """
+    if source.num_classes is None:
+        return
+    wrong = np.flatnonzero((targets < 0) | (targets >= source.num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"example {rows[wrong[0]]} of 'tfds:{source.name}' has label {targets[wrong[0]]}, "
+            f"outside 0..{source.num_classes - 1}; choose a split that is labelled."
+        )
 
 
 def read_tfds(source: TfdsSource) -> tuple[np.ndarray, np.ndarray]:

@@ -95,6 +95,17 @@ class TrainOptions(RunOptions):
     micro_batches: int | None = option(
         None, "parts of a batch, one at a time in memory (default 1)", streamed=True
     )
+    tensorboard: bool | None = option(
+        None, "show the log to TensorBoard too (folder tensorboard)", streamed=True
+    )
+    hang_after: float | None = option(
+        None,
+        "seconds without a step, then say where it hangs (default 600; 0 never)",
+        streamed=True,
+    )
+    on_hang: str | None = option(
+        None, "the process, once it said so (default report)", ("report", "end"), streamed=True
+    )
     distributed: str | None = option(
         None, "auto (the cluster's own), or HOST:PORT,COUNT,INDEX of this process", streamed=True
     )

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,17 +16,18 @@ from jax.sharding import PartitionSpec as P
 
 from wdjax import recipe as recipes
 from wdjax.checkpoint import Checkpoints, check_same_config
+from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.data import arrays
-from wdjax.data.dataset import make_dataset
 from wdjax.data.stream import make_stream, prefetch_to_device
-from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
 from wdjax.folder import locked
+from wdjax.hang import HangWatch
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.files import Clock, finish, header, write_json, write_params
-from wdjax.jobs.options import RunOptions, TrainOptions
-from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of, load_parts, prepare
+from wdjax.jobs.options import TrainOptions
+from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of
+from wdjax.jobs.sources import Sources, open_sources
 from wdjax.loop import Evaluate, Preempted, TrainLoop, make_evaluate
-from wdjax.runlog import RunLog
+from wdjax.runlog import Board, RunLog
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
 from wdjax.step import init_state, skip_non_finite
@@ -34,23 +35,14 @@ from wdjax.types import Fit
 
 CONFIG = "config.json"
 SAVE_EVERY = 500
-SAMPLE = 256
-"""Examples of a set that is streamed, which stand for all where only shapes are asked."""
+HANG_AFTER = 600.0
 
 _STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
 _MAY_DIFFER = (
     *("out", "name", "overwrite", "resume", "stream", "devices", "distributed"),
-    *("data_dir", "download", "save_every"),
+    *("data_dir", "download", "save_every", "tensorboard", "hang_after", "on_hang"),
 )
 """Options that change where and when a run runs, not what it computes."""
-
-
-class Sources(NamedTuple):
-    """What a run reads: to train on, to stop early by (or to watch), to judge on at the end."""
-
-    train: Any
-    watch: Any
-    test: Any
 
 
 def check_not_streamed(options: TrainOptions) -> None:
@@ -112,12 +104,9 @@ def run_stream(
     if options.resume is not None:
         own = {"out": options.resume, "name": None, "overwrite": True, "stream": True}
         options = dataclasses.replace(options, **own)
-    if options.seeds != 1:
-        raise ValueError(
-            f"`seeds` = {options.seeds}: a streamed run is one run; start one a seed, with --seed."
-        )
+    _check(options)
     hparams = hparams_of(options)
-    prepared, sources = _prepare(options)
+    prepared, sources = open_sources(options)
     num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)
     # Every process must have found the folder free, or to be resumed, before one writes to it.
@@ -160,94 +149,30 @@ def run_stream(
         results["headline"] = _headline(options, loop, run)
         if is_first:
             results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
-            write_params(prepared.out, fit, _scaling(prepared))
+            write_params(prepared.out, fit, sources.scaling)
             finish(prepared.out, results, clock)
     return results
 
 
-def _prepare(options: TrainOptions) -> tuple[Prepared, Sources]:
-    if options.data.startswith("tfds:"):
-        return _prepare_tfds(options)
-    prepared = prepare(options)
-    scaled = _scaled(prepared)
-    train, test = scaled(prepared.choose_data), scaled(prepared.test_data)
-    if options.patience is None:
-        return prepared, Sources(train, test, test)
-    train, held_out = arrays.split_off_test(train, fraction=0.1, seed=options.seed)
-    return prepared, Sources(train, held_out, test)
+def _check(options: TrainOptions) -> None:
+    """What only a streamed run has, before anything is loaded, compiled or written.
 
-
-def _prepare_tfds(options: TrainOptions) -> tuple[Prepared, Sources]:
-    """The set stays on the disk; a sample of it stands for it where only shapes are asked."""
-    name = options.data.removeprefix("tfds:")
-    if "@" in name:
+    Raises:
+      ValueError: for an option out of range.
+      ImportError: for an extra that is not installed.
+    """
+    if options.seeds != 1:
         raise ValueError(
-            f"`data` {options.data!r}: a streamed run needs test data beside the part it is told "
-            "to take; name the set without @, or leave --stream out."
+            f"`seeds` = {options.seeds}: a streamed run is one run; start one a seed, with --seed."
         )
-    if options.label_noise:
-        raise ValueError("`label_noise` needs the data in memory: leave --stream or it out.")
-
-    def opened(split: str) -> TfdsSource:
-        where = {"data_dir": options.data_dir, "download": options.download}
-        return open_tfds(f"{name}@{split}", length=options.length, **where)
-
-    whole = opened("train")
-    has_test = "test" in split_sizes(name, data_dir=options.data_dir)
-    end = 100 if has_test else 80
-    stop = end if options.patience is None else end - 10
-    train = opened(f"train[:{stop}%]")
-    test = opened("test" if has_test else f"train[{end}%:]")
-    held_out = test if options.patience is None else opened(f"train[{stop}%:{end}%]")
-
-    def load(options: RunOptions, loss: str) -> tuple[arrays.Dataset, arrays.Dataset]:
-        if loss == "squared_error":
-            raise ValueError(
-                f"`loss` {loss} standardises the targets, which needs the data in memory: leave "
-                "--stream out."
-            )
-        if whole.num_classes is None:
-            load_parts(options, loss)  # Refuses, in its own words.
-        items = whole.__getitems__(range(min(SAMPLE, len(whole))))
-        sample = make_dataset(
-            np.array([inputs for inputs, _ in items]),
-            np.array([target for _, target in items]),
-            name=f"tfds:{whole.name}",
-            kind=whole.kind,
-            num_outputs=whole.num_classes,
-            class_names=whole.class_names,
-        )
-        if options.model == "cnn" and sample.inputs.shape[1:] != (32, 32, 3):
-            raise ValueError(
-                f"`model` cnn reads images of 32x32x3, and those of {options.data!r} are "
-                f"{sample.inputs.shape[1:]}; leave --stream out, then they are resized."
-            )
-        return sample, sample
-
-    prepared = prepare(options, load=load)
-    counts = {"num_choose": len(train) + len(held_out) * (held_out is not test)}
-    return dataclasses.replace(prepared, **counts, num_test=len(test)), Sources(
-        train, held_out, test
-    )
-
-
-def _scaling(prepared: Prepared) -> dict[str, arrays.Scaling]:
-    return recipes.recipe_scaling(prepared.recipe, arrays.to_batch(prepared.choose_data))
-
-
-def _scaled(prepared: Prepared) -> Callable[[arrays.Dataset], arrays.Dataset]:
-    """Standardises as the compiled run does, by the choosing part, once and on the host."""
-    scaling = _scaling(prepared)
-
-    def scaled(dataset: arrays.Dataset) -> arrays.Dataset:
-        ones = np.ones(len(dataset.inputs), np.float32)
-        new = {
-            field: np.asarray(arrays.apply_scaling(getattr(dataset, field), ones, of))
-            for field, of in scaling.items()
-        }
-        return dataset._replace(**new)
-
-    return scaled
+    for name in ("save_every", "evaluate_every", "patience", "micro_batches"):
+        if getattr(options, name) is not None:
+            check_positive_int(name, getattr(options, name))
+    check_one_of("non_finite", options.non_finite or "stop", ("stop", "skip"))
+    check_one_of("on_hang", options.on_hang or "report", ("report", "end"))
+    check_number("hang_after", _hang_after(options), low=0.0)
+    if options.tensorboard:
+        Board(options.out or ".")
 
 
 def _build(
@@ -261,6 +186,7 @@ def _build(
     sharding = NamedSharding(mesh, P("data")) if mesh.size > 1 else None
     make = lambda source, **more: make_stream(source, batch_size=recipe.batch_size, **more)
     stream = make(sources.train, seed=options.seed, num_epochs=recipe.num_epochs)
+    log = _log(options, prepared.out)
     num_steps = stream.num_batches
     assert num_steps is not None
     init_key, step_key, augment_key = jax.random.split(jax.random.key(options.seed), 3)
@@ -290,11 +216,34 @@ def _build(
         checkpoints=Checkpoints(prepared.out / "checkpoints"),
         save_every=SAVE_EVERY if options.save_every is None else options.save_every,
         config=config,
-        log=prepared.out / "log.jsonl",
+        log=log,
         log_every=max(1, every // 20),
         non_finite=options.non_finite or "stop",
+        watch=_hang_watch(options, prepared.out, log),
     )
     return loop, evaluate
+
+
+def _log(options: TrainOptions, out: pathlib.Path) -> RunLog:
+    wanted = options.tensorboard and jax.process_index() == 0
+    return RunLog(out / "log.jsonl", board=out / "tensorboard" if wanted else None)
+
+
+def _hang_watch(options: TrainOptions, out: pathlib.Path, log: RunLog) -> HangWatch | None:
+    """Each process has its own stacks; the log is process 0's."""
+    if _hang_after(options) == 0:
+        return None
+    index = jax.process_index()
+    return HangWatch(
+        _hang_after(options),
+        out / (f"stacks-{index}.txt" if index else "stacks.txt"),
+        ends=options.on_hang == "end",
+        tell=None if index else lambda step, waited: log.write(step, {"hung_seconds": waited}),
+    )
+
+
+def _hang_after(options: TrainOptions) -> float:
+    return HANG_AFTER if options.hang_after is None else options.hang_after
 
 
 def _data_mesh(mesh: Mesh) -> Mesh:

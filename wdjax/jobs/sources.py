@@ -1,0 +1,117 @@
+"""What a streamed run reads: data in memory, or TFDS sets that stay on the disk."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wdjax import recipe as recipes
+from wdjax.data import arrays
+from wdjax.data.dataset import Dataset
+from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
+from wdjax.data.views import View, list_rows, measure_inputs
+from wdjax.jobs.options import RunOptions, TrainOptions
+from wdjax.jobs.prepare import Prepared, prepare
+
+SAMPLE = 256
+"""Examples of a set that is streamed, which stand for all where only shapes are asked."""
+
+
+class Sources(NamedTuple):
+    """What a run reads: to train on, to stop early by (or to watch), to judge on at the end."""
+
+    train: Any
+    watch: Any
+    test: Any
+    scaling: Mapping[str, arrays.Scaling]
+    """How inputs and targets were standardised, by name: by the choosing part."""
+
+
+def open_sources(options: TrainOptions) -> tuple[Prepared, Sources]:
+    """Checks the options, and opens the data they name; both ways the examples are the same.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    return (_on_disk if options.data.startswith("tfds:") else in_memory)(options)
+
+
+def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
+    """All of the data at once, standardised on the host."""
+    prepared = prepare(options)
+    scaling = recipes.recipe_scaling(prepared.recipe, arrays.to_batch(prepared.choose_data))
+    train, test = (_scaled(part, scaling) for part in (prepared.choose_data, prepared.test_data))
+    if options.patience is None:
+        return prepared, Sources(train, test, test, scaling)
+    train, held_out = _hold_out(train, options)
+    return prepared, Sources(train, held_out, test, scaling)
+
+
+def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
+    """The set stays on the disk; a sample of it stands for it where only shapes are asked.
+
+    Where an example's target decides what becomes of it (a stratified split, wrong labels,
+    numbers to be standardised), all targets are read before, by a pass that decodes no inputs.
+    """
+    name = options.data.removeprefix("tfds:")
+    where = {"data_dir": options.data_dir, "download": options.download}
+    whole = open_tfds(name, length=options.length, **where)
+    has_test = "@" not in name and "test" in split_sizes(name, data_dir=options.data_dir)
+    test = open_tfds(f"{name}@test", length=options.length, **where) if has_test else whole
+
+    def sample(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
+        arrays.check_predictable(whole, loss)
+        items = whole.__getitems__(range(min(SAMPLE, len(whole))))
+        inputs, targets = (np.array(column) for column in zip(*items, strict=True))
+        few = arrays.dataset_of(whole, inputs, targets, loss)
+        return few, few
+
+    prepared = prepare(options, load=sample)
+    recipe, is_regression = prepared.recipe, prepared.recipe.loss == "squared_error"
+    choose, judge = None, None
+    if not has_test or options.patience is not None or options.label_noise or is_regression:
+        choose = list_rows(whole, loss=recipe.loss)
+        if is_regression and has_test:
+            judge = list_rows(test, loss=recipe.loss)
+        if not has_test:
+            choose, judge = arrays.split_off_test(choose, seed=options.seed)
+        if options.label_noise:
+            choose = arrays.add_label_noise(choose, options.label_noise, options.seed)
+    num_choose = len(whole) if choose is None else len(choose.inputs)
+    scaling = {}
+    if recipe.scale_inputs:
+        scaling["inputs"] = measure_inputs(whole, choose)
+    if is_regression and choose is not None and judge is not None:
+        scaling["targets"] = arrays.measure_scaling(choose.targets, np.ones(num_choose))
+        choose, judge = (_scaled(part, scaling, "targets") for part in (choose, judge))
+    held_out = None
+    if options.patience is not None and choose is not None:
+        choose, held_out = _hold_out(choose, options)
+
+    def view(source: TfdsSource, listed: Dataset | None) -> TfdsSource | View:
+        shape = source.features[source.keys[0]].shape
+        resized = options.model == "cnn" and shape != (arrays.SIDE, arrays.SIDE, 3)
+        seen = View(source, listed, scaling.get("inputs"), resized)
+        return source if listed is None and seen.scaling is None and not resized else seen
+
+    judged = view(test, judge)
+    watch = judged if held_out is None else view(whole, held_out)
+    counts = {"num_choose": num_choose, "num_test": len(judged)}
+    return dataclasses.replace(prepared, **counts), Sources(
+        view(whole, choose), watch, judged, scaling
+    )
+
+
+def _hold_out(train: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:
+    return arrays.split_off_test(train, fraction=0.1, seed=options.seed)
+
+
+def _scaled(dataset: Dataset, scaling: Mapping[str, arrays.Scaling], *fields: str) -> Dataset:
+    """Standardises `fields` (by default all there are) as the compiled run does, on the host."""
+    ones = np.ones(len(dataset.inputs), np.float32)
+    new = {
+        field: np.asarray(arrays.apply_scaling(getattr(dataset, field), ones, scaling[field]))
+        for field in fields or scaling
+    }
+    return dataset._replace(**new)
