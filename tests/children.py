@@ -27,7 +27,7 @@ from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
-from wdjax.runners import shard_step
+from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import grid_product
@@ -196,9 +196,34 @@ def fill_the_disk(folder):
     print(saved.steps(), flush=True)
 
 
+def stall(folder, chained=False):
+    """A run whose third batch never comes; with `chained`, a SIGTERM handler was there before."""
+    import signal
+    import time
+
+    def batches():
+        for number in range(3):
+            if number == 2:
+                print("stalled", flush=True)
+                time.sleep(600)
+            yield np.ones((4, 3), np.float32), np.arange(4) % 3
+
+    def handler(number, frame):
+        print(f"the old handler got {signal.Signals(number).name}", flush=True)
+        sys.exit(7)
+
+    if chained:
+        signal.signal(signal.SIGTERM, handler)
+    tx = optax.sgd(0.1)
+    step = make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), tx)
+    state = init_state(jnp.zeros((3, 3)), tx)
+    for _ in TrainLoop(jit_step(step), state, batches(), num_steps=3):
+        pass
+
+
 PROGRAMS = {
     function.__name__: function
-    for function in (agree, run_loop, save_again_and_again, fill_the_disk)
+    for function in (agree, run_loop, save_again_and_again, fill_the_disk, stall)
 }
 
 

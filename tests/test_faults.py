@@ -1,6 +1,7 @@
 """Faults, each provoked: killed, preempted, out of disk, damaged, fed nonsense, crowded."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import random
@@ -24,6 +25,7 @@ from wdjax.data.dataset import Dataset, make_dataset
 from wdjax.data.stream import make_stream, prefetch_to_device
 from wdjax.data.tfds import open_tfds
 from wdjax.folder import LOCK, locked, run_folder
+from wdjax.jobs.options import TrainOptions
 from wdjax.loop import TrainLoop
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.runlog import RunLog
@@ -208,6 +210,52 @@ def test_sigterm_ends_the_command_with_143_saved_and_it_says_how_to_go_on(tmp_pa
     again.send_signal(signal.SIGINT)
     again.kill()
     again.communicate()
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_second_sigterm_ends_a_run_that_cannot_finish_its_step_at_once(chained, tmp_path):
+    """By default as SIGTERM does; where a handler was installed before, that one decides."""
+    child = start("stall", folder=str(tmp_path), chained=chained)
+    assert child.stdout.readline() == "stalled\n", child.stderr.read()
+    child.send_signal(signal.SIGTERM)
+    assert child.stderr.readline() == "SIGTERM: finishing the step; once more ends at once.\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=1)
+    begun = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    status, printed, _ = finish(child, timeout=30)
+    assert time.monotonic() - begun < 10
+    assert (status, printed) == (
+        (7, "the old handler got SIGTERM\n") if chained else (-signal.SIGTERM, "")
+    )
+
+
+def test_no_secret_of_the_environment_gets_into_what_a_run_writes(tmp_path):
+    """Config, log, results and report hold declared options, versions and numbers alone."""
+    secrets = {"HUB_TOKEN": "hf_cafe4711", "AWS_SECRET_ACCESS_KEY": "sesame0815", "USER": "xyzzy"}
+    words = "train --stream --data iris --epochs 2 --batch-size 16 --devices 1 --tensorboard"
+    child = subprocess.Popen(
+        [*CLI, *words.split(), "--out", "run"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path), **secrets},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    status, printed, told = finish(child)
+    assert status == 0, told
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"config.json", "results.json", "log.jsonl", "report.html", "checkpoint.json"} <= {
+        path.name for path in written
+    }
+    contents = [path.read_bytes() for path in written] + [printed.encode(), told.encode()]
+    for name, secret in secrets.items():
+        assert not any(secret.encode() in content for content in contents), name
+        assert name == "USER" or not any(name.encode() in content for content in contents), name
+    declared = {field.name for field in dataclasses.fields(TrainOptions)}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["config"]) == declared
+    assert set(json.loads((tmp_path / "run" / "config.json").read_text())) < declared
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_dead_ones_lock_is_no_lock(tmp_path):
