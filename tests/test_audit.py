@@ -231,6 +231,7 @@ def test_frozen_but_still_decaying():
     assert "frozen but decays" not in kinds(audit(a_tree(), spared))
 
 
+@pytest.mark.filterwarnings("ignore:leaf .* rounds back to the same weight")
 def test_a_dtype_too_coarse_for_the_rate():
     """bfloat16 has 8 bits: the spacing is 2^-8 to 2^-7 of a weight, so half of it is lost."""
     of = lambda dtype, rate, wrap=lambda tx: tx: kinds(

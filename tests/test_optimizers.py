@@ -108,11 +108,30 @@ def test_a_learning_rate_that_is_known_to_be_wrong_is_refused(make):
 def test_bfloat16_weights_decay_only_under_a_master():
     """1 - 1e-4 rounds to 1: a thousand steps leave 1.0 where 0.905 is right."""
     w, nothing = jnp.ones(3, jnp.bfloat16), lambda w, t: jnp.zeros_like(w)
-    lost = train(independent_decay(1e-4), w, nothing, 1000)
+    with pytest.warns(UserWarning, match="apart: a decay of 0.0001 a step rounds back"):
+        lost = train(independent_decay(1e-4), w, nothing, 1000)
     np.testing.assert_array_equal(lost, 1.0)
     kept = train(float32_master(independent_decay(1e-4)), w, nothing, 1000)
     assert kept.dtype == jnp.bfloat16
     np.testing.assert_allclose(kept.astype(np.float32), (1 - 1e-4) ** 1000, rtol=2**-8)
+
+
+def test_half_precision_weights_that_the_decay_cannot_move_are_told_with_numbers():
+    """The bound is half of the wider spacing; a master, a zero or a larger rate says nothing."""
+    params = {"head": {"kernel": jnp.ones((2, 2), jnp.bfloat16), "bias": jnp.ones(2)}}
+    words = (
+        r"leaf 'head/kernel' is bfloat16, whose numbers lie 0.0039 to 0.0078 of themselves apart: "
+        r"a decay of 0.002 a step rounds back .*float32_master"
+    )
+    with pytest.warns(UserWarning, match=words):
+        decoupled_decay(0.2, 0.01).init(params)
+    for quiet in (
+        decoupled_decay(0.5, 0.01),
+        decoupled_decay(0.0, 0.01),
+        decoupled_decay(0.2, 0.01, parts={"*/bias": 1.0, "*": 0.0}),
+        float32_master(decoupled_decay(0.2, 0.01)),
+    ):
+        quiet.init(params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

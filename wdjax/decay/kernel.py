@@ -79,7 +79,8 @@ def decay_weights(
         both, for a schedule that is known to give such a rate.
 
     Warns:
-      UserWarning: if a known rate is in [1, 2): the weights change sign at every step.
+      UserWarning: if a known rate is in [1, 2): the weights change sign at every step; in `init`,
+        if a known rate is too small for weights in half precision, which it would never move.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, for the decay beside the update.
     """
@@ -97,6 +98,8 @@ def decay_weights(
         if parts is not None or callable(rate):
             first = rate_at(rate, jnp.zeros((), jnp.int32))
             _check_overshoot(first, jax.tree.leaves(multipliers))
+        if not callable(rate):  # A schedule may begin at 0 and grow.
+            _warn_if_lost(rate, multipliers, params)
         kept = () if keeper is None else keeper.init(params)
         return DecayState(jnp.zeros((), jnp.int32), kept)
 
@@ -126,6 +129,31 @@ def decay_weights(
         return updates, DecayState(next_step(state.step), kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
+    """A step of relative size below half the spacing (eps / 2 to eps) is rounded away."""
+    lost = []
+    for (path, leaf), multiplier in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(multipliers), strict=True
+    ):
+        known = is_inexact(leaf) and is_known(rate) and is_known(multiplier)
+        if not known or jnp.result_type(leaf).itemsize > 2:
+            continue
+        removed, eps = float(rate) * float(multiplier), float(jnp.finfo(leaf.dtype).eps)
+        if 0 < removed < eps / 2:
+            lost.append((leaf_path(path), jnp.result_type(leaf), removed, eps))
+    if lost:
+        path, dtype, removed, eps = lost[0]
+        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        warnings.warn(
+            f"leaf {path!r}{others} is {dtype}, whose numbers lie {eps / 2:.2g} to {eps:.2g} of "
+            f"themselves apart: a decay of {removed:.2g} a step rounds back to the same weight. "
+            "Keep the weights in float32 and compute in half precision (`with_compute_dtype`), or "
+            "wrap the optimiser in `float32_master`.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 # Gates, shapes and references.
