@@ -18,8 +18,9 @@ from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.jobs import prepare, run, verdict
 from wdjax.jobs.options import SelectOptions
+from wdjax.runners import num_cores
 from wdjax.selection.choice import choose
-from wdjax.selection.cross_validation import Scores
+from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
 
 SETTINGS = (
@@ -159,6 +160,58 @@ def test_an_existing_folder_is_refused_and_left_as_it_was(finished, command):
     status, _, told = command(f"select {TINY} --out {folder / 'run'}")
     assert status == 2 and "exists and is not empty; choose another or pass --overwrite" in told
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").iterdir()}
+
+
+LEFT = (
+    "params.npz",
+    "config.json",
+    "log.jsonl",
+    "checkpoints/step_0000000009/x",
+    "predictions-a.csv",
+)
+
+
+@pytest.mark.parametrize("job", ["select", "train"])
+def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
+    job, command, monkeypatch
+):
+    """Nor beside the partial results of an interrupted one; until there are some, all stays."""
+    for name in LEFT:
+        pathlib.Path("run", name).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path("run", name).write_text("an earlier run's")
+    pathlib.Path("run/mine.txt").write_text("not wdjax's")
+
+    def interrupted(*args, progress=None, **options):
+        grid = grid_product(strength=[0.0, 0.1], learning_rate=[3e-3])
+        assert pathlib.Path("run/params.npz").exists()
+        if job == "select":
+            losses = {"loss": np.ones((2, 2, 1)), "train_loss": np.ones((2, 2, 1))}
+            progress(Progress("run", 1, 4, 0.0, None, Scores(grid, losses)))
+        raise KeyboardInterrupt
+
+    if job == "select":
+        monkeypatch.setattr(run, "cross_validate", interrupted)
+        assert command(f"select {TINY} --out run --overwrite")[0] == 130
+        assert strict_json("run/results.json")["status"] == "partial"
+        assert not pathlib.Path("run/params.npz").exists()
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "refit_runs", interrupted)
+            assert command("train --data iris --epochs 1 --out run --overwrite")[0] == 130
+        assert all(pathlib.Path("run", name).exists() for name in LEFT), "nothing new, nothing lost"
+        assert command("train --data iris --epochs 1 --out run --overwrite")[0] == 0
+        assert pathlib.Path("run/params.npz").read_bytes()[:2] == b"PK"
+    assert not any(pathlib.Path("run", name).exists() for name in LEFT[1:])
+    assert pathlib.Path("run/mine.txt").read_text() == "not wdjax's"
+
+
+def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, monkeypatch):
+    status, _, told = command("train --data iris --epochs 1 --devices 2 --out two")
+    assert status == 0 and ("share" in told) == (num_cores() < 2)
+    monkeypatch.setattr(prepare, "num_cores", lambda: 1)
+    status, _, told = command("train --data iris --epochs 1 --devices 2 --out more")
+    assert status == 0
+    assert "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)." in told
 
 
 def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):

@@ -97,7 +97,8 @@ COMMANDS = {
     "report full": ["`run` 'full': results.json is not valid JSON"],
     "report list": ["`run` 'list': results.json was not written by `wdjax select`"],
     "": ["required: COMMAND", "--help"],
-    "selct": ["invalid choice: 'selct' (choose from"],
+    "selct": ["invalid choice: 'selct' (choose from", "Did you mean 'select'?"],
+    "tarin --stream": ["invalid choice: 'tarin'", "Did you mean 'train'?"],
     "report": ["required: RUN"],
 }
 

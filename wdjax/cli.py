@@ -171,12 +171,13 @@ def _set_up_jax(words: list[str]) -> None:
     """
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from wdjax.runners import num_cores
+
     # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
-    default_devices = cores if _value_of("--distributed", words) is None else 1
+    default_devices = num_cores() if _value_of("--distributed", words) is None else 1
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
-        "jax_num_cpu_devices": _devices_wanted(words) or default_devices or 1,
+        "jax_num_cpu_devices": _devices_wanted(words) or default_devices,
         "jax_compilation_cache_dir": str(cache / "wdjax" / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -217,6 +218,13 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
+        from wdjax.checks import nearest
+
+        misspelt = re.search(r"invalid choice: '(.*?)'", message)
+        if misspelt and self._subparsers is not None:
+            (commands,) = self._subparsers._group_actions
+            hint = nearest(misspelt.group(1), commands.choices or ())
+            message += f".{hint}" if hint else ""
         raise ValueError(f"{message} (see `{self.prog} --help`).")
 
 

@@ -6,6 +6,7 @@ and spares the user's arrays.
 """
 
 import functools
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -141,6 +142,13 @@ def join_processes(where: str) -> None:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"`distributed` = {where!r}: {error}") from error
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:

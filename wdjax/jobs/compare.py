@@ -8,7 +8,7 @@ import jax
 from wdjax import recipe as recipes
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data import arrays
-from wdjax.jobs.files import Clock, header, write_json
+from wdjax.jobs.files import Clock, clear_earlier, header, write_json
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.prepare import check_batch_fits, prepare, strength_grid
 from wdjax.jobs.run import Say, Watch
@@ -108,6 +108,7 @@ def run_compare(
     results["comparison"] = comparison
     results["timing"] = clock.timing | {"total": clock.total()}
     results["status"] = "complete"
+    clear_earlier(largest.out)
     write_json(largest.out, results)
     return results
 

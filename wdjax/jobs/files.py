@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +20,12 @@ from wdjax.jobs.options import RunOptions
 from wdjax.parts import leaf_path
 from wdjax.tables import to_json
 from wdjax.types import Fit
+
+_WRITTEN = (
+    *("results.json", "report.html", "params.npz", "predictions-*.csv"),
+    *("config.json", "log.jsonl", "stacks*.txt"),
+)
+"""The files that jobs write into a run's folder."""
 
 
 def checked_out(options: RunOptions) -> pathlib.Path:
@@ -74,6 +81,18 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "sha256": arrays.hash_of(data),
         },
     }
+
+
+def clear_earlier(out: pathlib.Path) -> None:
+    """Takes out what an earlier run left, under --overwrite, just before the first new file.
+
+    Else its params would lie beside another run's results, or its checkpoints be resumed from.
+    """
+    for folder in ("checkpoints", "tensorboard"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for pattern in _WRITTEN:
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from wdjax.jobs.options import (
 )
 from wdjax.parts import resolve_parts
 from wdjax.recipe import Recipe
+from wdjax.runners import num_cores
 from wdjax.selection.grids import Grid, check_axis, grid_product
 
 
@@ -45,10 +46,16 @@ class Prepared:
 
     def describe(self) -> str:
         """The data and the devices, in a sentence each."""
-        names = [f"{d.platform}:{d.id}" for d in self.mesh.devices.flat]
+        devices = list(self.mesh.devices.flat)
+        names = [f"{d.platform}:{d.id}" for d in devices]
+        here = [
+            d for d in devices if d.platform == "cpu" and d.process_index == jax.process_index()
+        ]
+        cores = f"{num_cores()} core{'s' * (num_cores() > 1)}"
+        shared = f" ({len(here)} CPU devices share {cores}: no faster than one a core)"
         return (
             f"{self.choose_data.name}: {self.num_choose} examples to choose on, "
-            f"{self.num_test} to test on. Devices: {', '.join(names)}."
+            f"{self.num_test} to test on. Devices: {', '.join(names)}{shared if len(here) > num_cores() else ''}."
         )
 
 

@@ -15,7 +15,7 @@ from wdjax import recipe as recipes
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data import arrays
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.files import Clock, finish, header, write_json, write_params
+from wdjax.jobs.files import Clock, clear_earlier, finish, header, write_json, write_params
 from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.jobs.prepare import (
     Prepared,
@@ -88,6 +88,8 @@ def run_select(
             # This thread has nothing to do until the first chunk is back.
             threading.Thread(target=import_drawing).start()
         if event.scores is not None:
+            if "scores" not in results:
+                clear_earlier(prepared.out)
             results["scores"] = event.scores.values
             results["headline"] = _partial_headline(event)
             write_json(prepared.out, results)
@@ -169,6 +171,7 @@ def run_train(
     )
     results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
     results |= {"refit": refit, "status": "complete"}
+    clear_earlier(prepared.out)
     write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
     finish(prepared.out, results, clock)
     return results

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from wdjax.data.stream import make_stream, prefetch_to_device
 from wdjax.folder import locked
 from wdjax.hang import HangWatch
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.files import Clock, finish, header, write_json, write_params
+from wdjax.jobs.files import Clock, clear_earlier, finish, header, write_json, write_params
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
@@ -299,10 +298,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _start_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
-    """Under --overwrite, what an earlier run left would be resumed from: it goes."""
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    for name in ("log.jsonl", "results.json", "report.html", "params.npz"):
-        (out / name).unlink(missing_ok=True)
+    clear_earlier(out)
     beside = out / f"{CONFIG}.tmp"
     beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     beside.replace(out / CONFIG)
@@ -325,9 +321,10 @@ def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[flo
 def _headline(options: TrainOptions, loop: TrainLoop, run: dict[str, Any]) -> str:
     early = f" Stopped early: best at step {loop.best_step}." if loop.stopped_early else ""
     skipped = f" {loop.skipped} batches were skipped." if loop.skipped else ""
+    empty = f" Of {loop.empty} batches no example counted." if loop.empty else ""
     return (
         f"Strength {options.strength:g} ({options.decay}): test loss {run['test_loss'][0]:.4g}, "
-        f"training loss {run['train_loss'][0]:.4g}.{early}{skipped}"
+        f"training loss {run['train_loss'][0]:.4g}.{early}{skipped}{empty}"
     )
 
 
