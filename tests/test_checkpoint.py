@@ -211,7 +211,7 @@ def test_a_failed_save_says_so_at_the_next_step_and_leaves_nothing(tmp_path, mon
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wdjax.checkpoint._write_arrays", full)
+    monkeypatch.setattr("wdjax.checkpoint.store.write_arrays", full)
     saved.save(2, {"w": jnp.zeros(2)})
     with pytest.raises(CheckpointError, match=r"step 2 .* No space left .*; that of step 1 stays"):
         saved.wait()
@@ -242,7 +242,7 @@ def test_asking_for_a_checkpoint_that_is_not_there_says_which_are(tmp_path):
 
 
 def test_a_checkpoint_of_a_later_format_names_the_version_that_reads_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("wdjax.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("wdjax.checkpoint.store.FORMAT", 2)
     saved = Checkpoints(tmp_path)
     saved.save(1, {"w": jnp.zeros(2)})
     saved.wait()

@@ -297,7 +297,7 @@ def test_a_failed_save_ends_the_run_at_the_next_step(run_step, tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wdjax.checkpoint._write_arrays", full)
+    monkeypatch.setattr("wdjax.checkpoint.store.write_arrays", full)
     loop = TrainLoop(
         run_step,
         start(),

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tfds_folders import CIFAR10, image_rows, images, write_folder
 
-from wdjax import checkpoint
+from wdjax.checkpoint import store
 from wdjax.cli import main
 from wdjax.data.arrays import load_data
 from wdjax.jobs import load_predictor
@@ -75,7 +75,7 @@ def test_resume_from_the_shell_ends_as_if_never_stopped_and_refuses_another_conf
 ):
     """Stopped by its own failure to go on: a save that finds no room."""
     assert command(f"{IRIS} --out whole --save-every 3")[0] == 0
-    write, saved = checkpoint._write_arrays, []
+    write, saved = store.write_arrays, []
 
     def full_at_the_fourth(*arguments):
         saved.append(1)
@@ -83,10 +83,10 @@ def test_resume_from_the_shell_ends_as_if_never_stopped_and_refuses_another_conf
             raise OSError(28, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr("wdjax.checkpoint._write_arrays", full_at_the_fourth)
+    monkeypatch.setattr("wdjax.checkpoint.store.write_arrays", full_at_the_fourth)
     status, _, told = command(f"{IRIS} --name part --save-every 3")
     assert status == 1 and "No space left on device" in told
-    monkeypatch.setattr("wdjax.checkpoint._write_arrays", write)
+    monkeypatch.setattr("wdjax.checkpoint.store.write_arrays", write)
     status, _, told = command("train --resume runs/part --strength 0.2 --epochs=5")
     assert status == 2 and "epochs was 4 and is 5; strength was 0.1 and is 0.2" in told
     status, _, told = command("train --resume runs/part --strength 0.1 --devices 2")

@@ -51,11 +51,13 @@ class Prepared:
         here = [
             d for d in devices if d.platform == "cpu" and d.process_index == jax.process_index()
         ]
-        cores = f"{num_cores()} core{'s' * (num_cores() > 1)}"
-        shared = f" ({len(here)} CPU devices share {cores}: no faster than one a core)"
+        shared, cores = "", num_cores()
+        if len(here) > cores:
+            shared = f" ({len(here)} CPU devices share {cores} core{'s' * (cores > 1)}: no faster "
+            shared += "than one a core)"
         return (
             f"{self.choose_data.name}: {self.num_choose} examples to choose on, "
-            f"{self.num_test} to test on. Devices: {', '.join(names)}{shared if len(here) > num_cores() else ''}."
+            f"{self.num_test} to test on. Devices: {', '.join(names)}{shared}."
         )
 
 
