@@ -348,6 +348,15 @@ def test_candidates_that_diverge_lose_and_do_not_poison_the_others(command, nans
     assert lost == [[False] * 2, [True] * 2] * 2
 
 
+def test_the_plan_says_which_strengths_take_a_whole_weight_a_step(command):
+    tiny = TINY.replace("--strengths 0 0.1", "--strengths 0 100 400")
+    status, _, told = command(f"select {tiny} --out run")
+    assert status == 0, told
+    assert "At learning rate 0.003 a step at strength 400 removes more than a whole weight" in told
+    status, _, told = command(f"select {TINY} --out other")
+    assert status == 0 and "whole weight" not in told
+
+
 def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     def lost(function, grid, *args, **options):
         return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})

@@ -107,6 +107,12 @@ def test_every_test_that_the_pages_name_exists():
     assert named and named <= defined
 
 
+def test_every_fault_has_a_row_with_a_test_that_provokes_it():
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", read("faults.md"), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 31))
+    assert all(re.fullmatch(r"`test_\w+`(, `test_\w+`)*", tests) for _, tests in rows)
+
+
 def test_every_row_of_the_articles_stands_in_the_page_about_them():
     rows = {f"S{n}" for n in range(1, 18)} | {f"Q{n}" for n in (1, 8, 9, 10, 11, 13, 14)}
     text = re.sub(r"S(\d+)-S(\d+)", _written_out, read("articles.md"))

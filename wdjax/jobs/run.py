@@ -23,6 +23,7 @@ from wdjax.jobs.prepare import (
     hparams_of,
     prepare,
     strength_grid,
+    whole_weight_strength,
 )
 from wdjax.jobs.stream import check_not_streamed, run_stream
 from wdjax.jobs.verdict import headline, score_rows
@@ -241,6 +242,21 @@ def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds:
         f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
+        f"{_about_whole_weights(options, grid)}"
+    )
+
+
+def _about_whole_weights(options: SelectOptions, grid: Grid) -> str:
+    """Traced strengths cannot be warned of when the decay is built."""
+    highest = float(np.max(grid["learning_rate"]))
+    rates = np.unique(grid["strength"]) / whole_weight_strength(options.decay, highest)
+    whole = np.unique(grid["strength"])[rates >= 1 + 1e-6]
+    if not len(whole):
+        return ""
+    named = ", ".join(f"{strength:g}" for strength in whole)
+    return (
+        f"\nAt learning rate {highest:g} a step at strength {named} removes more than a whole "
+        "weight: the weights change sign at every step."
     )
 
 
