@@ -19,6 +19,7 @@ from wdjax.checkpoint import CheckpointError, Checkpoints, host_leaves
 from wdjax.data.batches import as_batch
 from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
 from wdjax.decay import decoupled_decay
+from wdjax.jobs.stream import _resume
 from wdjax.loop import NonFiniteError, Preempted, TrainLoop, make_evaluate
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
@@ -122,6 +123,49 @@ def test_a_resumed_run_ends_bit_for_bit_where_one_that_never_stopped_does(
     assert numbers(tmp_path / "part" / "log.jsonl") == numbers(tmp_path / "whole" / "log.jsonl")
     assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
     assert bits(resumed.best_state()) == bits(whole.best_state())
+
+
+class Recorded(dict):
+    """Metrics that note which of them are read."""
+
+    def __init__(self, values, read):
+        super().__init__(values)
+        self.read = read
+
+    def __getitem__(self, name):
+        self.read.append(name)
+        return super().__getitem__(name)
+
+
+def test_at_a_step_that_is_not_logged_two_scalars_leave_the_device_a_step_late(run_step, tmp_path):
+    """What the host asks of a step, it asks after the next one was sent off."""
+    reads = []
+
+    def recorded(state, batch):
+        state, metrics = run_step(state, batch)
+        reads.append([])
+        return state, Recorded(metrics, reads[-1])
+
+    loop = TrainLoop(
+        recorded, start(), batch_stream(), num_steps=12, log=tmp_path / "log", log_every=5
+    )
+    for step, _ in loop:
+        read_so_far = [sorted(names) for names in reads]
+        if step in (2, 9):
+            assert read_so_far[-1] == [] and read_so_far[-2] == ["denominator", "skipped"]
+    assert len(reads[4]) == len(set(reads[4])) > 5, "a logged step is fetched once, whole"
+
+
+def test_a_resume_on_other_devices_says_what_it_was_saved_on(run_step, tmp_path):
+    saved = Checkpoints(tmp_path)
+    list(TrainLoop(run_step, start(), batch_stream(), num_steps=2, checkpoints=saved))
+    loop = TrainLoop(run_step, start(), batch_stream(), num_steps=3, checkpoints=saved)
+    loop.resume()
+    told = []
+    assert loop.saved_on == 1 and _resume(loop, 1, told.append) == 2
+    assert told == ["Resumed after step 2."]
+    _resume(loop, 4, told.append)
+    assert told[-1].startswith("It was saved on 1 devices and goes on on 4: equal to rounding")
 
 
 def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(run_step, tmp_path):

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from wdjax.data.arrays import load_data, make_dataset
 from wdjax.data.batches import pad_batch, to_devices
-from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
+from wdjax.data.stream import as_stream, from_here, make_stream, prefetch_to_device
 from wdjax.data.tfds import open_tfds
 from wdjax.types import Batch
 
@@ -89,6 +89,18 @@ def test_a_stream_goes_on_exactly_where_it_was(stop):
     second = make(num_threads=3)
     second.set_state(state)
     assert_same([*before, *second], make())
+
+
+def test_a_stream_is_given_again_from_where_it_was_without_hashing_its_data_again(monkeypatch):
+    hashed = []
+    monkeypatch.setattr("wdjax.data.stream.hash_of", lambda data: hashed.append(1) or "")
+    stream = make_stream(DATA, batch_size=4, seed=5)
+    next(stream)
+    again = from_here(stream)
+    first = list(again())
+    assert len(first) == 2 and len(hashed) == 1
+    assert_same(again(), first)
+    assert len(hashed) == 1
 
 
 def test_a_stream_can_go_back_and_be_closed():

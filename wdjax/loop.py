@@ -1,6 +1,7 @@
 """A run of days: batches streamed, evaluated, logged, saved, and resumed bit for bit."""
 
 import contextlib
+import itertools
 import math
 import os
 import warnings
@@ -133,6 +134,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.best_score = math.inf
         self.skipped = self.empty = 0
         self.stopped_early = False
+        self.saved_on: int | None = None
         self._worse = 0
         self._best: TrainState | None = None
         self._resumed = False
@@ -142,7 +144,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         """Goes to the newest whole checkpoint, as if the run had never stopped; gives its step.
 
         On the devices and with the versions it was saved with, what follows is the same bit for
-        bit; on another number of devices to rounding.
+        bit; on another number of devices than `saved_on` to rounding.
 
         Args:
           may_differ: names in `config` that need not be what they were.
@@ -256,16 +258,17 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             raise ValueError(
                 '`non_finite`="skip" needs a step that can: skip_non_finite(make_train_step(...)).'
             )
-        # Two scalars, on their way together: all that leaves the device at a step not logged.
+        # At a step that is not logged two scalars leave the device, on their way together.
         looked_at = ("skipped" if "skipped" in metrics else "loss", "denominator")
-        seen = jax.device_get({name: metrics[name] for name in looked_at if name in metrics})
+        wanted = metrics if is_logged and self._log is not None else looked_at
+        seen = jax.device_get({name: metrics[name] for name in wanted if name in metrics})
         bad = seen["skipped"] > 0 if "skipped" in seen else not math.isfinite(seen["loss"])
         self.skipped += bool(bad)
         if seen.get("denominator") == 0:
             self._note_empty(step)
         if is_logged and self._log is not None:
             skipped = {"skipped_total": self.skipped} if "skipped" in metrics else {}
-            self._log.write(step, {**metrics, **skipped})
+            self._log.write(step, {**seen, **skipped})
         if not bad:
             return
         what = f"the loss or the gradient of step {step} (batch {step - 1}, from 0) is not finite"
@@ -325,6 +328,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             "worse": self._worse,
             "skipped": self.skipped,
             "empty": self.empty,
+            "devices": _num_devices(self.state),
             "stopped_early": self.stopped_early,
         }
         self._checkpoints.save(
@@ -338,6 +342,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
 
     def _take_over(self, found: Restored) -> None:
         progress = found.facts["progress"]
+        self.saved_on = progress.get("devices")
         self.state = jax.tree.map(_strong, found.state)
         self.step, self._resumed = found.step, True
         self.best_step = progress["best_step"]
@@ -373,19 +378,28 @@ def make_evaluate(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {}
-        total = 0.0
+        total, pending = 0.0, None
         batches = prefetch_to_device(make_batches(), sharding=sharding)
-        for batch in batches:
-            values, weight = weighted(state.params, state.model_state, batch)
-            total += float(weight)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        for batch in itertools.chain(batches, [None]):
+            ahead = None if batch is None else weighted(state.params, state.model_state, batch)
+            # Only now is the batch before looked at: the device is never without work.
+            if pending is not None:
+                values, weight = jax.device_get(pending)
+                total += float(weight)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            pending = ahead
         batches.close()
         if total == 0:
             raise ValueError("nothing to evaluate on: no example has a weight above 0.")
         return {name: value / total for name, value in sums.items()}
 
     return evaluate
+
+
+def _num_devices(state: TrainState) -> int:
+    placed = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    return max((len(leaf.sharding.device_set) for leaf in placed), default=1)
 
 
 def _strong(leaf: Any) -> Any:

@@ -4,7 +4,7 @@ import importlib
 import itertools
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -130,6 +130,20 @@ def as_stream(
     if num_epochs is not None:
         check_positive_int("num_epochs", num_epochs)
     return IterableStream(data, batch_size, num_epochs)
+
+
+def from_here(stream: Stream) -> Callable[[], Stream]:
+    """A function that gives the stream from where it is now, again at every call.
+
+    For evaluations: a stream made anew would hash its data anew.
+    """
+    begin = stream.get_state()
+
+    def again() -> Stream:
+        stream.set_state(begin)
+        return stream
+
+    return again
 
 
 def prefetch_to_device(stream: Iterable, *, sharding: Any = None, size: int = 2) -> "DeviceStream":

@@ -17,7 +17,7 @@ from wdjax import recipe as recipes
 from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.data import arrays
-from wdjax.data.stream import make_stream, prefetch_to_device
+from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.folder import locked
 from wdjax.hang import HangWatch
 from wdjax.jobs.audit import audit_results, audit_run
@@ -37,11 +37,9 @@ SAVE_EVERY = 500
 HANG_AFTER = 600.0
 
 _STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
-_MAY_DIFFER = (
-    *("out", "name", "overwrite", "resume", "stream", "devices", "distributed"),
-    *("data_dir", "download", "save_every", "tensorboard", "hang_after", "on_hang"),
-)
-"""Options that change where and when a run runs, not what it computes."""
+_NOT_KEPT = ("out", "name", "overwrite", "resume", "stream", "devices", "distributed", "download")
+_MAY_DIFFER = (*_NOT_KEPT, "data_dir", "save_every", "tensorboard", "hang_after", "on_hang")
+"""Options that change where and how a run runs, not what it computes; some a resume keeps."""
 
 
 def check_not_streamed(options: TrainOptions) -> None:
@@ -121,7 +119,7 @@ def run_stream(
         results["data"]["sha256"] = _fingerprint(sources.train)
         clock.lap("data")
         loop, evaluate = _build(options, prepared, sources, hparams, config)
-        done = _resume(loop, say) if options.resume is not None else 0
+        done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
         say(
             f"{prepared.describe()} Training on {num_train} batch by batch, "
             f"{loop.num_steps} steps, in {prepared.out}."
@@ -201,7 +199,7 @@ def _build(
     params, model_state = jax.jit(recipes.recipe_model(recipe, hparams).init)(init_key, inputs)
     guarded = skip_non_finite(step)
     score = recipes.recipe_score(recipe)
-    evaluate = lambda source: make_evaluate(score, lambda: make(source), sharding=sharding)
+    evaluate = lambda source: make_evaluate(score, from_here(make(source)), sharding=sharding)
     every = options.evaluate_every
     every = -(-num_steps // recipe.num_epochs) if every is None else every
     loop = TrainLoop(
@@ -250,13 +248,18 @@ def _data_mesh(mesh: Mesh) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def _resume(loop: TrainLoop, say: Callable[[str], None]) -> int:
+def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> int:
     """A run that was killed before its first checkpoint begins again, which is the same."""
     try:
         step = loop.resume(may_differ=_MAY_DIFFER)
     except FileNotFoundError:
         step = 0
     say(f"Resumed after step {step}." if step else "Nothing was saved yet: begins again.")
+    if loop.saved_on not in (None, num_devices):
+        say(
+            f"It was saved on {loop.saved_on} devices and goes on on {num_devices}: equal to "
+            "rounding, not bit for bit."
+        )
     return step
 
 
@@ -279,7 +282,7 @@ def _run(loop: TrainLoop, done: int, watch: Callable[[str, Progress], None] | No
 def _config(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
     recipe = prepared.recipe
     told = dataclasses.asdict(options) | {"epochs": recipe.num_epochs, "loss": recipe.loss}
-    return {name: value for name, value in told.items() if name not in _MAY_DIFFER}
+    return {name: value for name, value in told.items() if name not in _NOT_KEPT}
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
