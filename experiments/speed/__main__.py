@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.speed import augment, cnn, decay, grid, growth, memory, select
+from experiments.speed import augment, cnn, decay, grid, growth, memory, select, stream
 
 MEASUREMENTS = {
     "grid": grid.main,
@@ -16,6 +16,7 @@ MEASUREMENTS = {
     "memory": memory.main,
     "augment": augment.main,
     "decay": decay.main,
+    "stream": stream.main,
 }
 
 if __name__ == "__main__":

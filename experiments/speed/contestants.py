@@ -20,6 +20,7 @@ NUM_FITS = FOLDS * NUM_STRENGTHS
 KERAS_FITS = 4
 CNN_STEPS, CNN_BATCH = 20, 128
 MATMUL_SIDE = 4096
+STREAM_STEPS = 40
 
 
 def digits():
@@ -366,7 +367,101 @@ def cnn_torch(channels_last=False):
     return run
 
 
+def stream_step():
+    """The CNN's guarded step, compiled, and a state to begin with."""
+    import jax
+    import optax
+
+    from wdjax.decay import decoupled_decay
+    from wdjax.losses import cross_entropy, regularized_loss
+    from wdjax.models import make_cnn
+    from wdjax.parts import matrices_only
+    from wdjax.runners import jit_step
+    from wdjax.step import init_state, make_train_step, skip_non_finite
+
+    model = make_cnn(10)
+    decay = decoupled_decay(0.01, LEARNING_RATE, parts=matrices_only)
+    tx = optax.chain(optax.adam(LEARNING_RATE), decay)
+    step = skip_non_finite(make_train_step(regularized_loss(model, cross_entropy), tx))
+    key = jax.random.key(0)
+    params, model_state = model.init(key, images()[0][:1])
+    return jit_step(step), init_state(params, tx, model_state=model_state, key=key)
+
+
+def stream_bare(steps):
+    """The step alone, called on batches that are on the device already."""
+    import itertools
+
+    import jax
+
+    from wdjax.types import Batch
+
+    run_step, state = stream_step()
+    inputs, targets = images()
+    cuts = [slice(i, i + CNN_BATCH) for i in range(0, len(targets), CNN_BATCH)]
+    weights = np.ones(CNN_BATCH, "f4")
+    batches = jax.device_put([Batch(inputs[cut], targets[cut], weights) for cut in cuts])
+    ahead = itertools.cycle(batches)
+
+    def run():
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = run_step(state, next(ahead))
+        return float(metrics["loss"])
+
+    return run
+
+
+def stream_arrays(steps):
+    """`TrainLoop` over arrays in memory."""
+    from wdjax.data.arrays import make_dataset
+
+    inputs, targets = images()
+    return looped(make_dataset(inputs, targets, num_outputs=10), steps)
+
+
+def stream_tfds(steps):
+    """`TrainLoop` over PNG images in array_record, as TFDS keeps CIFAR-10."""
+    import tempfile
+
+    from experiments.speed.images import write_images
+    from wdjax.data.tfds import open_tfds
+
+    folder = tempfile.TemporaryDirectory()
+    write_images(folder.name, CNN_STEPS * CNN_BATCH)
+    run = looped(open_tfds("cifar10", data_dir=folder.name), steps)
+    run.folder = folder  # It is removed with the function.
+    return run
+
+
+def looped(source, steps):
+    import pathlib
+    import tempfile
+
+    import jax
+
+    from wdjax.data.stream import make_stream, prefetch_to_device
+    from wdjax.loop import TrainLoop
+
+    run_step, state = stream_step()
+    stream = make_stream(source, batch_size=CNN_BATCH, seed=0, num_epochs=None)
+    log = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
+    loop = TrainLoop(run_step, state, prefetch_to_device(stream), num_steps=10**9, log=log)
+    going = iter(loop)
+
+    def run():
+        for _ in range(steps):
+            _, metrics = next(going)
+        jax.block_until_ready(loop.state)
+        return float(metrics["loss"])
+
+    return run
+
+
 TASKS = {
+    "stream_bare": stream_bare,
+    "stream_arrays": stream_arrays,
+    "stream_tfds": stream_tfds,
     "grid_ours": grid_ours,
     "grid_hand": grid_hand,
     "grid_sklearn": grid_sklearn,

@@ -11,6 +11,7 @@ from experiments.common import draw_svg
 from experiments.speed import growth, select
 from experiments.speed.grid import HAND, KERAS, SKLEARN, SKORCH
 from experiments.speed.measure import RESULTS
+from experiments.speed.stream import ARRAYS, IMAGES
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "speed.md"
 GRID, CNN = "the grid of 50 fits", "the article's CNN, a step"
@@ -24,6 +25,8 @@ ROWS = (
     (CNN, "PyTorch, contiguous", "cnn", 0.9, 1.3),
     (CNN, "PyTorch, channels last", "cnn", 0.9, 1.3),
     ("8 CNNs as one program, a step and model", "one model alone", "cnn_together", 1, 1.2),
+    ("the streaming loop, a step of the CNN", ARRAYS, "stream", 0.95, 1),
+    ("the streaming loop, a step of the CNN", IMAGES, "stream", 0.8, 1),
     ("second `wdjax select`", select.AGAINST, "select", 2, 3),
 )
 NOT_YET = "Not measured yet: `python -m experiments.speed {}`."
