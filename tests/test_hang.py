@@ -1,5 +1,6 @@
 """The hang watch: a run that stands still is said to, with the stacks of all its threads."""
 
+import re
 import subprocess
 import sys
 import time
@@ -50,14 +51,13 @@ def test_an_iterator_that_hangs_is_told_with_the_place_where_it_waits(tmp_path, 
     assert [step for step, _ in loop] == [1, 2, 3, 4]
     stacks = (tmp_path / "run" / "stacks.txt").read_text()
     assert "in batches_that_stall" in stacks and "most recent call first" in stacks
-    assert "no step finished for 0.8 s, after step 2 (now: waiting for data)" in stacks
+    assert re.search(r"finished for [\d.]+ s, after step 2 \(now: waiting for data\)", stacks)
     words = capfd.readouterr().err
     assert "the stacks of all threads are in" in words and "It is left to run." in words
-    assert "wdjax: it goes on after 2." in words.split("after step 2 (now")[-1]
-    assert [(line["step"], line["hung_seconds"] >= 0.8) for line in log.read()] == [
-        (2, True),
-        (2, True),
-    ], "again after twice as long"
+    assert re.search(r"wdjax: it goes on after [\d.]+ s, after step 2", words)
+    first, second, *_ = (line for line in log.read() if line["step"] == 2)
+    assert first["hung_seconds"] >= 0.8, "and again after twice as long"
+    assert second["hung_seconds"] >= 1.6
 
 
 def test_whoever_iterates_may_take_their_time_and_steps_that_finish_are_no_hang(tmp_path, capfd):
