@@ -22,6 +22,7 @@ from wdjax.runners import num_cores
 from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
+from wdjax.telemetry import PartTelemetry
 
 SETTINGS = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -334,7 +335,25 @@ def test_train_makes_one_run_with_the_same_parts(command):
     assert len(results["refit"]["chosen"]["test_loss"]) == 2
     with np.load("run/params.npz") as arrays:
         assert arrays["head/kernel"].dtype == np.float64
-    assert pathlib.Path("run/report.html").exists()
+    telemetry = results["telemetry"]
+    assert telemetry["steps"] == [1, 5] and "note" not in telemetry
+    kernel = telemetry["parts"]["head/kernel"]
+    assert set(kernel) == set(PartTelemetry._fields)
+    assert np.shape(kernel["norm"]) == (2, 2) and (np.array(kernel["angle"]) > 0).all()
+    np.testing.assert_allclose(kernel["timescale"][0][0], 1 / (3e-3 * 0.1))
+    page = pathlib.Path("run/report.html").read_text()
+    assert "What the parts did on the way" in page and "head/kernel: norm" in page
+
+
+def test_of_a_penalty_telemetry_says_that_it_has_no_rate(command):
+    status, _, told = command(
+        "train --strength 0.1 --decay coupled --data wine --epochs 1 --batch-size 64 --out run"
+    )
+    assert status == 0, told
+    telemetry = strict_json("run/results.json")["telemetry"]
+    assert "it has no rate of its own" in telemetry["note"]
+    assert telemetry["parts"]["head/kernel"]["timescale"] == [[None]]
+    assert "it has no rate of its own" in pathlib.Path("run/report.html").read_text()
 
 
 def test_candidates_that_diverge_lose_and_do_not_poison_the_others(command, nans_allowed):

@@ -362,6 +362,8 @@ def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step):
         list(TrainLoop(run_step, start(), [], num_steps=9))
     with pytest.raises(ValueError, match="need `evaluate`"):
         TrainLoop(run_step, start(), [], num_steps=9, patience=2)
+    with pytest.raises(ValueError, match="`telemetry` needs `log`"):
+        TrainLoop(run_step, start(), [], num_steps=9, telemetry=lambda state, batch: {})
     with pytest.raises(ValueError, match="needs `checkpoints`"):
         TrainLoop(run_step, start(), [], num_steps=9, save_every=2)
     loop = TrainLoop(
@@ -371,6 +373,32 @@ def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step):
         list(loop)
     with pytest.raises(ValueError, match="there is no best"):
         loop.best_state()
+
+
+def test_telemetry_sees_the_step_to_come_and_leaves_the_run_as_it_was(run_step, tmp_path):
+    """Before the first step and the first after each evaluation, with that step's own batch."""
+
+    def look(state, batch):
+        return {"part": {"number": state.step + 1, "input": batch.inputs[0, 0]}}
+
+    options = {"num_steps": 7, "evaluate": lambda state: {"loss": 1.0}, "evaluate_every": 3}
+    loop = TrainLoop(
+        run_step, start(), batch_stream(), log=tmp_path / "log", telemetry=look, **options
+    )
+    inputs = [float(batch.inputs[0, 0]) for batch, _ in zip(batch_stream(), range(7), strict=False)]
+    list(loop)
+    plain = TrainLoop(run_step, start(), batch_stream(), **options)
+    list(plain)
+    assert bits(loop.state) == bits(plain.state)
+    seen = [line for line in RunLog(tmp_path / "log").read() if "measured/part/number" in line]
+    assert [(line["step"], line["measured/part/number"]) for line in seen] == [
+        (1, 1),
+        (4, 4),
+        (7, 7),
+    ]
+    np.testing.assert_allclose(
+        [line["measured/part/input"] for line in seen], [inputs[i] for i in (0, 3, 6)]
+    )
 
 
 def test_a_log_cut_short_by_a_kill_reads_as_far_as_it_is_whole(tmp_path):

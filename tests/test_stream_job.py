@@ -58,6 +58,11 @@ def test_a_streamed_run_writes_what_a_run_writes_and_its_predictions_are_its_sco
     assert np.shape(run["curves"]["test_loss"]) == (1, 4)
     assert run["curves"]["test_loss"][0][-1] == pytest.approx(run["test_loss"][0])
     assert results["decay"] and "<svg" in pathlib.Path("run/report.html").read_text()
+    telemetry = results["telemetry"]
+    assert telemetry["steps"] == [1, 9, 17, 25], "the first step of each of four epochs"
+    norms = telemetry["parts"]["head/kernel"]["norm"]
+    assert np.shape(norms) == (1, 4) and len(set(norms[0])) == 4
+    assert "head/kernel: norm" in pathlib.Path("run/report.html").read_text()
     steps = [line["step"] for line in RunLog("run/log.jsonl").read() if "loss" in line]
     assert steps == list(range(1, 31)), "120 examples, 4 epochs, 16 a step, every step logged"
     data = load_data("iris")

@@ -70,6 +70,9 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         steps, and every evaluation. What it holds of later steps than the one to begin after is
         cut off.
       log_every: steps between lines.
+      telemetry: `(state, batch) -> tree of scalars`, called before the first step, and the first
+        after each `evaluate_every`, with what that step will see; it goes to the log, under
+        `measured`.
       non_finite: "stop" raises at the first loss or gradient that is not finite; "skip" leaves
         the whole update out, counts it in `metrics["skipped_total"]`, and raises when there were
         more than `max_skipped`.
@@ -98,6 +101,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         config: Mapping[str, Any] | None = None,
         log: str | os.PathLike[str] | RunLog | None = None,
         log_every: int = 10,
+        telemetry: Callable[[TrainState, Batch], Any] | None = None,
         non_finite: str = "stop",
         max_skipped: int = 100,
         watch: HangWatch | None = None,
@@ -115,6 +119,8 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
                 check_positive_int(name, value)
         if evaluate is None and (patience is not None or evaluate_every is not None):
             raise ValueError("`patience` and `evaluate_every` need `evaluate`: give what to run.")
+        if telemetry is not None and log is None:
+            raise ValueError("`telemetry` needs `log`: give the file it is to go to.")
         if save_every is not None and checkpoints is None:
             raise ValueError("`save_every` needs `checkpoints`: give Checkpoints(folder).")
         self._run_step, self._stream = run_step, as_stream(stream)
@@ -124,7 +130,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self._config = dict(config or {})
         log = log if log is None or isinstance(log, RunLog) else RunLog(log)
         self._log = log if jax.process_index() == 0 else None
-        self._log_every = log_every
+        self._log_every, self._telemetry = log_every, telemetry
         self._non_finite, self._max_skipped = non_finite, max_skipped
         self._watch = watch
         # Strong types, as those of a restored state: a weak one may promote differently.
@@ -217,6 +223,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
                     "epochs (num_epochs=None never ends), or ask for fewer steps."
                 )
             self._begin("training")
+            self._look_at_parts(batch)
             self.state, metrics = self._run_step(self.state, batch)
             if block:
                 # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
@@ -248,6 +255,16 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
     def _begin(self, doing: str) -> None:
         if self._watch is not None:
             self._watch.begin(self.step, doing)
+
+    def _look_at_parts(self, batch: Batch) -> None:
+        """The telemetry of the step to come, if it is due; before it, since it takes the state."""
+        due = self.step % self._every == 0 if self._every is not None else self.step == 0
+        if self._telemetry is None or not due:
+            return
+        self._settle()
+        measured = jax.device_get(self._telemetry(self.state, batch))
+        if self._log is not None:
+            self._log.write(self.step + 1, {"measured": measured})
 
     def _settle(self) -> None:
         """Looks at the step before: was it finite, is it to be logged?"""

@@ -1,6 +1,7 @@
 """From choices to functions: what the command's options build, usable from Python as well."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -25,7 +26,7 @@ from wdjax.data.augment import (
     random_flip,
     random_saturation,
 )
-from wdjax.decay import corrected_decay, decoupled_decay, independent_decay
+from wdjax.decay import corrected_rate, decay_weights, decoupled_rate, independent_rate
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
@@ -40,7 +41,8 @@ from wdjax.parts.features import (
     z_scores,
 )
 from wdjax.penalties import l1_penalty, l2_penalty
-from wdjax.step import Metrics, StepFn, TrainState, make_train_step
+from wdjax.step import MeasureFn, Metrics, StepFn, TrainState, make_train_step
+from wdjax.telemetry import measure_parts
 from wdjax.training import (
     FitFn,
     ScoreFn,
@@ -50,7 +52,7 @@ from wdjax.training import (
     make_score,
     steps_per_epoch,
 )
-from wdjax.types import Batch, Fit, HParams, Model, Parts, PenaltyFn, Schedule
+from wdjax.types import Batch, Fit, HParams, Model, Parts, PenaltyFn, Schedule, Strength
 from wdjax.weights import (
     augment_strength,
     confidence,
@@ -73,6 +75,11 @@ DIRECTIONS = {
     "lion": optax.scale_by_lion,
 }
 """The descent direction of each optimiser, before the learning rate; decay is ours."""
+
+MOMENTUM = {"adam": 0.9, "sgd": 0.0, "momentum": 0.9, "lion": 0.957}
+"""How alike the steps of each optimiser are, as telemetry reads it: the correlation of neighbours
+in a geometric sequence. Lion's is the one whose sum is that of its own correlations, `2/pi
+arcsin(0.350 * 0.99^(k-1))` at distance k, from its 0.9 and 0.99."""
 
 AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
     "crop": lambda side: random_crop(max(1, side // 8)),
@@ -223,25 +230,54 @@ def recipe_tx(
     """
     parts = recipe_part_weights(recipe, hparams, inputs, "decay")
     on_update = recipe_part_weights(recipe, hparams, inputs, "update")
-    strength, peak = hparams["strength"], hparams["learning_rate"]
-    learning_rate, multiplier = recipe_learning_rate(recipe, peak, num_steps)
-    decays = {
-        "decoupled": lambda: decoupled_decay(strength, learning_rate, parts=parts),
-        "independent": lambda: independent_decay(strength, multiplier, parts=parts),
-        "corrected": lambda: corrected_decay(strength, learning_rate, peak, parts=parts),
-    }
-    decay = decays.get(recipe.decay, optax.identity)()
+    learning_rate, _ = recipe_learning_rate(recipe, hparams["learning_rate"], num_steps)
+    rate = recipe_rate(recipe, hparams, num_steps)
+    decay = optax.identity() if rate is None else decay_weights(rate, parts=parts)
     direction = DIRECTIONS[recipe.optimizer]()
     if on_update is not None:
         direction = optax.chain(direction, scale_by_parts(on_update))
     return optax.chain(direction, optax.scale_by_learning_rate(learning_rate), decay)
 
 
-def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> FitFn:
-    """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`."""
+def recipe_rate(recipe: Recipe, hparams: HParams, num_steps: int) -> Strength | Schedule | None:
+    """c_t of the recipe's decay; None where it is a penalty (coupled, l1), which has none."""
+    strength, peak = hparams["strength"], hparams["learning_rate"]
+    learning_rate, multiplier = recipe_learning_rate(recipe, peak, num_steps)
+    if recipe.decay == "decoupled":
+        return decoupled_rate(strength, learning_rate)
+    if recipe.decay == "independent":
+        return independent_rate(strength, multiplier)
+    if recipe.decay == "corrected":
+        return corrected_rate(strength, learning_rate, peak)
+    return None
+
+
+def recipe_measure(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any) -> MeasureFn:
+    """The telemetry of the recipe's parts, at the rate and the momentum of its optimiser.
+
+    A penalty in the loss has no rate: what it pulls is part of the gradient, so its parts have
+    an infinite timescale and no predicted equilibrium.
+    """
+    rate = recipe_rate(recipe, hparams, num_steps)
+    return functools.partial(
+        measure_parts,
+        rate=0.0 if rate is None else rate,
+        parts=recipe_part_weights(recipe, hparams, inputs, "decay"),
+        momentum=MOMENTUM[recipe.optimizer],
+    )
+
+
+def recipe_fit(
+    recipe: Recipe, observe: Callable[[Fit], Any] | None = None, *, measured: bool = False
+) -> FitFn:
+    """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`.
+
+    `measured` adds the telemetry of each epoch's first step, `history["measured"]`.
+    """
 
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
         num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
+        measure = lambda hparams: recipe_measure(recipe, hparams, num_steps, train.inputs)
         run = make_fit(
             lambda hparams: recipe_model(recipe, hparams),
             LOSSES[recipe.loss],
@@ -255,6 +291,7 @@ def recipe_fit(recipe: Recipe, observe: Callable[[Fit], Any] | None = None) -> F
             ),
             augment=recipe_augment(recipe, train.inputs),
             observe=observe,
+            make_measure=measure if measured else None,
         )
         return run(hparams, train, key)
 
@@ -269,6 +306,7 @@ def recipe_step(
     augment_key: Array,
     *,
     num_micro_batches: int = 1,
+    measured: bool = False,
 ) -> tuple[StepFn, optax.GradientTransformation]:
     """The recipe's step and its optimiser, for data that come batch by batch.
 
@@ -282,6 +320,7 @@ def recipe_step(
       inputs: examples, of which only shapes and dtypes are used.
       augment_key: folded with the step for the augmentations.
       num_micro_batches: see `make_train_step`.
+      measured: put the telemetry of the parts into the metrics, under `measured`.
     """
     model, tx = recipe_model(recipe, hparams), recipe_tx(recipe, hparams, num_steps, inputs)
     loss_fn = regularized_loss(
@@ -290,7 +329,8 @@ def recipe_step(
         recipe_penalty(recipe, hparams, inputs),
         part_weights=recipe_part_weights(recipe, hparams, inputs, "loss"),
     )
-    plain = make_train_step(loss_fn, tx, num_micro_batches=num_micro_batches)
+    measure = recipe_measure(recipe, hparams, num_steps, inputs) if measured else None
+    plain = make_train_step(loss_fn, tx, num_micro_batches=num_micro_batches, measure=measure)
     augment = recipe_augment(recipe, inputs)
     make_example_weight = recipe_example_weight(recipe)
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 class RunLog:
     """Appends `{"step": ..., "loss": ..., ...}` to a file, one line each, whole at once.
 
-    A number that is not finite is null, since JSON has no other word. `pandas.read_json(path,
+    A number in a tree is named by its path, `measured/dense/kernel/norm`; one that is not finite
+    is null, since JSON has no other word. `pandas.read_json(path,
     lines=True)` reads it.
 
     Args:
@@ -34,7 +35,7 @@ class RunLog:
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Adds a line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = {name: _number(value) for name, value in numbers.items()}
+        values = {name: _number(value) for name, value in _flat(numbers)}
         line = json.dumps({"step": step, **values}, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -113,6 +114,15 @@ def write_tensorboard(log: str | os.PathLike[str], folder: str | os.PathLike[str
     board = Board(folder)
     board.begin_with(RunLog(log).read())
     board.close()
+
+
+def _flat(numbers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in numbers.items():
+        inner = value._asdict() if hasattr(value, "_asdict") else value
+        if isinstance(inner, Mapping):
+            yield from ((f"{name}/{below}", number) for below, number in _flat(inner))
+        else:
+            yield name, value
 
 
 def _number(value: Any) -> float | int | None:

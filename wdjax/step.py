@@ -22,9 +22,14 @@ class TrainState(NamedTuple):
     key: Any = None
 
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
+"""Scalars by name; `measured` is a tree of them."""
+
 StepFn = Callable[..., tuple[TrainState, Metrics]]
 """`step(state, batch, *, axis_name=None) -> (state, metrics)`."""
+
+MeasureFn = Callable[[TrainState, PyTree, PyTree], PyTree]
+"""`(state, grads, updates) -> tree of scalars`, the state before the updates; pure."""
 
 
 def init_state(
@@ -39,7 +44,11 @@ def init_state(
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, *, num_micro_batches: int = 1
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    num_micro_batches: int = 1,
+    measure: MeasureFn | None = None,
 ) -> StepFn:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`, pure.
 
@@ -55,6 +64,10 @@ def make_train_step(
     by its share of the denominator), the penalty counts once, and `tx`, its decay included, is
     applied once. What differs from the whole batch: each part draws its own dropout, and batch
     statistics are taken part by part.
+
+    `measure`, such as `telemetry.measure_parts`, sees what the step sees, and the metrics hold
+    what it gives under `measured`. It changes nothing but the last bits, since what is looked at
+    is compiled otherwise; where those count, take the step once more, as `make_fit` does.
 
     Returns:
       A step whose `metrics` are scalars measured at the params the gradient was taken at:
@@ -87,6 +100,8 @@ def make_train_step(
             "update_norm": optax.tree.norm(updates),
             "weight_norm": optax.tree.norm(state.params),
         }
+        if measure is not None:
+            metrics["measured"] = measure(state, grads, updates)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, aux.model_state, state.key), metrics
 

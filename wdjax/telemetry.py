@@ -49,12 +49,13 @@ def measure_parts(
     With c = c_t * m_leaf and d = update + c * gate * w, the step without its decay, a weight that
     takes steps of this size in directions that no longer depend on it ends up with
 
-        equilibrium_norm^2 = |d|^2 * (1 + momentum) / (1 - momentum) / (1 - (1 - c)^2)
-        tan(equilibrium_angle) = |d| / ((1 - c) * equilibrium_norm)
+        equilibrium_norm^2 = |d|^2 * (1 + left * momentum) / (1 - left * momentum) / (1 - left^2)
+        tan(equilibrium_angle) = |d| / (left * equilibrium_norm),  left = 1 - c
 
     so at momentum 0 cos(equilibrium_angle) = 1 - c: about sqrt(2 c) per step. That holds for
     layers before a norm, whose gradient is orthogonal to them; where a loss pulls towards a
-    minimum it is only a scale. Pure: call it inside the step, on the same values.
+    minimum it is only a scale. Pure: give it to
+    `make_train_step` or `make_fit`, or call it inside a step of your own.
 
     Args:
       state: the step and the weights before the update.
@@ -99,7 +100,7 @@ def _measure(
     share = jnp.ones_like(w) if gate is None else jnp.asarray(gate(u, w), wide)
     d = _norm(u + c * share * w)
     left = 1 - c
-    alike = (1 + momentum) / (1 - momentum)
+    alike = (1 + left * momentum) / (1 - left * momentum)
     norm = _norm(w)
     decays = (c > 0) & (c < 2)
     balance = jnp.where(decays, 1 - left**2, 1)

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights
 from wdjax.losses import regularized_loss, sound_weights, without_dead_rows
-from wdjax.step import TrainState, init_state, make_train_step
+from wdjax.step import MeasureFn, TrainState, init_state, make_train_step
 from wdjax.types import Batch, ExampleLoss, Fit, HParams, Model, Parts, PenaltyFn, is_inexact
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
@@ -34,6 +34,7 @@ def make_fit(
     make_part_weights: Callable[[HParams], Parts] | None = None,
     augment: Callable[[Array, Array], tuple[Array, Array]] | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
+    make_measure: Callable[[HParams], MeasureFn] | None = None,
 ) -> FitFn:
     """Builds `fit(hparams, train, key) -> Fit`: a whole training run as one pure function.
 
@@ -58,6 +59,10 @@ def make_fit(
       augment: `(key, example) -> (example, strength)` for one example, strength a scalar.
       observe: `Fit -> tree`, called after each epoch with the params so far; the results are
         stacked in `history["observed"]`. It sees; it does not change the run.
+      make_measure: `hparams -> ((state, grads, updates) -> tree of scalars)`, such as
+        `telemetry.measure_parts` with the run's rate. The first step of each epoch is taken once
+        more for it, beside the run; the results are stacked in `history["measured"]`. (Measured
+        inside, it would change how every step is compiled, and with that the run's last bits.)
 
     Raises:
       ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1, or part weights
@@ -82,8 +87,9 @@ def make_fit(
         reweigh = None if make_example_weight is None else make_example_weight(hparams)
         params, model_state = run_model.init(init_key, _first_rows(train.inputs, batch_size))
         state = init_state(params, tx, model_state=model_state, key=step_key)
+        measure = None if make_measure is None else make_measure(hparams)
 
-        def one_step(state, rows):
+        def one_step(state, rows, measure=None):
             batch = jax.tree.map(lambda x: x[rows], train)
             strength = jnp.zeros(batch_size)
             if augment is not None:
@@ -94,14 +100,16 @@ def make_fit(
             if reweigh is not None:
                 weights = _example_weights(reweigh, run_model, state, batch, strength)
                 weighed = functools.partial(loss_fn, example_weights=weights)
-            state, metrics = make_train_step(weighed, tx)(state, batch)
-            return state, {name: metrics[name] for name in (*_RECORDED, "denominator")}
+            state, metrics = make_train_step(weighed, tx, measure=measure)(state, batch)
+            recorded = (*_RECORDED, "denominator") if measure is None else ("measured",)
+            return state, {name: metrics[name] for name in recorded}
 
         def one_epoch(state, epoch_key):
             order = random_order(epoch_key, train.weights.shape[0])
             order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+            seen = {} if measure is None else one_step(state, order[0], measure)[1]
             state, steps = jax.lax.scan(one_step, state, order)
-            epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED}
+            epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED} | seen
             if observe is not None:
                 epoch["observed"] = observe(Fit(state.params, state.model_state, {}))
             return state, epoch

@@ -26,6 +26,7 @@ from wdjax.jobs.prepare import (
     whole_weight_strength,
 )
 from wdjax.jobs.stream import check_not_streamed, run_stream
+from wdjax.jobs.telemetry import telemetry_results
 from wdjax.jobs.verdict import headline, score_rows
 from wdjax.report.figures import import_drawing
 from wdjax.report.runs import over_seeds
@@ -157,8 +158,8 @@ def run_train(
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
     say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
-    key = jax.random.key(options.seed)
-    refit, fit = refit_runs(prepared, data, {"chosen": hparams}, options.seeds, key, watch)
+    key, rows = jax.random.key(options.seed), {"chosen": hparams}
+    refit, fit = refit_runs(prepared, data, rows, options.seeds, key, watch, True)
     clock.lap("refit")
     losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
     if not np.isfinite(losses).any():
@@ -172,6 +173,9 @@ def run_train(
     )
     results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
     results |= {"refit": refit, "status": "complete"}
+    num_steps = len(data.weights) // prepared.recipe.batch_size
+    steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
+    results["telemetry"] = telemetry_results(refit["chosen"].pop("measured"), steps, prepared)
     clear_earlier(prepared.out)
     write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
     finish(prepared.out, results, clock)
@@ -188,8 +192,19 @@ def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
     }
 
 
-def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key: Array, watch):
-    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`."""
+def refit_runs(
+    prepared: Prepared,
+    data: Batch,
+    rows: dict,
+    num_seeds: int,
+    key: Array,
+    watch: Watch | None,
+    measured: bool = False,
+) -> tuple[dict, Any]:
+    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`.
+
+    `measured` adds each run's telemetry, `{path: {name: array[seed, epoch]}}`.
+    """
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = arrays.to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
@@ -199,21 +214,26 @@ def refit_runs(prepared: Prepared, data: Batch, rows: dict, num_seeds: int, key:
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
         curves = lambda fit: score(fit, test)["loss"]
-        fit = recipes.recipe_fit(recipe, observe=curves)(hparams, train, key)
+        fit = recipes.recipe_fit(recipe, curves, measured=measured)(hparams, train, key)
         scores = {f"test_{name}": value for name, value in score(fit, test).items()}
         scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
         learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
-        return nan_if_diverged(scores, fit.params), learning, fit._replace(history={})
+        scores = nan_if_diverged(scores, fit.params)
+        return scores, learning, fit.history.get("measured"), fit._replace(history={})
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
     keys = _repeated_keys(key, num_seeds, len(rows))
-    scores, curves, fits = map_trials(one_run, (hparams, keys), (data, test), mesh=prepared.mesh)
+    scores, curves, telemetry, fits = map_trials(
+        one_run, (hparams, keys), (data, test), mesh=prepared.mesh
+    )
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
         own = slice(i * num_seeds, (i + 1) * num_seeds)
-        pick = lambda tree, own=own: {k: np.asarray(v)[own] for k, v in tree.items()}
+        pick = lambda tree, own=own: jax.tree.map(lambda v: np.asarray(v)[own], tree)
         runs[name] = {"hparams": numbers, **pick(scores), "curves": pick(curves)}
+        if measured:
+            runs[name]["measured"] = {p: pick(part)._asdict() for p, part in telemetry.items()}
     if watch is not None:
         seconds = time.perf_counter() - start
         watch("refitting", Progress("run", total, total, seconds, 0.0, None))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -25,6 +26,7 @@ from wdjax.jobs.files import Clock, clear_earlier, finish, header, write_json, w
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
+from wdjax.jobs.telemetry import read_measured, telemetry_results
 from wdjax.loop import Evaluate, Preempted, TrainLoop, make_evaluate
 from wdjax.runlog import Board, RunLog
 from wdjax.runners import jit_step, shard_step
@@ -33,6 +35,7 @@ from wdjax.step import init_state, skip_non_finite
 from wdjax.types import Fit
 
 CONFIG = "config.json"
+LOG = "log.jsonl"
 SAVE_EVERY = 500
 HANG_AFTER = 600.0
 
@@ -140,6 +143,7 @@ def run_stream(
         scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}
         scores |= {f"train_{name}": [v] for name, v in evaluate(sources.train)(state).items()}
         run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
+        results["telemetry"] = telemetry_results(*read_measured(prepared.out / LOG), prepared)
         clock.lap("judge")
         fit = jax.device_get(Fit(state.params, state.model_state, {}))
         results |= {"refit": {"chosen": run}, "status": "complete"}
@@ -188,7 +192,8 @@ def _build(
     assert num_steps is not None
     init_key, step_key, augment_key = jax.random.split(jax.random.key(options.seed), 3)
     inputs = prepared.choose_data.inputs[:1]
-    step, tx = recipes.recipe_step(
+    make_step = functools.partial(
+        recipes.recipe_step,
         recipe,
         hparams,
         num_steps,
@@ -196,6 +201,8 @@ def _build(
         augment_key,
         num_micro_batches=1 if options.micro_batches is None else options.micro_batches,
     )
+    step, tx = make_step()
+    looking, _ = make_step(measured=True)
     params, model_state = jax.jit(recipes.recipe_model(recipe, hparams).init)(init_key, inputs)
     guarded = skip_non_finite(step)
     score = recipes.recipe_score(recipe)
@@ -215,6 +222,7 @@ def _build(
         config=config,
         log=log,
         log_every=max(1, every // 20),
+        telemetry=jax.jit(lambda state, batch: looking(state, batch)[1]["measured"]),
         non_finite=options.non_finite or "stop",
         watch=_hang_watch(options, prepared.out, log),
     )
@@ -223,7 +231,7 @@ def _build(
 
 def _log(options: TrainOptions, out: pathlib.Path) -> RunLog:
     wanted = options.tensorboard and jax.process_index() == 0
-    return RunLog(out / "log.jsonl", board=out / "tensorboard" if wanted else None)
+    return RunLog(out / LOG, board=out / "tensorboard" if wanted else None)
 
 
 def _hang_watch(options: TrainOptions, out: pathlib.Path, log: RunLog) -> HangWatch | None:
@@ -311,7 +319,7 @@ def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[flo
     """Per evaluation: the mean training loss since the one before, and the loss that was found."""
     name = "test_loss" if options.patience is None else "valid_loss"
     train, watched, since = [], [], []
-    for line in RunLog(out / "log.jsonl").read():
+    for line in RunLog(out / LOG).read():
         if line.get("data_loss") is not None:
             since.append(line["data_loss"])
         if "valid_loss" in line:

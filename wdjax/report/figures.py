@@ -142,21 +142,32 @@ def draw_series(
 
 
 def draw_epochs(
-    name: str, title: str, description: str, runs: Sequence[tuple[str, np.ndarray, str]]
+    name: str,
+    title: str,
+    description: str,
+    runs: Sequence[tuple[str, np.ndarray, str]],
+    *,
+    axis: str = "epoch",
+    at: np.ndarray | None = None,
 ) -> str:
-    """Learning curves: `(label, values[seed, epoch], colour)`, seeds thin, their mean thick."""
+    """Curves over the run: `(label, values[seed, epoch], colour)`, seeds thin, their mean thick.
+
+    `at` says where on the axis the values stand, by default at 1, 2, 3, ...
+    """
+    longest = max(values.shape[1] for _, values, _ in runs)
+    places = np.arange(1, longest + 1) if at is None else at
 
     def paint(ax: Any) -> None:
         _limit(ax, [values for _, values, _ in runs])
-        longest = max(values.shape[1] for _, values, _ in runs)
-        ax.set_xlim(1 - 0.03 * longest, longest + 0.03 * longest)
-        ticks = [t for t in ax.get_xticks() if 1 <= t <= longest and t == int(t)]
-        ax.set_xticks(ticks or [1], [format_number(int(t)) for t in ticks or [1]])
-        ax.spines["bottom"].set_bounds(1, longest)
-        ax.set_xlabel("epoch", loc="right", color=MUTED)
+        first, last = float(places[0]), float(places[-1])
+        ax.set_xlim(first - 0.03 * last, last + 0.03 * last)
+        ticks = [t for t in ax.get_xticks() if first <= t <= last and t == int(t)] or [first]
+        ax.set_xticks(ticks, [format_number(int(t)) for t in ticks])
+        ax.spines["bottom"].set_bounds(first, last)
+        ax.set_xlabel(axis, loc="right", color=MUTED)
         ends = []
         for label, values, colour in reversed(runs):
-            epochs = np.arange(1, values.shape[1] + 1)
+            epochs = places[: values.shape[1]]
             if len(values) > 1:
                 ax.plot(epochs, values.T, color=colour, lw=0.5, alpha=0.35)
             mean = values.mean(0)

@@ -23,6 +23,7 @@ from wdjax.report.sweep import (
     sweep_figures,
     sweep_table,
 )
+from wdjax.report.telemetry import read_telemetry, telemetry_figures, telemetry_table
 from wdjax.tables import Table, format_number, to_plain
 
 STYLE = """
@@ -95,6 +96,7 @@ def render_report(results: Mapping[str, Any]) -> str:
             *_opening(results, title),
             *sections,
             *_decay(results),
+            *_telemetry(results),
             *_circumstances(results),
             "</main></body></html>\n",
         ]
@@ -203,6 +205,30 @@ def _decay(results: Mapping[str, Any]) -> Iterable[str]:
     units = {"rate": "rate a step", "half_life": "half-life in steps"}
     yield _scrolling(Table(tuple(units.get(n, n.replace("_", " ")) for n in names), cells))
     yield from (_paragraph(f"Warning: {line}") for line in results.get("warnings") or ())
+
+
+def _telemetry(results: Mapping[str, Any]) -> Iterable[str]:
+    """Of a run that was to record it; a selection does not."""
+    telemetry = read_telemetry(results)
+    if telemetry is None and results.get("kind") != "train":
+        return
+    yield "<h2>What the parts did on the way</h2>"
+    if telemetry is None:
+        yield _missing("No telemetry in these results.")
+        return
+    yield _paragraph(
+        f"Measured in {len(telemetry.steps)} of the steps; the table shows the last of them. A "
+        "prediction is meant for parts whose gradient is orthogonal to them, those before a norm; "
+        "for others it is a scale. Gated: the share of the weights that a gate spares; unmoved: "
+        "of those whose dtype could not take the update.",
+        "quiet",
+    )
+    if telemetry.note:
+        yield _paragraph(telemetry.note)
+    yield _scrolling(telemetry_table(telemetry))
+    rows = [row for row in results.get("decay") or () if isinstance(row, Mapping)]
+    sizes = {str(row.get("path")): row.get("size") or 0 for row in rows}
+    yield from _figures(telemetry_figures(telemetry, sizes), "Nothing to draw.")
 
 
 def _decay_cell(name: str, row: Mapping[str, Any]) -> Any:

@@ -1,0 +1,47 @@
+"""What a run's parts did on the way: telemetry as results files hold it."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wdjax.jobs.prepare import Prepared
+from wdjax.runlog import RunLog
+from wdjax.telemetry import PartTelemetry
+
+NO_RATE = (
+    "The decay is a penalty in the loss: it has no rate of its own, so no timescale and no "
+    "equilibrium are known, and the gradients include its pull."
+)
+
+_PREFIX = "measured/"
+
+
+def telemetry_results(
+    parts: Mapping[str, Mapping[str, Any]], steps: Sequence[int], prepared: Prepared
+) -> dict[str, Any]:
+    """`{"steps": [point], "parts": {path: {name: [seed, point]}}}`, and a note where one is due.
+
+    Args:
+      parts: from a part's path and a name in `PartTelemetry` to numbers `[seed, point]`.
+      steps: the steps that were measured, from 1.
+      prepared: says what kind of decay it was.
+    """
+    note = {"note": NO_RATE} if prepared.recipe.decay in ("coupled", "l1") else {}
+    return {"steps": list(steps), "parts": parts, **note}
+
+
+def read_measured(log: pathlib.Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """The telemetry in a log, `{path: {name: [seed, point]}}` of its one seed, and its steps."""
+    lines = [line for line in RunLog(log).read() if any(n.startswith(_PREFIX) for n in line)]
+    names = lines[0] if lines else {}
+    paths = dict.fromkeys(
+        name.removeprefix(_PREFIX).rpartition("/")[0] for name in names if name.startswith(_PREFIX)
+    )
+    parts = {
+        path: {
+            name: [[line.get(f"{_PREFIX}{path}/{name}") for line in lines]]
+            for name in PartTelemetry._fields
+        }
+        for path in paths
+    }
+    return parts, [line["step"] for line in lines]
