@@ -64,6 +64,57 @@ def sgd_with(decay, learning_rate=0.1):
 # What is measured.
 
 
+def random_walk(tx, key, num_steps=6000, size=400):
+    """Norms `[step]` of weights under gradients of independent directions."""
+
+    def step(carry, key):
+        w, state = carry
+        updates, state = tx.update(jax.random.normal(key, (size,)), state, w)
+        return (w + updates, state), jnp.linalg.norm(w)
+
+    w = jnp.ones(size)
+    _, norms = jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, num_steps))
+    return np.asarray(norms)
+
+
+@pytest.mark.parametrize("direction", [optax.scale_by_adam, optax.scale_by_lion])
+def test_the_predicted_norm_is_where_a_random_walk_ends_up(direction, key):
+    """Measured from the transformation alone; 8 % is what 400 weights leave to chance, and 35 %
+    Lion's memory of a hundred steps, which is not short beside the two hundred of the decay."""
+    tx = optax.chain(direction(), optax.scale(-0.01), independent_decay(5e-3))
+    (leaf,) = audit(jnp.ones(400), tx, num_steps=2000).leaves
+    ends = random_walk(tx, key)[2000:].mean()
+    tolerance = 0.08 if direction is optax.scale_by_adam else 0.35
+    np.testing.assert_allclose(leaf.equilibrium_norm, ends, rtol=tolerance)
+    assert leaf.norm == 20.0
+
+
+def test_adams_predicted_norm_is_its_closed_form():
+    """Long-run steps of Adam have variance eta^2 a weight: momentum averages ten gradients and
+    goes as far with them. So norm^2 = D eta^2 / (1 - (1 - c)^2), for two learning rates and
+    sizes; a step is shorter by sqrt((1 - b1) / (1 + b1)), and the angle with it."""
+    for eta, size in ((0.01, 4000), (0.1, 9000)):
+        tx = optax.chain(optax.adam(eta), independent_decay(0.02))
+        (leaf,) = audit(jnp.ones(size), tx, num_steps=500).leaves
+        expected = eta * np.sqrt(size / (1 - 0.98**2))
+        np.testing.assert_allclose(leaf.equilibrium_norm, expected, rtol=0.04)
+        stride = eta * np.sqrt(size * 0.1 / 1.9)
+        np.testing.assert_allclose(
+            leaf.equilibrium_angle, np.arctan(stride / 0.98 / expected), rtol=0.06
+        )
+
+
+def test_nothing_is_predicted_where_steps_are_as_long_as_gradients():
+    (leaf,) = audit(jnp.ones(9), sgd_with(decoupled_decay(0.3, 0.1))).leaves
+    assert leaf.equilibrium_norm is None and leaf.equilibrium_angle is None
+    assert leaf.norm == 3.0
+
+
+def test_without_decay_the_predicted_norm_is_infinite():
+    (leaf,) = audit(jax.ShapeDtypeStruct((9,), jnp.float32), optax.adam(0.1)).leaves
+    assert (leaf.equilibrium_norm, leaf.equilibrium_angle, leaf.norm) == (np.inf, 0.0, None)
+
+
 @pytest.mark.parametrize(
     "tx, rate",
     [

@@ -345,6 +345,17 @@ def test_train_makes_one_run_with_the_same_parts(command):
     assert "What the parts did on the way" in page and "head/kernel: norm" in page
 
 
+def test_at_strength_zero_the_table_still_shows_who_would_be_decayed(command):
+    parts = "--parts head/kernel=0.5,*/kernel=2,*=0"
+    status, _, told = command(f"train --data wine --epochs 1 --batch-size 64 {parts} --out run")
+    assert status == 0, told
+    rows = {row["path"]: row for row in strict_json("run/results.json")["decay"]}
+    assert rows["hidden1/kernel"]["multiplier"] == 1.0
+    assert rows["head/kernel"]["multiplier"] == 0.25
+    assert rows["head/bias"]["multiplier"] == 0.0
+    assert {row["rate"] for row in rows.values()} == {0.0}
+
+
 def test_of_a_penalty_telemetry_says_that_it_has_no_rate(command):
     status, _, told = command(
         "train --strength 0.1 --decay coupled --data wine --epochs 1 --batch-size 64 --out run"

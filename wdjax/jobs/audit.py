@@ -13,7 +13,8 @@ from wdjax.data import arrays
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
 from wdjax.jobs.prepare import Prepared, check_batch_fits, check_overshoot, prepare, slopes_of
 from wdjax.losses import regularized_loss
-from wdjax.parts import AuditReport, audit, leaf_path
+from wdjax.parts import AuditReport, LeafDecay, audit, leaf_path, resolve_parts
+from wdjax.recipe import Recipe
 from wdjax.types import Batch, Params
 
 ROWS_MEASURED = 256
@@ -44,7 +45,8 @@ def run_audit(options: AuditOptions) -> AuditReport:
 def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> AuditReport:
     """Audits what a prepared run does to `params`: its optimiser, its penalty, its part weights.
 
-    A strength of 0 is an answer, not an oversight: that nothing decays is then no warning.
+    A strength of 0 is an answer, not an oversight: that nothing decays is then no warning, and
+    the multipliers, of which nothing is to be measured, are those that another strength has.
     """
     recipe = prepared.recipe
     data = arrays.to_batch(prepared.choose_data)
@@ -77,8 +79,22 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
     )
     if hparams["strength"] == 0:
         meant = lambda warning: warning.kind == "nothing decays"
-        report = report._replace(warnings=tuple(w for w in report.warnings if not meant(w)))
+        report = report._replace(
+            leaves=_with_multipliers(report.leaves, recipe, hparams, params, batch.inputs),
+            warnings=tuple(w for w in report.warnings if not meant(w)),
+        )
     return report
+
+
+def _with_multipliers(
+    leaves: tuple[LeafDecay, ...], recipe: Recipe, hparams: dict, params: Params, inputs: Any
+) -> tuple[LeafDecay, ...]:
+    """The rows with the multipliers of the recipe's parts, as shares of the largest."""
+    parts = recipes.recipe_part_weights(recipe, hparams, inputs, "decay")
+    multipliers = [float(m) for m in jax.tree.leaves(resolve_parts(parts, params))]
+    largest = max(multipliers, default=0.0) or 1.0
+    pairs = zip(leaves, multipliers, strict=True)
+    return tuple(leaf._replace(multiplier=m / largest) for leaf, m in pairs)
 
 
 def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
@@ -86,7 +102,8 @@ def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
     rows = report.to_dict()["leaves"]
     if decay in ("coupled", "l1"):
         unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
-        rows = [row | dict.fromkeys((*unknown, "half_life_epochs")) for row in rows]
+        unknown += ("half_life_epochs", "equilibrium_norm", "equilibrium_angle")
+        rows = [row | dict.fromkeys(unknown) for row in rows]
     return {"decay": rows, "warnings": [warning.text for warning in report.warnings]}
 
 

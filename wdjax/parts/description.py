@@ -37,6 +37,12 @@ class LeafDecay(NamedTuple):
     """The half-life in epochs; None where their length was not given."""
     penalty_share: float | None = None
     """Which part of the loss is the penalty on this leaf; None where no loss was measured."""
+    norm: float | None = None
+    """|w| as it is; None where only a shape is known."""
+    equilibrium_norm: float | None = None
+    """The norm at which decay and steps balance (`audit`); None where it was not measured."""
+    equilibrium_angle: float | None = None
+    """The angle turned per step there, in radians."""
 
 
 class DecayReport(NamedTuple):
@@ -154,6 +160,9 @@ def leaf_table(leaves: tuple[LeafDecay, ...]) -> Table:
         "half-life, steps": [leaf.half_life for leaf in leaves],
         "epochs": [leaf.half_life_epochs for leaf in leaves],
         "penalty's share": [leaf.penalty_share for leaf in leaves],
+        "norm": [leaf.norm for leaf in leaves],
+        "predicted norm": [leaf.equilibrium_norm for leaf in leaves],
+        "angle a step": [leaf.equilibrium_angle for leaf in leaves],
     }
     if all(leaf.first_rate == leaf.peak_rate == leaf.last_rate for leaf in leaves):
         columns = {n: c for n, c in columns.items() if n not in ("first", "peak", "last")}

@@ -12,12 +12,16 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, is_known
 from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
+from wdjax.parts.equilibrium import equilibrium, measure_walk
 from wdjax.parts.rules import leaf_path, resolve_parts
 from wdjax.tables import Table
 from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
 
 UPDATES_TRIED = 16
 """Updates measured where the length of the run is not given: some optimisers wait for a few."""
+
+STEPS_WALKED = 256
+"""Random gradients where that length is not given: momentum is forgotten by then."""
 
 
 class AuditWarning(NamedTuple):
@@ -95,6 +99,17 @@ def audit(
     a share of the largest, or that of the penalty's pull where no rate is. With `loss_fn`, the
     penalty's gradient is the loss's own at weights of zero, where the data loss is 0.
 
+    Where an optimiser's steps do not depend on the gradient's size (Adam, Lion, Muon), the audit
+    also predicts where decay leads: with T steps of random gradients going `travel * sqrt(T)` far,
+
+        equilibrium_norm = travel / sqrt(1 - (1 - rate)^2)
+        tan(equilibrium_angle) = stride / ((1 - rate) * equilibrium_norm)
+
+    That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
+    these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
+    scale. Under a schedule, rate and travel are the averages of the run. Under descent, whose
+    steps are as long as the gradients, `telemetry.measure_parts` predicts it from a real step.
+
     Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
     long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
     `grows`, `nothing decays`.
@@ -122,9 +137,11 @@ def audit(
     if loss_fn is not None and any(isinstance(x, jax.ShapeDtypeStruct) for _, x in named):
         raise ValueError("`params` must be arrays where `loss_fn` is given, not shapes.")
     probe = jax.tree.map(_probe, params)
+    probe_leaves = jax.tree.leaves(probe)
     rates, slopes = _measure_decay(tx, probe, num_steps or UPDATES_TRIED)
     masters = _kept_masters(tx, params)
     moves, scale_free = _measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED))
+    walks = measure_walk(tx, probe, num_steps or STEPS_WALKED)
     pulls, shares = _measure_penalty(params, loss_fn, batch, model_state)
     effective = [
         np.where(np.abs(r) > 1e-12, r, np.maximum(s, 0)) for r, s in zip(rates, slopes, strict=True)
@@ -136,6 +153,12 @@ def audit(
     for i, (path, leaf) in enumerate(named):
         multiplier = sizes[i] / largest if largest > 0 else 0.0
         row = leaf_decay(leaf_path(path), leaf, multiplier, effective[i], steps_per_epoch)
+        if is_inexact(leaf) and not _is_shape(leaf):
+            row = row._replace(norm=float(jnp.sqrt(_dot(probe_leaves[i], probe_leaves[i]))))
+        walk = walks[i]
+        if walk is not None and scale_free[i]:
+            norm, angle = equilibrium(walk, row.rate)
+            row = row._replace(equilibrium_norm=norm, equilibrium_angle=angle)
         rate, slope = float(rates[i].mean()), float(slopes[i].mean())
         leaves.append(
             _Leaf(

@@ -202,7 +202,12 @@ def _decay(results: Mapping[str, Any]) -> Iterable[str]:
         return
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
-    units = {"rate": "rate a step", "half_life": "half-life in steps"}
+    units = {
+        "rate": "rate a step",
+        "half_life": "half-life in steps",
+        "equilibrium_norm": "predicted norm",
+        "equilibrium_angle": "predicted angle a step",
+    }
     yield _scrolling(Table(tuple(units.get(n, n.replace("_", " ")) for n in names), cells))
     yield from (_paragraph(f"Warning: {line}") for line in results.get("warnings") or ())
 
@@ -235,7 +240,7 @@ def _decay_cell(name: str, row: Mapping[str, Any]) -> Any:
     value = row.get(name)
     if name == "shape" and isinstance(value, list):
         return " \u00d7 ".join(map(str, value)) or "scalar"
-    if name == "half_life" and value is None and row.get("rate") == 0:
+    if name in ("half_life", "equilibrium_norm") and value is None and row.get("rate") == 0:
         return float("inf")
     return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
 

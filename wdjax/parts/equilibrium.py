@@ -1,0 +1,89 @@
+"""Where decay leads a part, measured: how far directionless gradients carry it, against the rate."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wdjax.types import Params, is_inexact
+
+
+class Walk(NamedTuple):
+    """How a leaf moves under gradients of independent directions, without its decay."""
+
+    travel: float
+    """The distance gone in T steps divided by sqrt(T): with momentum, more than a step."""
+    stride: float
+    """The root mean square length of a step."""
+
+
+def measure_walk(
+    tx: optax.GradientTransformation, params: Params, num_steps: int
+) -> list[Walk | None]:
+    """Per leaf, the walk under `num_steps` random gradients; None for integers and keys.
+
+        d_t = (update_t(g) - update_t(-g)) / 2,  g ~ N(0, 1)
+        travel = |sum_t d_t| / sqrt(T),  stride = sqrt(mean_t |d_t|^2)
+
+    The difference takes the decay out, whose part is in both. The weights stay where they are.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    moving = [is_inexact(w) for w in leaves]
+    zero = [jnp.zeros(w.shape, w.dtype) if m else w for w, m in zip(leaves, moving, strict=True)]
+    still = [w if jnp.issubdtype(w.dtype, jax.dtypes.prng_key) else jnp.zeros_like(w) for w in zero]
+    # Threefry would take longer than the updates on a CPU.
+    key = jax.random.key(0, impl="unsafe_rbg")
+
+    def gradients(step):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, step), i) for i in range(len(leaves))]
+        drawn = [
+            jax.random.normal(k, w.shape, w.dtype) if m else w
+            for k, w, m in zip(keys, still, moving, strict=True)
+        ]
+        return structure.unflatten(drawn)
+
+    def one_step(carry, step):
+        states, sums, squares = carry
+        g = gradients(step)
+        minus = jax.tree.map(lambda x: -x if is_inexact(x) else x, g)
+        (up, first), (down, second) = (
+            tx.update(x, state, params) for x, state in zip((g, minus), states, strict=True)
+        )
+        pairs = zip(jax.tree.leaves(up), jax.tree.leaves(down), moving, strict=True)
+        steps = [(u - d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
+        sums = [s + d for s, d in zip(sums, steps, strict=True)]
+        squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
+        return ((first, second), sums, squares), None
+
+    def run():
+        state = tx.init(params)
+        sums = [w if m else jnp.zeros(()) for w, m in zip(zero, moving, strict=True)]
+        carry = (state, state), sums, [_square(s) for s in sums]
+        (_, sums, squares), _ = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
+        return [_square(s) for s in sums], squares
+
+    found = jax.device_get(jax.jit(run)())
+    return [
+        Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps)) if m else None
+        for far, each, m in zip(*found, moving, strict=True)
+    ]
+
+
+def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
+    """The norm at which decay at `rate` balances the walk, and the angle of a step there.
+
+        norm = travel / sqrt(1 - (1 - rate)^2),  tan(angle) = stride / ((1 - rate) * norm)
+
+    Infinite and 0 without decay.
+    """
+    if not 0 < rate < 2:
+        return math.inf, 0.0
+    norm = walk.travel / math.sqrt(1 - (1 - rate) ** 2)
+    return norm, float(np.arctan2(walk.stride, (1 - rate) * norm))
+
+
+def _square(x: Any) -> Any:
+    return jnp.sum(jnp.square(jnp.abs(x)))
