@@ -12,6 +12,7 @@ Install: pip install torch keras optax && pip install --no-deps timm pytorch-cpr
 
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
+import torch.optim._muon  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -111,6 +113,42 @@ def cpr(method, value, function):
     return run_torch(make, scheduled=False)
 
 
+def run_muon(adjust):
+    """torch's Muon for the kernels, its AdamW for the rest, as its documentation says to."""
+    both = []
+
+    class Both:
+        """Two optimisers as one, of which `run_torch` sets the learning rate."""
+
+        def __init__(self, decayed, spared):
+            muon = torch.optim.Muon(
+                decayed, lr=ETA, weight_decay=LAM, momentum=0.95, adjust_lr_fn=adjust, eps=1e-8
+            )
+            both[:] = muon, torch.optim.Adam(spared, lr=ETA)
+
+        @property
+        def param_groups(self):
+            return [group for optimizer in both for group in optimizer.param_groups]
+
+        def step(self):
+            for optimizer in both:
+                optimizer.step()
+
+    return run_torch(Both)
+
+
+def run_muon_wide(adjust):
+    """The same with the orthogonalisation in float64: the one line that says bfloat16, undone."""
+    source = inspect.getsource(torch.optim._muon._zeropower_via_newtonschulz)
+    assert source.count("grad.bfloat16()") == 1
+    kept = torch.optim._muon._zeropower_via_newtonschulz
+    exec(source.replace("grad.bfloat16()", "grad.clone()"), vars(torch.optim._muon))
+    try:
+        return run_muon(adjust)
+    finally:
+        torch.optim._muon._zeropower_via_newtonschulz = kept
+
+
 def methods():
     adamw, lion, sgdw = timm_optimizers()
     corrected = {"corrected_weight_decay": True, "foreach": False}
@@ -122,6 +160,8 @@ def methods():
         "torch_adam_coupled": lambda: run_torch(
             lambda d, s: torch.optim.Adam(groups(d, s), lr=ETA)
         ),
+        "torch_muon": lambda: run_muon("match_rms_adamw"),
+        "torch_muon_wide": lambda: run_muon_wide("match_rms_adamw"),
         "timm_sgdw": lambda: run_torch(
             lambda d, s: sgdw(groups(d, s), lr=ETA, momentum=0.9, foreach=False)
         ),

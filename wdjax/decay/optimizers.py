@@ -109,7 +109,7 @@ def muon(
     beta: float = 0.95,
     consistent_rms: float = 0.2,
 ) -> optax.GradientTransformation:
-    """Muon for matrices, Adam for the rest, and one decay that reaches both branches.
+    """Muon for matrices, Nesterov Adam for the rest, and one decay that reaches both branches.
 
     The decay acts on the joint update, so its `parts` mean the same everywhere (the masks of
     `optax.contrib.muon` do not reach its Adam branch), and by the unadjusted learning rate.

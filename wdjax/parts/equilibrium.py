@@ -1,4 +1,4 @@
-"""Where decay leads a part, measured: how far directionless gradients carry it, against the rate."""
+"""Where decay leads a part: how far directionless gradients carry it, against the rate."""
 
 import math
 from typing import Any, NamedTuple
