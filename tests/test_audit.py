@@ -14,6 +14,7 @@ from wdjax.decay import (
     decoupled_decay,
     float32_master,
     independent_decay,
+    stochastic_rounding,
 )
 from wdjax.losses import regularized_loss, squared_error
 from wdjax.parts import audit, describe_decay, matrices_only, scale_by_parts
@@ -293,6 +294,8 @@ def test_a_dtype_too_coarse_for_the_rate():
     assert of(jnp.float16, 1e-4) == {"dtype too coarse"}
     assert of(jnp.float32, 1e-3) == set()
     assert of(jnp.bfloat16, 1e-3, float32_master) == set()
+    at_random = lambda tx: stochastic_rounding(tx, jax.random.key(0))
+    assert of(jnp.bfloat16, 1e-3, at_random) == set()
 
 
 def test_part_weights_that_adam_cancels():

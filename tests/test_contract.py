@@ -37,6 +37,7 @@ from wdjax.decay import (
     proximal_l2,
     proximal_step,
     soft_threshold,
+    stochastic_rounding,
     warm_start_bound,
 )
 from wdjax.parts import matrices_only
@@ -83,6 +84,11 @@ METHODS = {
         lambda s, parts=None: constrained_decay(s, initial_bound(0.5), parts=parts), scheduled=False
     ),
     "float32_master": Row(lambda s, parts=None: float32_master(independent_decay(s, parts=parts))),
+    "stochastic_rounding": Row(
+        lambda s, parts=None: stochastic_rounding(
+            independent_decay(s, parts=parts), jax.random.key(0)
+        )
+    ),
 }
 PLAIN = {
     "project_max_norm": Row(lambda s, parts=None: project_max_norm(0.2, parts=parts)),
@@ -349,6 +355,6 @@ def test_without_params_it_says_what_to_pass(row):
 
 def test_every_public_transformation_is_a_row():
     """A method added to the package without a row here has no proof."""
-    kinds = re.compile("decay_.*|.*_decay|proximal_.*|project_.*|.*_master")
+    kinds = re.compile("decay_.*|.*_decay|proximal_.*|project_.*|.*_master|.*_rounding")
     made = {name for name in wdjax.decay.__all__ if kinds.fullmatch(name)}
     assert made <= set(METHODS | PLAIN)

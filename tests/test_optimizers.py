@@ -19,6 +19,7 @@ from wdjax.decay import (
     muon,
     proximal_l1,
     sgdw,
+    stochastic_rounding,
 )
 from wdjax.parts import matrices_only
 
@@ -176,3 +177,78 @@ def test_matrices_only_is_one_rule_for_every_optimiser(x64):
         updates, _ = tx.update(nothing, tx.init(w), w)
         np.testing.assert_allclose(updates["kernel"], -ETA * LAM, rtol=1e-12)
         np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def rounded_run(tx, w, num_steps):
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(jnp.zeros_like(w), state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    return jax.lax.scan(step, (w, tx.init(w)), length=num_steps)[0][0]
+
+
+@pytest.mark.parametrize("dtype, rate", [(jnp.bfloat16, 1e-4), (jnp.float16, 1e-5)])
+def test_stochastic_rounding_decays_by_the_closed_form_on_average(dtype, rate, key):
+    """(1 - c)^200, where rounding to the nearest stays at 1. Each step adds a variance of at most
+    c * h with h the spacing below 1: four standard errors of 20,000 weights."""
+    spacing = float(jnp.finfo(dtype).eps) / 2
+    w = jnp.ones(20_000, dtype)
+    found = rounded_run(stochastic_rounding(independent_decay(rate), key), w, 200)
+    assert found.dtype == dtype
+    mean = float(jnp.mean(found.astype(jnp.float32)))
+    error = np.sqrt(200 * rate * spacing / 20_000)
+    assert abs(mean - (1 - rate) ** 200) < 4 * error
+    assert 1 - (1 - rate) ** 200 > 8 * error, "the decay itself is well above the noise"
+    nearest = rounded_run(independent_decay(rate), w, 200)
+    np.testing.assert_array_equal(nearest, 1.0)
+
+
+def test_stochastic_rounding_takes_only_the_two_neighbours_each_by_its_distance(key):
+    """1 - 0.3 h and -1 + 0.3 h, between 1 and 1 - h: the far one in three of ten."""
+    h = 2.0**-8
+    for sign in (1.0, -1.0):
+        w = jnp.full(20_000, sign, jnp.bfloat16)
+        found = np.asarray(
+            rounded_run(stochastic_rounding(independent_decay(0.3 * h), key), w, 1), np.float32
+        )
+        assert set(np.unique(found)) == {np.float32(sign), np.float32(sign * (1 - h))}
+        share = np.mean(found != sign)
+        assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 20_000)
+
+
+def test_what_the_dtype_holds_is_not_rounded_at_random(key):
+    w = jnp.array([1.0, -2.0, 0.0, 384.0], jnp.bfloat16)
+    found = rounded_run(stochastic_rounding(independent_decay(0.5), key), w, 3)
+    np.testing.assert_array_equal(found, w / 8)
+
+
+def test_each_leaf_and_step_has_its_own_chances_and_a_restored_state_goes_on(key):
+    w = {"a": jnp.ones(500, jnp.bfloat16), "b": jnp.ones(500, jnp.bfloat16)}
+    tx = stochastic_rounding(independent_decay(1e-3), key)
+    nothing, state = jax.tree.map(jnp.zeros_like, w), tx.init(w)
+    first, after = tx.update(nothing, state, w)
+    second, _ = tx.update(nothing, after, w)
+    assert (first["a"] != first["b"]).any() and (first["a"] != second["a"]).any()
+    again, _ = tx.update(nothing, jax.tree.map(jnp.asarray, after), w)
+    jax.tree.map(np.testing.assert_array_equal, again, second)
+    other, _ = stochastic_rounding(independent_decay(1e-3), jax.random.key(7)).update(
+        nothing, state, w
+    )
+    assert (other["a"] != first["a"]).any()
+
+
+def test_adam_inside_stochastic_rounding_sees_float32(key):
+    """Gradients whose squares bfloat16 cannot hold apart: the moments are those of float32."""
+    w = {"w": jnp.ones(64, jnp.bfloat16)}
+    tx = stochastic_rounding(adamw(1e-3, decoupled_decay(0.1, 1e-3)), key)
+    _, state = tx.update({"w": jnp.full(64, 0.01, jnp.bfloat16)}, tx.init(w), w)
+    assert {x.dtype for x in jax.tree.leaves(state.inner) if x.ndim} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("bad", [jax.random.PRNGKey(0), jnp.zeros(())])
+def test_a_key_that_is_none_is_refused(bad):
+    with pytest.raises(ValueError, match="`key` must be one jax.random.key"):
+        stochastic_rounding(independent_decay(0.1), bad)
+    with pytest.raises(ValueError, match="vmap over the factory"):
+        stochastic_rounding(independent_decay(0.1), jax.random.split(jax.random.key(0), 2))

@@ -37,7 +37,16 @@ from wdjax.decay.kernel import (
     huber,
     initial_params,
 )
-from wdjax.decay.optimizers import MasterState, adamw, float32_master, lion, muon, sgdw
+from wdjax.decay.optimizers import (
+    MasterState,
+    RoundingState,
+    adamw,
+    float32_master,
+    lion,
+    muon,
+    sgdw,
+    stochastic_rounding,
+)
 from wdjax.decay.proximal import (
     project_max_norm,
     project_sphere,
@@ -67,6 +76,7 @@ __all__ = [
     "MasterState",
     "Measure",
     "Reference",
+    "RoundingState",
     "adamw",
     "average_of_params",
     "cautious",
@@ -109,6 +119,7 @@ __all__ = [
     "soft_threshold",
     "sqrt_width_strength",
     "standard_deviation",
+    "stochastic_rounding",
     "sum_of_hubers",
     "sum_of_magnitudes",
     "sum_of_squares",

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_strength_or_schedule
-from wdjax.decay.kernel import require_params, wide_dtype
-from wdjax.types import Params, Schedule, Strength, is_inexact
+from wdjax.decay.kernel import next_step, require_params, wide_dtype
+from wdjax.types import Key, Params, Schedule, Strength, is_inexact
 
 
 def sgdw(
@@ -158,14 +158,11 @@ def float32_master(tx: optax.GradientTransformation) -> optax.GradientTransforma
     Source: Micikevicius et al. 2018, arXiv:1710.03740 (master weights).
     """
 
-    def narrow(leaf: Any) -> bool:
-        return is_inexact(leaf) and wide_dtype(leaf) != jnp.result_type(leaf)
-
     def wide(leaf: Any, master: Any) -> Any:
-        return master if narrow(leaf) else leaf
+        return master if _is_narrow(leaf) else leaf
 
     def init(params: Params) -> MasterState:
-        master = jax.tree.map(lambda p: jnp.asarray(p, wide_dtype(p)) if narrow(p) else (), params)
+        master = jax.tree.map(lambda p: _widened(p) if _is_narrow(p) else (), params)
         return MasterState(master, tx.init(jax.tree.map(wide, params, master)))
 
     def update(
@@ -173,23 +170,109 @@ def float32_master(tx: optax.GradientTransformation) -> optax.GradientTransforma
     ) -> tuple[PyTree, MasterState]:
         params = require_params(params)
         weights = jax.tree.map(wide, params, state.master)
-        widened = jax.tree.map(
-            lambda u, p: u.astype(wide_dtype(p)) if narrow(p) else u, updates, params
-        )
-        steps, inner = tx.update(widened, state.inner, weights)
+        steps, inner = tx.update(jax.tree.map(_as_wide, updates, params), state.inner, weights)
         master = jax.tree.map(
-            lambda p, m, s: m + s if narrow(p) else (), params, state.master, steps
+            lambda p, m, s: m + s if _is_narrow(p) else (), params, state.master, steps
         )
 
         def difference(update, leaf, goal, step):
-            """What `leaf + update` needs to round to the master: exact within a factor of 2."""
-            if not narrow(leaf):
-                return step
-            dtype = jnp.finfo(leaf.dtype)
-            rounded = jax.lax.reduce_precision(goal, dtype.nexp, dtype.nmant)
-            return (rounded - leaf).astype(update.dtype)
+            return _to_reach(_nearest(goal, leaf), leaf, update) if _is_narrow(leaf) else step
 
         updates = jax.tree.map(difference, updates, params, master, steps)
         return updates, MasterState(master, inner)
 
     return optax.GradientTransformation(init, update)
+
+
+class RoundingState(NamedTuple):
+    """How many updates were rounded, and the state of the transformation that moves the weights."""
+
+    step: Int[Array, ""]
+    inner: PyTree
+
+
+def stochastic_rounding(tx: optax.GradientTransformation, key: Key) -> optax.GradientTransformation:
+    """Lets half-precision weights take steps smaller than their dtype can hold, on average.
+
+        goal = params + tx(update), in float32
+        params <- of the two neighbours of goal, at distances a and b, the first by b / (a + b)
+
+    So `E[params] = goal`: in bfloat16 a weight of 1 that decays by 1e-4 stays in most steps and
+    loses 2^-8 in one of 39. It keeps no second copy of the weights, where `float32_master` keeps
+    one of twice their size; the price is the noise, up to half the spacing of the dtype a step.
+    The whole chain goes inside, and sees its gradients and weights in float32. Leaves of float32
+    and more are passed through. The mean is exact while a step changes a weight by less than a
+    factor of two; beyond, the update itself is rounded once more.
+
+    Args:
+      tx: what moves the weights, decay included.
+      key: a `jax.random.key`; folded with the number of the update and that of the leaf, so a
+        restored state goes on as if it had not stopped. Runs side by side need keys of their own.
+
+    Raises:
+      ValueError: if `key` is not a single typed key; in `update`, when `params` is missing.
+
+    Source: Gupta et al. 2015, arXiv:1502.02551 (stochastic rounding).
+    """
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key) or jnp.ndim(key):
+        raise ValueError(
+            f"`key` must be one jax.random.key(seed), got {key!r}. To try several, vmap over the "
+            "factory call."
+        )
+
+    def init(params: Params) -> RoundingState:
+        return RoundingState(jnp.zeros((), jnp.int32), tx.init(jax.tree.map(_widened, params)))
+
+    def update(
+        updates: PyTree, state: Any, params: Params | None = None
+    ) -> tuple[PyTree, RoundingState]:
+        params = require_params(params)
+        weights = jax.tree.map(_widened, params)
+        steps, inner = tx.update(jax.tree.map(_as_wide, updates, params), state.inner, weights)
+        now = jax.random.fold_in(key, state.step)
+        structure = jax.tree.structure(params)
+        numbers = structure.unflatten(range(structure.num_leaves))
+
+        def rounded(update, leaf, weight, step, number):
+            if not _is_narrow(leaf):
+                return step
+            goal = _at_random(weight + step, leaf, jax.random.fold_in(now, number))
+            return _to_reach(goal, leaf, update)
+
+        updates = jax.tree.map(rounded, updates, params, weights, steps, numbers)
+        return updates, RoundingState(next_step(state.step), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_narrow(leaf: Any) -> bool:
+    return is_inexact(leaf) and wide_dtype(leaf) != jnp.result_type(leaf)
+
+
+def _widened(leaf: Any) -> Any:
+    return jnp.asarray(leaf, wide_dtype(leaf)) if _is_narrow(leaf) else leaf
+
+
+def _as_wide(update: Any, leaf: Any) -> Any:
+    return update.astype(wide_dtype(leaf)) if _is_narrow(leaf) else update
+
+
+def _nearest(goal: Array, leaf: Array) -> Array:
+    """`goal` rounded to the leaf's dtype, still wide: XLA may drop a cast there and back."""
+    dtype = jnp.finfo(leaf.dtype)
+    return jax.lax.reduce_precision(goal, dtype.nexp, dtype.nmant)
+
+
+def _at_random(goal: Array, leaf: Array, key: Key) -> Array:
+    """One of the leaf's dtype's two neighbours of `goal`, whose mean is `goal`; still wide."""
+    near = _nearest(goal, leaf)
+    towards = jnp.where(goal > near, jnp.inf, -jnp.inf).astype(leaf.dtype)
+    far = jnp.nextafter(near.astype(leaf.dtype), towards).astype(goal.dtype)
+    exact = goal == near
+    chance = jnp.abs(goal - near) / jnp.where(exact, 1, jnp.abs(far - near))
+    return jnp.where(jax.random.uniform(key, goal.shape, goal.dtype) < chance, far, near)
+
+
+def _to_reach(goal: Array, leaf: Array, update: Array) -> Array:
+    """The update by which `leaf` becomes `goal`: exact within a factor of 2."""
+    return (goal - leaf).astype(update.dtype)

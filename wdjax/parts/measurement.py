@@ -232,7 +232,10 @@ def _measure_decay(
 
 
 def _kept_masters(tx: optax.GradientTransformation, params: Params) -> list[bool]:
-    """Per leaf: whether the state holds a copy in a wider dtype, as `float32_master` does."""
+    """Per leaf: whether its dtype is no bound, by a wider copy in the state or random rounding."""
+    # The decays are built on the parts, so this looks up from below.
+    from wdjax.decay.optimizers import RoundingState
+
     leaves = jax.tree.leaves(params)
     narrow = [is_inexact(leaf) and jnp.result_type(leaf).itemsize <= 2 for leaf in leaves]
     if not any(narrow):
@@ -241,7 +244,11 @@ def _kept_masters(tx: optax.GradientTransformation, params: Params) -> list[bool
         lambda w: jnp.ones(w.shape, w.dtype) if _is_shape(w) and is_inexact(w) else w, params
     )
     own = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype) if _is_shape(w) else w, own)
-    kept = [x for x in jax.tree.leaves(tx.init(own)) if is_inexact(x)]
+    state = tx.init(own)
+    is_rounding = lambda node: isinstance(node, RoundingState)
+    if any(map(is_rounding, jax.tree.leaves(state, is_leaf=is_rounding))):
+        return narrow
+    kept = [x for x in jax.tree.leaves(state) if is_inexact(x)]
 
     def has_copy(w):
         wide = np.asarray(w, np.float32)
@@ -402,7 +409,8 @@ def _warnings(
         "dtype too coarse",
         lambda leaf: decays(leaf) and not leaf.keeps_master and _too_coarse(leaf),
         "the dtype is too coarse for the rate, so a step rounds back to the same weight: {leaves}. "
-        "Keep the weights in float32, or wrap the optimiser in `float32_master`.",
+        "Keep the weights in float32, or wrap the optimiser in `float32_master` or "
+        "`stochastic_rounding`.",
     )
     cancelled = {
         leaf.row.path
