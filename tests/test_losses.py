@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
+from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.models import dropout, from_linen
 from wdjax.penalties import l2_penalty
@@ -68,6 +69,48 @@ def test_the_minimum_is_weighted_ridge_regression(x64):
     loss_fn = regularized_loss(linear, squared_error, l2_penalty(0.4))
     found = minimum(loss_fn, batch, {"w": jnp.zeros(3)}, learning_rate=0.2)
     np.testing.assert_allclose(found["w"], ridge(*batch, 0.4), rtol=1e-10)
+
+
+def test_leaving_a_row_out_by_its_weight_is_ridges_closed_form(x64):
+    """The residual of the row left out is `r_i / (1 - h_ii)`, h the hat matrix of all rows. One row
+    less divides the data loss by n - 1, so the same ridge has the strength `n lam / (n - 1)`."""
+    x, y, ones = regression(num_examples=8)
+    hat = x @ np.linalg.solve(x.T @ x + 8 * 0.4 * np.eye(3), x.T)
+    loss_fn = regularized_loss(linear, squared_error, l2_penalty(8 * 0.4 / 7))
+    without = jax.vmap(
+        lambda weights: minimum(
+            loss_fn, Batch(x, y, weights), {"w": jnp.zeros(3)}, learning_rate=0.2
+        )["w"]
+    )(jnp.asarray(1 - np.eye(8)))
+    found = y - np.sum(x * np.asarray(without), axis=1)
+    np.testing.assert_allclose(found, (y - hat @ y) / (1 - np.diag(hat)), rtol=1e-9)
+
+
+def test_the_derivative_through_a_run_of_decay_is_the_implicit_one(x64):
+    """At its rest `dL_v / dlam = -g_v' (H + lam I)^-1 w`, with g_v the validation gradient; and
+    decoupled descent, differentiated through all its steps, gives it."""
+    train, valid = regression(), regression()
+
+    def rest(lam):
+        tx = optax.chain(optax.sgd(0.2), decoupled_decay(lam, 0.2))
+        loss_fn = regularized_loss(linear, squared_error)
+
+        def step(carry, _):
+            w, state = carry
+            grads = jax.grad(lambda w: loss_fn(w, train)[0])(w)
+            updates, state = tx.update(grads, state, w)
+            return (optax.apply_updates(w, updates), state), None
+
+        w = {"w": jnp.zeros(3)}
+        return jax.lax.scan(step, (w, tx.init(w)), length=1500)[0][0]["w"]
+
+    of_valid = lambda w: jnp.mean(squared_error(valid.inputs @ w, jnp.asarray(valid.targets)))
+    found = jax.jit(jax.grad(lambda lam: of_valid(rest(lam))))(0.4)
+    w = ridge(*train, 0.4)
+    np.testing.assert_allclose(jax.jit(rest)(0.4), w, rtol=1e-10)
+    curvature = train.inputs.T @ train.inputs / 12 + 0.4 * np.eye(3)
+    expected = -jax.grad(of_valid)(jnp.asarray(w)) @ np.linalg.solve(curvature, w)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

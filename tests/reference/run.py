@@ -210,7 +210,8 @@ def main():
         for name, w in tree.items():
             apart = np.abs(np.subtract(w, committed[method][name])).max()
             worst = max(worst, apart)
-            if apart > 1e-5:
+            # Products in bfloat16 are rounded as the machine at hand does it.
+            if apart > (5e-3 if method == "torch_muon" else 1e-5):
                 sys.exit(f"{method}/{name} differs from the committed numbers by {apart:.3g}")
     print(f"{len(committed)} methods, largest difference {worst:.3g}")
 
