@@ -21,7 +21,7 @@ UPDATES_TRIED = 16
 """Updates measured where the length of the run is not given: some optimisers wait for a few."""
 
 STEPS_WALKED = 256
-"""Random gradients where that length is not given: momentum is forgotten by then."""
+"""Random gradients tried at most: momentum is forgotten by then, and a run's end waits for it."""
 
 
 class AuditWarning(NamedTuple):
@@ -107,8 +107,8 @@ def audit(
 
     That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
     these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
-    scale. Under a schedule, rate and travel are the averages of the run. Under descent, whose
-    steps are as long as the gradients, `telemetry.measure_parts` predicts it from a real step.
+    scale. Rate and travel are those of the first 256 steps. Under descent, whose steps are as long
+    as the gradients, `telemetry.measure_parts` predicts it from a real step.
 
     Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
     long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
@@ -141,7 +141,8 @@ def audit(
     rates, slopes = _measure_decay(tx, probe, num_steps or UPDATES_TRIED)
     masters = _kept_masters(tx, params)
     moves, scale_free = _measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED))
-    walks = measure_walk(tx, probe, num_steps or STEPS_WALKED)
+    num_walked = min(num_steps or STEPS_WALKED, STEPS_WALKED)
+    walks = measure_walk(tx, probe, num_walked)
     pulls, shares = _measure_penalty(params, loss_fn, batch, model_state)
     effective = [
         np.where(np.abs(r) > 1e-12, r, np.maximum(s, 0)) for r, s in zip(rates, slopes, strict=True)
@@ -157,7 +158,7 @@ def audit(
             row = row._replace(norm=float(jnp.sqrt(_dot(probe_leaves[i], probe_leaves[i]))))
         walk = walks[i]
         if walk is not None and scale_free[i]:
-            norm, angle = equilibrium(walk, row.rate)
+            norm, angle = equilibrium(walk, float(effective[i][:num_walked].mean()))
             row = row._replace(equilibrium_norm=norm, equilibrium_angle=angle)
         rate, slope = float(rates[i].mean()), float(slopes[i].mean())
         leaves.append(
