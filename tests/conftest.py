@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 install_import_hook("wdjax", "beartype.beartype")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,6 +21,13 @@ jax.config.update("jax_debug_nans", True)
 def key(request):
     """A key that depends on the test's own name: reproducible, yet not shared."""
     return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request):
+    """A test draws the same from its module's `RNG` whatever ran before it on its worker."""
+    if hasattr(request.module, "RNG"):
+        request.module.RNG = np.random.default_rng(0)
 
 
 @pytest.fixture

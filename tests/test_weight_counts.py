@@ -11,6 +11,7 @@ import pytest
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy, regularized_loss, sound_weights, without_dead_rows
 from wdjax.models import make_mlp
+from wdjax.models.products import product, relu
 from wdjax.parts import scale_by_parts
 from wdjax.parts.features import depth, sigmoid_parts
 from wdjax.penalties import l2_penalty
@@ -46,8 +47,9 @@ def by_hand(place):
     """Margin weights, L2 in the loss or decay beside the update, weights of parts; momentum."""
 
     def forward(w, x):
-        hidden = jax.nn.relu(x @ w["hidden1"]["kernel"] + w["hidden1"]["bias"][None])
-        return hidden @ w["head"]["kernel"] + w["head"]["bias"][None]
+        # The layers' own product, which transposes an operand ahead of it on a CPU.
+        hidden = relu(product(x, w["hidden1"]["kernel"]) + w["hidden1"]["bias"][None])
+        return product(hidden, w["head"]["kernel"]) + w["head"]["bias"][None]
 
     def step(w, velocity, batch, slope):
         label = jax.nn.one_hot(batch.targets, 10, dtype=bool)

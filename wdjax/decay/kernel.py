@@ -150,7 +150,7 @@ def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
             f"leaf {path!r}{others} is {dtype}, whose numbers lie {eps / 2:.2g} to {eps:.2g} of "
             f"themselves apart: a decay of {removed:.2g} a step rounds back to the same weight. "
             "Keep the weights in float32 and compute in half precision (`with_compute_dtype`), or "
-            "wrap the optimiser in `float32_master`.",
+            "wrap the optimiser in `float32_master` or `stochastic_rounding`.",
             UserWarning,
             stacklevel=3,
         )
