@@ -226,7 +226,7 @@ def test_every_experiment_runs_quick(folder, tmp_path):
 
 def test_the_programs_take_cifar10_where_tfds_has_it_and_digits_elsewhere(tmp_path, monkeypatch):
     """S6: a folder as TFDS prepares it, with its own test part; without it, shipped data."""
-    folders = pytest.importorskip("tfds_folders", reason="pip install '.[tfds]'")
+    folders = pytest.importorskip("tfds_folders", reason="array_record is not installed")
     run = importlib.import_module("experiments.s06_s07_s08_programs.run")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     name, pool, _ = run.load()

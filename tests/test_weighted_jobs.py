@@ -136,7 +136,7 @@ def test_the_report_draws_strength_by_slope_as_a_heat_map_with_the_audit(selecte
     out, results = selected
     page = (out / "report.html").read_text()
     assert "heat-0" in page and "example slope" in page
-    assert "penalty share" in page and "half life epochs" in page
+    assert "penalty share" in page and "half-life in epochs" in page
     for warning in results["warnings"]:
         assert warning.split(":")[0] in page
 

@@ -5,13 +5,13 @@ Source: the first article's FAQ.
 Would change: the claim holds if a step with decay, at the article's batch of 32, takes over 5 %
   more operations, or more memory that lasts from step to step, than one without; it fails if
   neither.
-Run: `python -m experiments q04_counts` (522 s on 2 CPU devices, jax 0.10.2)
+Run: `python -m experiments q04_counts` (48 s on 2 CPU devices, jax 0.10.2)
 Found: fails. At a batch of 32, L2 decay adds at most 4.0 % of the operations and no state but a
-  counter; at a batch of 1 it adds more. MLP, decoupled: % more operations 1.297 (exact); RNN,
-  decoupled: % more operations 0.6498 (exact); CNN, decoupled: % more operations 0.02887 (exact);
-  MLP, coupled: % more operations 3.975 (exact); RNN, coupled: % more operations 1.976 (exact);
-  CNN, coupled: % more operations 0.08679 (exact); MLP, l1: % more operations 9.238 (exact); RNN,
-  l1: % more operations 4.611 (exact); CNN, l1: % more operations 0.2025 (exact); most % more
+  counter; at a batch of 1 it adds more. MLP, decoupled: % more operations 1.291 (exact); RNN,
+  decoupled: % more operations 0.6495 (exact); CNN, decoupled: % more operations 0.02893 (exact);
+  MLP, coupled: % more operations 3.956 (exact); RNN, coupled: % more operations 1.975 (exact);
+  CNN, coupled: % more operations 0.08697 (exact); MLP, l1: % more operations 9.196 (exact); RNN,
+  l1: % more operations 4.609 (exact); CNN, l1: % more operations 0.2029 (exact); most % more
   scratch memory by L2 decay 25.46 (exact); most lasting bytes added (a counter of steps) 4
   (exact).
 """

@@ -7,11 +7,11 @@ Would change: "vanish" holds at a strength if the first layer's gradient ends be
   10 times what it reaches without decay; both by two standard errors. The claim holds if either
   does at the chosen strength, holds in part if only at the largest, and fails if all four numbers
   are clearly on the other side of their bounds.
-Run: `python -m experiments q05_gradients` (32 s on 2 CPU devices, jax 0.10.2)
+Run: `python -m experiments q05_gradients` (14 s on 2 CPU devices, jax 0.10.2)
 Found: holds in part. At the chosen strength they do neither; at the largest they vanish. log10
-  first-layer gradient, end / start, at zero -0.46 +- 0.13 (n=8); the same at the chosen strength
-  0.976 +- 0.072 (n=8); the same at the largest -28.033 +- 0.028 (n=8); log10 largest gradient,
-  chosen / zero 0.117 +- 0.028 (n=8); log10 largest gradient, largest / zero -1.899 +- 0.059
+  first-layer gradient, end / start, at zero -0.37 +- 0.14 (n=8); the same at the chosen strength
+  1.001 +- 0.054 (n=8); the same at the largest -28.039 +- 0.026 (n=8); log10 largest gradient,
+  chosen / zero 0.110 +- 0.037 (n=8); log10 largest gradient, largest / zero -1.879 +- 0.057
   (n=8).
 """
 

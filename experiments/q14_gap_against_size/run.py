@@ -7,11 +7,11 @@ Would change: the half on models holds if the gap at the widest network lies abo
   if the gap falls with n by two standard errors in both. The claim holds if the first half does
   and the second does not fail, holds in part if the gap grows with the width somewhere and the
   second half fails, and fails if both halves do.
-Run: `python -m experiments q14_gap_against_size` (596 s on 2 CPU devices, jax 0.10.2)
+Run: `python -m experiments q14_gap_against_size` (62 s on 2 CPU devices, jax 0.10.2)
 Found: holds in part. The accuracy gap grows with the width only where labels are wrong; with more
-  data it shrinks, against the claim. clean: gap at widest - narrowest -0.062 +- 0.017 (n=10);
-  clean: gap per doubling of n -0.0387 +- 0.0028 (n=10); 20% labels wrong: gap at widest -
-  narrowest 0.262 +- 0.011 (n=10); 20% labels wrong: gap per doubling of n -0.0778 +- 0.0037
+  data it shrinks, against the claim. clean: gap at widest - narrowest -0.061 +- 0.017 (n=10);
+  clean: gap per doubling of n -0.0388 +- 0.0028 (n=10); 20% labels wrong: gap at widest -
+  narrowest 0.254 +- 0.010 (n=10); 20% labels wrong: gap per doubling of n -0.0778 +- 0.0035
   (n=10).
 """
 

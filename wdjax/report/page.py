@@ -205,6 +205,7 @@ def _decay(results: Mapping[str, Any]) -> Iterable[str]:
     units = {
         "rate": "rate a step",
         "half_life": "half-life in steps",
+        "half_life_epochs": "half-life in epochs",
         "equilibrium_norm": "predicted norm",
         "equilibrium_angle": "predicted angle a step",
     }
