@@ -218,7 +218,7 @@ def grid_keras():
             network.compile(
                 keras.optimizers.AdamW(LEARNING_RATE, weight_decay=float(STRENGTHS[0])),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                ["accuracy"],
+                metrics=["accuracy"],
             )
             network.fit(inputs[train], targets[train], batch_size=BATCH, epochs=EPOCHS, verbose=0)
             scores.append(network.evaluate(inputs[valid], targets[valid], verbose=0)[1])

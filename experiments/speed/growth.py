@@ -65,15 +65,20 @@ def measure(axes: dict[str, tuple], rounds: int) -> dict[str, dict[str, Any]]:
             "values": list(values),
             "seconds": medians,
             "runs": [seconds(runs[value]) for value in values],
-            "exponent": exponent(values, medians),
+            "exponent": exponent(name, values, medians),
         }
         print(f"{name}: {dict(zip(values, [round(s, 3) for s in medians], strict=True))}")
     return found
 
 
-def exponent(values: Any, times: Any) -> float:
-    """p of `time ~ value ** p`, between the first and the last: 1 is linear, 0 constant."""
-    return math.log(times[-1] / times[0]) / math.log(values[-1] / values[0])
+def exponent(name: str, values: Any, times: Any) -> float:
+    """p of `time ~ work ** p`, between the first and the last: 1 is linear, 0 constant.
+
+    The work is the number itself, but for k folds k - 1: each of the k trains on (k - 1) / k of
+    the examples.
+    """
+    first, last = (value - (name == "folds") for value in (values[0], values[-1]))
+    return math.log(times[-1] / times[0]) / math.log(last / first)
 
 
 def draw(values: dict[str, Any], figure: Any) -> None:
@@ -103,7 +108,7 @@ def draw(values: dict[str, Any], figure: Any) -> None:
 def lines(result: dict[str, Any]) -> list[str]:
     """The section of docs/speed.md: the table, what it says, the picture."""
     axes = result["axes"]
-    table = ["| moved | seconds of the grid | time ~ number to the power |", "| --- | --- | --- |"]
+    table = ["| moved | seconds of the grid | time ~ work to the power |", "| --- | --- | --- |"]
     for name, row in axes.items():
         pairs = zip(row["values"], row["seconds"], strict=True)
         cells = ", ".join(f"{value}: {time:.2g}" for value, time in pairs)

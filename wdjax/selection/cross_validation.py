@@ -149,8 +149,8 @@ def cross_validate(
     num_devices = 1 if mesh is None else mesh.size
     if trials_at_once is None:
         # docs/speed.md, "How the time grows", has the measured times of 1, 2, 4, ... at once on a
-        # CPU (`python -m experiments.speed growth`), and "Memory" what each takes, least for 1:
-        # that table decides the 1. The 16 elsewhere is reasoning, measured on no GPU or TPU: a
+        # CPU (`python -m experiments.speed growth`): none is a tenth quicker than 1, which takes
+        # the least memory ("Memory"). The 16 elsewhere is reasoning, measured on no GPU or TPU: a
         # small run leaves most of one idle, and 16 seldom exhaust its memory.
         trials_at_once = 1 if jax.default_backend() == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
