@@ -218,8 +218,13 @@ def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, 
 def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     """After the first chunk of a run that would take minutes."""
     words = "select --epochs 30 --folds 5 --seeds 2 --out run"
+    # A shell's background jobs ignore Ctrl-C, and hand that on to their children.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from wdjax.cli import command; sys.exit(command())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "wdjax.cli", *words.split()],
+        [sys.executable, "-c", listening, *words.split()],
         cwd=tmp_path,
         env=environment(tmp_path) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stdout=subprocess.PIPE,
