@@ -32,8 +32,9 @@ def measure_walk(
     """
     leaves, structure = jax.tree.flatten(params)
     moving = [is_inexact(w) for w in leaves]
-    zero = [jnp.zeros(w.shape, w.dtype) if m else w for w, m in zip(leaves, moving, strict=True)]
-    still = [w if jnp.issubdtype(w.dtype, jax.dtypes.prng_key) else jnp.zeros_like(w) for w in zero]
+    # Host arrays: each operation on the device would be a small program of its own.
+    is_key = lambda w: jnp.issubdtype(w.dtype, jax.dtypes.prng_key)
+    still = [w if is_key(w) else np.zeros(w.shape, w.dtype) for w in leaves]
     # Threefry would take longer than the updates on a CPU.
     key = jax.random.key(0, impl="unsafe_rbg")
 
@@ -60,7 +61,7 @@ def measure_walk(
 
     def run():
         state = tx.init(params)
-        sums = [w if m else jnp.zeros(()) for w, m in zip(zero, moving, strict=True)]
+        sums = [jnp.asarray(w) if m else jnp.zeros(()) for w, m in zip(still, moving, strict=True)]
         carry = (state, state), sums, [_square(s) for s in sums]
         (_, sums, squares), _ = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
         return [_square(s) for s in sums], squares

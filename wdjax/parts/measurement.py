@@ -155,7 +155,7 @@ def audit(
         multiplier = sizes[i] / largest if largest > 0 else 0.0
         row = leaf_decay(leaf_path(path), leaf, multiplier, effective[i], steps_per_epoch)
         if is_inexact(leaf) and not _is_shape(leaf):
-            row = row._replace(norm=float(jnp.sqrt(_dot(probe_leaves[i], probe_leaves[i]))))
+            row = row._replace(norm=float(np.linalg.norm(np.ravel(probe_leaves[i]))))
         walk = walks[i]
         if walk is not None and scale_free[i]:
             norm, angle = equilibrium(walk, float(effective[i][:num_walked].mean()))
