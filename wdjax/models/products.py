@@ -20,9 +20,9 @@ def relu(inputs: Num[Array | np.ndarray, "..."]) -> Array:
     """`max(x, 0)`, elementwise, with derivative `sign(max(x, 0))`: 1 above zero, else 0.
 
     `jax.nn.relu` selects between the cotangent and zero. A CPU's compiler makes of that a store
-    under a mask, which on AMD's processors takes longer than the sums around it: a twentieth of
-    a small network's step. A product with 0 or 1 gives the same numbers, unless the cotangent is
-    not finite: then it is NaN also where the unit is off.
+    under a mask, which took a twentieth of a small network's step on an AMD processor. A product
+    with 0 or 1 gives the same numbers, unless the cotangent is not finite: then it is NaN also
+    where the unit is off.
     """
     return jnp.maximum(inputs, 0)
 
