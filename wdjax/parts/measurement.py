@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, is_known
 from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
-from wdjax.parts.equilibrium import equilibrium, measure_walk
+from wdjax.parts.equilibrium import Walk, equilibrium, measure_walk
 from wdjax.parts.rules import leaf_path, resolve_parts
 from wdjax.tables import Table
 from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
@@ -128,51 +128,10 @@ def audit(
       ValueError: if `loss_fn` comes without `batch` or with shapes instead of params, a count is
         not an integer >= 1, or parts do not fit.
     """
-    for name, count in (("num_steps", num_steps), ("steps_per_epoch", steps_per_epoch)):
-        if count is not None:
-            check_positive_int(name, count)
-    named = jax.tree_util.tree_leaves_with_path(params)
-    if loss_fn is not None and batch is None:
-        raise ValueError("`batch` is needed to measure `loss_fn`: give a batch of examples.")
-    if loss_fn is not None and any(isinstance(x, jax.ShapeDtypeStruct) for _, x in named):
-        raise ValueError("`params` must be arrays where `loss_fn` is given, not shapes.")
-    probe = jax.tree.map(_probe, params)
-    probe_leaves = jax.tree.leaves(probe)
-    rates, slopes = _measure_decay(tx, probe, num_steps or UPDATES_TRIED)
-    masters = _kept_masters(tx, params)
-    moves, scale_free = _measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED))
-    num_walked = min(num_steps or STEPS_WALKED, STEPS_WALKED)
-    walks = measure_walk(tx, probe, num_walked)
+    _check_arguments(params, loss_fn, batch, num_steps, steps_per_epoch)
+    measured = _measure(params, tx, num_steps)
     pulls, shares = _measure_penalty(params, loss_fn, batch, model_state)
-    effective = [
-        np.where(np.abs(r) > 1e-12, r, np.maximum(s, 0)) for r, s in zip(rates, slopes, strict=True)
-    ]
-    sizes = [float(r.mean()) for r in effective]
-    sizes = sizes if any(size > 0 for size in sizes) else pulls
-    largest = max(sizes, default=0.0)
-    leaves = []
-    for i, (path, leaf) in enumerate(named):
-        multiplier = sizes[i] / largest if largest > 0 else 0.0
-        row = leaf_decay(leaf_path(path), leaf, multiplier, effective[i], steps_per_epoch)
-        if is_inexact(leaf) and not _is_shape(leaf):
-            row = row._replace(norm=float(np.linalg.norm(np.ravel(probe_leaves[i]))))
-        walk = walks[i]
-        if walk is not None and scale_free[i]:
-            norm, angle = equilibrium(walk, float(effective[i][:num_walked].mean()))
-            row = row._replace(equilibrium_norm=norm, equilibrium_angle=angle)
-        rate, slope = float(rates[i].mean()), float(slopes[i].mean())
-        leaves.append(
-            _Leaf(
-                row=row._replace(penalty_share=shares[i]),
-                dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
-                to_zero=rate > 0 and rate >= 0.99 * slope,
-                grows=rate < 0 and slope < 0,
-                penalty_pull=pulls[i],
-                moves=moves[i],
-                scale_free=scale_free[i],
-                keeps_master=masters[i],
-            )
-        )
+    leaves = _describe(params, measured, pulls, shares, steps_per_epoch)
     part_multipliers = [1.0] * len(leaves)
     if part_weights is not None:
         part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
@@ -180,7 +139,58 @@ def audit(
     return AuditReport(tuple(leaf.row for leaf in leaves), tuple(warnings))
 
 
+def _check_arguments(
+    params: Params,
+    loss_fn: LossFn | None,
+    batch: Batch | None,
+    num_steps: int | None,
+    steps_per_epoch: int | None,
+) -> None:
+    for name, count in (("num_steps", num_steps), ("steps_per_epoch", steps_per_epoch)):
+        if count is not None:
+            check_positive_int(name, count)
+    if loss_fn is not None and batch is None:
+        raise ValueError("`batch` is needed to measure `loss_fn`: give a batch of examples.")
+    if loss_fn is not None and any(map(_is_shape, jax.tree.leaves(params))):
+        raise ValueError("`params` must be arrays where `loss_fn` is given, not shapes.")
+
+
 # What is measured.
+
+
+class _Measured(NamedTuple):
+    """What the optimiser does to a leaf."""
+
+    probe: Any
+    """The leaf, or what stood in for it."""
+    rates: np.ndarray
+    """`[step]`: what the updates remove of it."""
+    slopes: np.ndarray
+    """`[step]`: how that grows with the weights."""
+    keeps_master: bool
+    moves: bool
+    scale_free: bool
+    walk: Walk | None
+
+    @property
+    def decay(self) -> np.ndarray:
+        """`[step]`: the rates, or the slopes where decay draws to another reference."""
+        return np.where(np.abs(self.rates) > 1e-12, self.rates, np.maximum(self.slopes, 0))
+
+
+def _measure(
+    params: Params, tx: optax.GradientTransformation, num_steps: int | None
+) -> list[_Measured]:
+    """Per leaf."""
+    probe = jax.tree.map(_probe, params)
+    columns = (
+        jax.tree.leaves(probe),
+        *_measure_decay(tx, probe, num_steps or UPDATES_TRIED),
+        _kept_masters(tx, params),
+        *_measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED)),
+        measure_walk(tx, probe, min(num_steps or STEPS_WALKED, STEPS_WALKED)),
+    )
+    return [_Measured(*of_leaf) for of_leaf in zip(*columns, strict=True)]
 
 
 def _probe(leaf: Any) -> Any:
@@ -349,6 +359,50 @@ def _measure_penalty(
 
 
 # What is said of it.
+
+
+def _describe(
+    params: Params,
+    measured: list[_Measured],
+    pulls: list[float],
+    shares: list[float | None],
+    steps_per_epoch: int | None,
+) -> list[_Leaf]:
+    """Multipliers are shares of the largest decay, or of the largest pull where none decays."""
+    sizes = [float(m.decay.mean()) for m in measured]
+    sizes = sizes if any(size > 0 for size in sizes) else pulls
+    largest = max(sizes, default=0.0)
+    leaves = []
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        m = measured[i]
+        multiplier = sizes[i] / largest if largest > 0 else 0.0
+        row = leaf_decay(leaf_path(path), leaf, multiplier, m.decay, steps_per_epoch)
+        rate, slope = float(m.rates.mean()), float(m.slopes.mean())
+        leaves.append(
+            _Leaf(
+                row=row._replace(penalty_share=shares[i], **_norms(leaf, m)),
+                dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
+                to_zero=rate > 0 and rate >= 0.99 * slope,
+                grows=rate < 0 and slope < 0,
+                penalty_pull=pulls[i],
+                moves=m.moves,
+                scale_free=m.scale_free,
+                keeps_master=m.keeps_master,
+            )
+        )
+    return leaves
+
+
+def _norms(leaf: Any, measured: _Measured) -> dict[str, float]:
+    """Of the leaf as it is, and where decay leads it, as far as either can be said."""
+    found = {}
+    if is_inexact(leaf) and not _is_shape(leaf):
+        found["norm"] = float(np.linalg.norm(np.ravel(measured.probe)))
+    if measured.walk is not None and measured.scale_free:
+        rate = float(measured.decay[:STEPS_WALKED].mean())
+        norm, angle = equilibrium(measured.walk, rate)
+        found |= {"equilibrium_norm": norm, "equilibrium_angle": angle}
+    return found
 
 
 def _warnings(
