@@ -6,6 +6,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
+from experiments.speed.targets import one_of, placed
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import make_cnn
@@ -36,11 +37,7 @@ def state_of(tx):
     return jax.eval_shape(start, jax.random.key(0))
 
 
-def a_mesh():
-    return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-
-
-def recipe_program():
+def recipe_program(mesh):
     """The step of `wdjax train --stream` with augmentation, example weights and micro-batches."""
     recipe = Recipe(
         make_model=make_cnn, augment=("crop", "flip"), example_feature="augment", batch_size=8
@@ -48,39 +45,56 @@ def recipe_program():
     numbers = {"strength": 0.1, "learning_rate": 1e-3, "example_slope": 4.0}
     inputs = jnp.zeros((1, *SHAPE))
     step, tx = recipe_step(recipe, numbers, 10, inputs, jax.random.key(1), num_micro_batches=2)
-    return jax.jit(jit_step(skip_non_finite(step))).trace(state_of(tx), shapes(8))
+    return jitted(jit_step(skip_non_finite(step)), one_of(mesh), state_of(tx), shapes(8))
 
 
-def select_program():
+def select_program(mesh):
     array, key = jax.ShapeDtypeStruct, jax.eval_shape(lambda: jax.random.key(0))
-    numbers = {name: array((4,), jnp.float32) for name in ("strength", "learning_rate")}
+    numbers = {name: array((8,), jnp.float32) for name in ("strength", "learning_rate")}
     recipe = Recipe(make_model=make_cnn, num_epochs=1, batch_size=8, score_rows=8)
-    return trial_program(None).trace(
-        array((4,), jnp.int32),
-        array((4,), jnp.int32),
-        array((), jnp.int32),
-        hparams=numbers,
-        data=shapes(32),
-        folds=jax.eval_shape(lambda key: kfold(key, 32, 2), key),
-        key=key,
+    chunk = placed((array((8,), jnp.int32), array((8,), jnp.int32), array((), jnp.int32)), mesh)
+    shared = {
+        "hparams": numbers,
+        "data": shapes(32),
+        "folds": jax.eval_shape(lambda key: kfold(key, 32, 2), key),
+        "key": key,
+    }
+    return trial_program(mesh).trace(
+        *chunk,
+        **placed(shared, mesh),
         fit_and_score=recipe_fit_and_score(recipe),
-        mesh=None,
+        mesh=mesh,
         trials_at_once=2,
     )
 
 
+def jitted(run, mesh, state, batch, *axes):
+    return jax.jit(run).trace(placed(state, mesh), placed(batch, mesh, *axes))
+
+
+def sharded_program(mesh):
+    return jitted(shard_step(STEP, mesh), mesh, state_of(TX), shapes(8), "data")
+
+
+def pmapped_program(mesh):
+    run = pmap_step(STEP, list(mesh.devices.flat))
+    return jitted(run, mesh, state_of(TX), shapes(mesh.size, 2), "data")
+
+
 PROGRAMS = {
-    "jit_step": lambda: jax.jit(jit_step(STEP)).trace(state_of(TX), shapes(8)),
-    "shard_step": lambda: jax.jit(shard_step(STEP, a_mesh())).trace(state_of(TX), shapes(8)),
-    "pmap_step": lambda: jax.jit(pmap_step(STEP)).trace(state_of(TX), shapes(2, 4)),
+    "jit_step": lambda mesh: jitted(jit_step(STEP), one_of(mesh), state_of(TX), shapes(8)),
+    "shard_step": sharded_program,
+    "pmap_step": pmapped_program,
     "wdjax train": recipe_program,
     "wdjax select": select_program,
 }
+"""What `mesh` makes of each, traced for its devices and not yet compiled."""
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_gpu_and_a_tpu_get_convolutions_a_cpu_products_and_none_calls_the_host(name):
-    traced = PROGRAMS[name]()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    traced = PROGRAMS[name](mesh)
     for platform, expected in (("cpu", False), ("cuda", True), ("tpu", True)):
         program = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.convolution" in program) == expected, platform

@@ -1,8 +1,10 @@
 """Bytes, read off compiled programs: nothing here is timed.
 
-Claims: temporary memory grows with `trials_at_once`, not with the trials; Adam's update of 10 M
-weights moves 720 MB where donated buffers come back in another order, 400 MB where they do not
-(280 MB would be the least: gradient, moments and weights read once, all but the gradient written).
+Claims: temporary memory grows with `trials_at_once`, not with the trials, on a CPU, an H100 and a
+TPU v5e (these two where their compilers are installed: `experiments/speed/targets.py`); Adam's
+update of 10 M weights moves 720 MB where donated buffers come back in another order, 400 MB where
+they do not (280 MB would be the least: gradient, moments and weights read once, all but the
+gradient written).
 Run: python -m experiments.speed memory
 """
 
@@ -14,59 +16,63 @@ import optax
 
 from experiments.speed.contestants import BATCH, CNN_BATCH, FOLDS
 from experiments.speed.measure import write_result
+from experiments.speed.targets import four_devices, one_of, placed
 from wdjax.recipe import MODELS, Recipe, recipe_fit_and_score
 from wdjax.selection.cross_validation import trial_program
 from wdjax.selection.folds import kfold
 from wdjax.types import Batch
 
-AT_ONCE = (1, 2, 4, 8)
+AT_ONCE = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16), "tpu": (1, 4, 16)}
+NUM_TRIALS = 16
 NUM_EXAMPLES = 1797
 
 
 def main() -> None:
     """Both tables."""
-    temporary = {
-        "MLP 64-100-10 on 8x8, batch 128": _by_at_once("mlp", (8, 8, 1), BATCH),
-        "CNN on 32x32x3, batch 128": _by_at_once("cnn", (32, 32, 3), CNN_BATCH),
-    }
-    for name, row in temporary.items():
-        print(name, row)
+    temporary = {}
+    for platform in AT_ONCE:
+        try:
+            mesh = None if platform == "cpu" else one_of(four_devices(platform))
+        except ModuleNotFoundError as error:
+            print(error)
+            continue
+        temporary[platform] = {
+            "MLP 64-100-10 on 8x8, batch 128": _by_at_once("mlp", (8, 8, 1), BATCH, platform, mesh),
+            "CNN on 32x32x3, batch 128": _by_at_once("cnn", (32, 32, 3), CNN_BATCH, platform, mesh),
+        }
+        for name, row in temporary[platform].items():
+            print(platform, name, row, flush=True)
     adam = _adam()
     for name, row in adam.items():
         print(name, row)
-    what = "MB: temporary memory of the trial program of 8 trials; Adam's update of 10 M weights"
+    what = "MB: temporary memory of the trial program of 16 trials; Adam's update of 10 M weights"
     print(f"Wrote {write_result('memory', {'what': what, 'temporary': temporary, 'adam': adam})}")
 
 
-def _by_at_once(model: str, shape: tuple[int, ...], batch_size: int) -> dict[int, float]:
+def _by_at_once(model, shape, batch_size, platform, mesh) -> dict[int, float]:
     array = jax.ShapeDtypeStruct
     floats = lambda *size: array(size, jnp.float32)
-    index = array((8,), jnp.int32)
-    data = Batch(floats(NUM_EXAMPLES, *shape), array((NUM_EXAMPLES,), jnp.int32), None)
-    data = data._replace(weights=floats(NUM_EXAMPLES))
+    index = array((NUM_TRIALS,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    shared = {
+        "hparams": {"strength": floats(NUM_TRIALS), "learning_rate": floats(NUM_TRIALS)},
+        "data": Batch(
+            floats(NUM_EXAMPLES, *shape), array((NUM_EXAMPLES,), jnp.int32), floats(NUM_EXAMPLES)
+        ),
+        "folds": jax.eval_shape(lambda key: kfold(key, NUM_EXAMPLES, FOLDS), key),
+        "key": key,
+    }
+    arguments = (index, index, array((), jnp.int32)), shared
+    (indices, shared) = arguments if mesh is None else placed(arguments, mesh)
     recipe = Recipe(
         make_model=MODELS[model], num_epochs=2, batch_size=batch_size, score_rows=batch_size
     )
-    found = {}
-    for at_once in AT_ONCE:
-        compiled = (
-            trial_program(None)
-            .lower(
-                index,
-                index,
-                array((), jnp.int32),
-                hparams={"strength": floats(8), "learning_rate": floats(8)},
-                data=data,
-                folds=jax.eval_shape(lambda key: kfold(key, NUM_EXAMPLES, FOLDS), key),
-                key=key,
-                fit_and_score=recipe_fit_and_score(recipe),
-                mesh=None,
-                trials_at_once=at_once,
-            )
-            .compile()
+    fit_and_score, found = recipe_fit_and_score(recipe), {}
+    for at_once in AT_ONCE[platform]:
+        lowered = trial_program(mesh).lower(
+            *indices, **shared, fit_and_score=fit_and_score, mesh=mesh, trials_at_once=at_once
         )
-        found[at_once] = round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)
+        found[at_once] = round(lowered.compile().memory_analysis().temp_size_in_bytes / 1e6, 1)
     return found
 
 

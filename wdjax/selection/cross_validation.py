@@ -150,8 +150,9 @@ def cross_validate(
     if trials_at_once is None:
         # docs/speed.md, "How the time grows", has the measured times of 1, 2, 4, ... at once on a
         # CPU (`python -m experiments.speed growth`): none is a tenth quicker than 1, which takes
-        # the least memory ("Memory"). The 16 elsewhere is reasoning, measured on no GPU or TPU: a
-        # small run leaves most of one idle, and 16 seldom exhaust its memory.
+        # the least memory. Elsewhere a small run leaves most of a device idle: 16 is measured on
+        # none, but what it takes of their memory is known from their compilers ("Memory" there:
+        # for the CNN half a gigabyte of an H100, one of a TPU v5e).
         trials_at_once = 1 if jax.default_backend() == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
     trials_at_once = min(trials_at_once, -(-trials_per_fold // num_devices))

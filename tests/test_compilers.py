@@ -1,0 +1,152 @@
+"""What the compilers of TPUs and GPUs make of our programs, on a machine that has neither."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from test_lowering import PROGRAMS
+
+from experiments.speed.targets import NEEDS, four_devices, one_of, placed
+from wdjax.decay import (
+    adamw,
+    cautious_decay,
+    corrected_decay,
+    decay_to_average,
+    decay_to_initial,
+    decay_to_one,
+    decay_weights,
+    decoupled_decay,
+    huber_decay,
+    independent_decay,
+    proximal_l1,
+    proximal_l2,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ETA, LAM = 1e-3, 0.1
+SHAPE = (8192, 4096)
+NUM_WEIGHTS = 122_570
+"""Of the network of the programs: every kernel and bias."""
+
+
+@pytest.fixture(scope="module", params=NEEDS)
+def mesh(request):
+    """Four devices of each kind; a kind whose compiler is not installed skips."""
+    try:
+        return four_devices(request.param)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def compiled(mesh):
+    """Each program as this kind of device would run it, compiled when first asked for."""
+    made = {}
+
+    def program(name):
+        if name not in made:
+            made[name] = PROGRAMS[name](mesh).lower().compile()
+        return made[name]
+
+    return program
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_compiles_and_calls_nothing_on_the_host(compiled, name):
+    text = compiled(name).as_text()
+    assert "convolution" in text or "__cudnn$conv" in text
+    for word in ("callback", "infeed", "outfeed", "host_compute"):
+        assert word not in text, word
+
+
+@pytest.mark.parametrize("name", ["shard_step", "pmap_step"])
+def test_a_sharded_step_combines_its_gradients_in_one_all_reduce(compiled, name):
+    """Of the arrays; the sum of the weights, which they are divided by, goes before."""
+    reduces = re.findall(r" = (.*?) all-reduce(?:-start)?\(", compiled(name).as_text())
+    sizes = [
+        [math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[(\d[\d,]*)\]", one)]
+        for one in reduces
+    ]
+    (together,) = [one for one in sizes if one]
+    assert sum(together) >= NUM_WEIGHTS
+
+
+def test_trials_on_four_devices_say_nothing_to_each_other(compiled):
+    collective = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    assert not re.findall(rf"(?:{collective})(?:-start)?\(", compiled("wdjax select").as_text())
+
+
+METHODS = {
+    "optax.adam": lambda: optax.adam(ETA),
+    "optax.adamw": lambda: optax.adamw(ETA, weight_decay=LAM),
+    "decay_weights": lambda: adamw(ETA, decay_weights(ETA * LAM)),
+    "decoupled_decay": lambda: adamw(ETA, decoupled_decay(LAM, ETA, parts={"*": 0.5})),
+    "independent_decay": lambda: adamw(ETA, independent_decay(1e-4)),
+    "corrected_decay": lambda: adamw(ETA, corrected_decay(LAM, ETA, ETA)),
+    "cautious_decay": lambda: adamw(ETA, cautious_decay(LAM, ETA)),
+    "huber_decay": lambda: adamw(ETA, huber_decay(LAM, ETA, 0.1)),
+    "decay_to_one": lambda: adamw(ETA, decay_to_one(LAM, ETA, parts={"*": 1.0})),
+    "proximal_l1": lambda: adamw(ETA, proximal_l1(LAM, ETA)),
+    "proximal_l2": lambda: adamw(ETA, proximal_l2(LAM, ETA)),
+}
+ADAM = 7
+"""Reads gradient, weights and two moments; writes weights and two moments: no less is possible."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_without_a_kept_reference_moves_adams_seven_arrays(mesh, name):
+    assert arrays_moved(mesh, METHODS[name]()) == ADAM
+
+
+def test_a_kept_reference_costs_one_read_more(mesh):
+    """It leaves the step as it came, which only a loop spares: left out, as in the count on CPU."""
+    kept = arrays_moved(mesh, adamw(ETA, decay_to_initial(LAM, ETA)), lambda s: (s[0], s[1].step))
+    assert kept == ADAM + 1
+
+
+def test_an_average_costs_that_read_and_one_write(mesh):
+    assert arrays_moved(mesh, adamw(ETA, decay_to_average(LAM, ETA, 0.99))) == ADAM + 2
+
+
+def arrays_moved(mesh, tx, returned=lambda state: state):
+    """How many arrays of the weights' size an update and `apply_updates` read and write."""
+
+    def step(grads, state, w):
+        updates, state = tx.update(grads, state, w)
+        return optax.apply_updates(w, updates), returned(state)
+
+    w = {"kernel": jax.ShapeDtypeStruct(SHAPE, jnp.float32)}
+    shapes = placed((w, jax.eval_shape(tx.init, w), w), one_of(mesh))
+    return arrays_in_and_out(jax.jit(step).lower(*shapes).compile().as_text())
+
+
+def arrays_in_and_out(program):
+    """Of the instructions that run one after another: a fusion is one loop over its operands."""
+    large, count = {}, 0
+    for line in program[program.index("\nENTRY") :].splitlines()[2:]:
+        line = re.sub(r", (metadata|calls|kind|sharding|backend_config|index)=.*", "", line)
+        found = re.match(r"\s+(?:ROOT )?(%\S+) = (.*?) ([\w-]+)\((.*)\)", line)
+        if not found:
+            continue
+        name, type_, operation, operands = found.groups()
+        large[name] = type_.count(f"f32[{','.join(map(str, SHAPE))}]")
+        if operation not in ("parameter", "get-tuple-element", "tuple", "bitcast"):
+            count += large[name] + sum(large[read] for read in re.findall(r"%[\w.-]+", operands))
+    return count
+
+
+def test_the_counter_of_arrays_counts():
+    assert math.prod(SHAPE) * 4 == 2**27
+    program = """
+ENTRY %main (a: f32[8192,4096], b: f32[8192,4096]) -> f32[8192,4096] {
+  %a = f32[8192,4096]{1,0} parameter(0)
+  %b = f32[8192,4096]{1,0} parameter(1)
+  %fused.1 = (f32[8192,4096]{1,0}, f32[8192,4096]{1,0}) fusion(%a, %b), kind=kLoop, calls=%f
+  %out = f32[8192,4096]{1,0} get-tuple-element(%fused.1), index=0
+  ROOT %copy.2 = f32[8192,4096]{1,0} copy(%out)
+}"""
+    assert arrays_in_and_out(program) == 2 + 2 + 1 + 1
