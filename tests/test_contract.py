@@ -15,6 +15,7 @@ import pytest
 
 import wdjax.decay
 from wdjax.decay import (
+    adamw,
     cautious_decay,
     constrained_decay,
     corrected_decay,
@@ -29,6 +30,8 @@ from wdjax.decay import (
     independent_decay,
     inflection_bound,
     initial_bound,
+    lion,
+    muon,
     project_max_norm,
     project_sphere,
     proximal_elastic_net,
@@ -36,6 +39,7 @@ from wdjax.decay import (
     proximal_l1,
     proximal_l2,
     proximal_step,
+    sgdw,
     soft_threshold,
     stochastic_rounding,
     warm_start_bound,
@@ -56,6 +60,8 @@ class Row(NamedTuple):
     """One that does something to `params()` within three steps."""
     any_tree: bool = True
     """Whether it fits any params, not those of `params()` alone."""
+    base: Callable[[], optax.GradientTransformation] = optax.identity
+    """What is left of it at strength zero."""
 
 
 METHODS = {
@@ -89,6 +95,23 @@ METHODS = {
             independent_decay(s, parts=parts), jax.random.key(0)
         )
     ),
+    # Optimisers, with one coupling each: the couplings are rows of their own.
+    "sgdw": Row(
+        lambda s, parts=None: sgdw(0.1, decoupled_decay(s, 0.5, parts=parts)),
+        base=lambda: optax.sgd(0.1, momentum=0.9),
+    ),
+    "adamw": Row(
+        lambda s, parts=None: adamw(0.1, decoupled_decay(s, 0.5, parts=parts)),
+        base=lambda: optax.adam(0.1),
+    ),
+    "lion": Row(
+        lambda s, parts=None: lion(0.1, decoupled_decay(s, 0.5, parts=parts)),
+        base=lambda: optax.lion(0.1, weight_decay=0.0),
+    ),
+    "muon": Row(
+        lambda s, parts=None: muon(0.1, decoupled_decay(s, 0.5, parts=parts)),
+        base=lambda: optax.contrib.muon(0.1, consistent_rms=0.2),
+    ),
 }
 PLAIN = {
     "project_max_norm": Row(lambda s, parts=None: project_max_norm(0.2, parts=parts)),
@@ -103,8 +126,17 @@ PLAIN = {
 """Without a strength, or one whose effect comes after three steps: the tests of strengths, which
 say `with_strength`, leave them out."""
 
-with_strength = pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
-every_method = pytest.mark.parametrize("row", (METHODS | PLAIN).values(), ids=METHODS | PLAIN)
+SLOW = {"muon"}
+"""Rows whose own arithmetic takes long: their tests run with `-m slow`."""
+
+
+def rows(methods):
+    mark = lambda name: [pytest.mark.slow] if name in SLOW else []
+    return [pytest.param(row, id=name, marks=mark(name)) for name, row in methods.items()]
+
+
+with_strength = pytest.mark.parametrize("row", rows(METHODS))
+every_method = pytest.mark.parametrize("row", rows(METHODS | PLAIN))
 
 
 def params(dtype=jnp.float32, seed=0):
@@ -167,14 +199,14 @@ def test_compiled_it_is_the_same_and_is_traced_once(row):
 
 @with_strength
 def test_it_changes_the_weights_so_the_other_tests_mean_something(row):
-    moved, plain = run(row.make(row.strength), params())[0], run(optax.identity(), params())[0]
+    moved, plain = run(row.make(row.strength), params())[0], run(row.base(), params())[0]
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(plain), strict=True):
         assert np.abs(a - b).max() > 1e-4
 
 
 @with_strength
-def test_strength_zero_is_the_identity(row):
-    found, expected = run(row.make(0.0), params())[0], run(optax.identity(), params())[0]
+def test_strength_zero_is_the_identity_or_the_optimiser_alone(row):
+    found, expected = run(row.make(0.0), params())[0], run(row.base(), params())[0]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -209,7 +241,7 @@ def test_parts_are_floats_half_a_part_is_half_the_strength_there(row):
     halved = {"*/kernel": 0.5, "*/bias": 0.0, "*": 1.0}
     found = run(row.make(row.strength, halved), params())[0]
     whole, half = (run(row.make(s), params())[0] for s in (row.strength, row.strength / 2))
-    untouched = run(optax.identity(), params())[0]
+    untouched = run(row.base(), params())[0]
     assert_trees_close(found["dense"]["kernel"], half["dense"]["kernel"], rtol=2e-6)
     np.testing.assert_array_equal(found["dense"]["bias"], untouched["dense"]["bias"])
     assert_trees_close(found["rest"], whole["rest"], rtol=2e-6)
@@ -250,6 +282,8 @@ def test_init_is_abstract_when_asked_and_copies_what_it_keeps(row):
 def test_integers_and_keys_are_left_alone(row):
     if not row.any_tree:
         pytest.skip("it is tied to a tree without any")
+    if row.base is not optax.identity:
+        pytest.skip("optax' own steps take floats only")
     w = params() | {"steps": jnp.arange(3), "key": jax.random.key(0)}
     grads = jax.tree.map(lambda x: 0.1 * x, params()) | {
         "steps": jnp.arange(3) + 5,
@@ -266,7 +300,9 @@ def test_integers_and_keys_are_left_alone(row):
 def test_it_works_in_chain_masked_and_partition(row):
     """Hidden leaves are left alone; the others see what they would see alone."""
     w = params()
-    expected = run(row.make(row.strength, {"*/kernel": 1.0, "rest/0": 1.0, "*": 0.0}), w)[0]
+    alone = run(row.make(row.strength, {"*/kernel": 1.0, "rest/0": 1.0, "*": 0.0}), w)[0]
+    hidden = run(optax.identity(), w)[0]
+    expected = jax.tree.map(lambda a, h: a if a.ndim >= 2 else h, alone, hidden)
     inner = row.make(row.strength)
     masked = optax.masked(inner, lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree))
     label = lambda tree: jax.tree.map(lambda x: "decay" if x.ndim >= 2 else "spare", tree)
@@ -298,8 +334,12 @@ def test_its_strength_can_be_injected_and_changed_in_the_state(row):
     assert_trees_close(run(tx, w)[0], expected, rtol=2e-6, atol=1e-7)
     state = tx.init(w)
     state.hyperparams["strength"] = jnp.zeros(())
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, w), state, w)
-    jax.tree.map(lambda u: np.testing.assert_array_equal(u, 1.0), updates)
+    grads, base = jax.tree.map(jnp.ones_like, w), row.base()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        tx.update(grads, state, w)[0],
+        base.update(grads, base.init(w), w)[0],
+    )
 
 
 @every_method
@@ -355,6 +395,7 @@ def test_without_params_it_says_what_to_pass(row):
 
 def test_every_public_transformation_is_a_row():
     """A method added to the package without a row here has no proof."""
-    kinds = re.compile("decay_.*|.*_decay|proximal_.*|project_.*|.*_master|.*_rounding")
+    decays = "decay_.*|.*_decay|proximal_.*|project_.*|.*_master|.*_rounding"
+    kinds = re.compile(f"{decays}|sgdw|adamw|lion|muon")
     made = {name for name in wdjax.decay.__all__ if kinds.fullmatch(name)}
     assert made <= set(METHODS | PLAIN)

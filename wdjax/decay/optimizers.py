@@ -93,13 +93,14 @@ def lion(
       b2: decay of the momentum.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite.
+      ValueError: for a learning rate that is known and negative or not finite; in `update`, when
+        `params` is missing.
 
     Source: Chen et al. 2023, arXiv:2302.06675.
     """
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
-    return optax.chain(optax.lion(rate, b1=b1, b2=b2, weight_decay=0.0), decay)
+    return _needing_params(optax.chain(optax.lion(rate, b1=b1, b2=b2, weight_decay=0.0), decay))
 
 
 def muon(
@@ -122,13 +123,24 @@ def muon(
         of AdamW, its learning rates and strengths can be used again.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite.
+      ValueError: for a learning rate that is known and negative or not finite; in `update`, when
+        `params` is missing.
 
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982 for decay and the adjustment.
     """
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
-    return optax.chain(optax.contrib.muon(rate, beta=beta, consistent_rms=consistent_rms), decay)
+    step = optax.contrib.muon(rate, beta=beta, consistent_rms=consistent_rms)
+    return _needing_params(optax.chain(step, decay))
+
+
+def _needing_params(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Says what to pass in the words of every decay, before optax says it in its own."""
+
+    def update(updates: PyTree, state: Any, params: Params | None = None) -> tuple[PyTree, Any]:
+        return tx.update(updates, state, require_params(params))
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 class MasterState(NamedTuple):
