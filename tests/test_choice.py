@@ -1,0 +1,191 @@
+"""Scores, and the rules that choose by them."""
+
+import numpy as np
+import pytest
+
+from wdjax.selection.choice import choose, end_of_grid, row_of_zero
+from wdjax.selection.cross_validation import Scores, standard_error_over_folds
+from wdjax.selection.grids import grid_product
+
+# Scores
+
+
+def scores_of(values, **axes):
+    return Scores(grid_product(**axes), {"loss": np.asarray(values, np.float64)})
+
+
+VALUES = np.array([[[1.0, 3.0], [4.0, 4.0]], [[2.0, 2.0], [6.0, 2.0]], [[np.nan, 1.0], [1, 1]]])
+
+
+def test_the_standard_error_is_that_of_the_fold_means():
+    """Row 0: fold means 2 and 4, deviation sqrt(2), over sqrt(2) folds: 1."""
+    scores = scores_of(VALUES, strength=[0, 1, 2])
+    np.testing.assert_array_equal(scores.mean()["loss"], [3.0, 3.0, np.nan])
+    np.testing.assert_allclose(scores.standard_error()["loss"], [1.0, 1.0, np.nan])
+    assert np.isnan(standard_error_over_folds(VALUES[:2, :1])).all()
+
+
+def test_scores_print_a_row_a_candidate_and_become_plain_lists():
+    scores = scores_of(VALUES, strength=[0, 1, 2])
+    text = str(scores)
+    assert "3.0 +- 1.0" in text and "diverged" in text
+    assert "mean +- standard error over 2 folds, 2 seeds each" in text
+    assert scores._repr_html_().count("<tr") == 1 + 3
+    plain = scores.to_dict()
+    assert plain["grid"] == {"strength": [0.0, 1.0, 2.0]}
+    assert plain["values"]["loss"][0] == [[1.0, 3.0], [4.0, 4.0]]
+
+
+# The rules
+
+
+def by_fold(*rows):
+    """`[row, fold, 1]`."""
+    return np.array(rows, np.float64)[:, :, None]
+
+
+# Means 5, 3, 3.5, 6; the best row's fold means deviate by 1, so its standard error is
+# 1 / sqrt(4) * sqrt(4 / 3) = 0.577 (2, 2, 4, 4: ddof 1).
+FOUR = by_fold([5, 5, 5, 5], [2, 2, 4, 4], [2.5, 2.5, 4.5, 4.5], [6, 6, 6, 6])
+
+
+def test_min_takes_the_lowest_mean():
+    choice = choose(scores_of(FOUR, strength=[0, 1, 2, 3]))
+    assert (choice.index, choice.hparams, choice.mean) == (1, {"strength": 1.0}, 3.0)
+    np.testing.assert_allclose(choice.standard_error, np.sqrt(4 / 3) / 2)
+    assert choice.reason.startswith("Lowest mean score, 3.")
+
+
+def test_one_standard_error_takes_the_largest_strength_close_to_the_best():
+    scores = scores_of(FOUR, strength=[0, 1, 2, 3])
+    choice = choose(scores, "one_standard_error")
+    assert (choice.index, choice.mean, choice.rule) == (2, 3.5, "one_standard_error")
+    assert "Largest strength within one standard error (0.5774) of the lowest" in choice.reason
+    outside = FOUR + by_fold([0] * 4, [0] * 4, [0.08] * 4, [0] * 4)
+    assert choose(scores_of(outside, strength=[0, 1, 2, 3]), "one_standard_error").index == 1
+
+
+def test_one_standard_error_looks_at_strengths_not_at_rows():
+    order = [2, 3, 0, 1]
+    scores = scores_of(FOUR[order], strength=np.array([0, 1, 2, 3])[order])
+    assert choose(scores, "one_standard_error").hparams == {"strength": 2.0}
+
+
+def test_of_several_axes_the_simpler_one_counts_and_ties_go_to_the_lower_mean():
+    """Rows (strength, rate): (0, 1) (0, 2) (1, 1) (1, 2); 3.2 and 3.4 both have strength 1."""
+    values = by_fold([2, 2, 4, 4], [5] * 4, [3.4] * 4, [3.2] * 4)
+    scores = scores_of(values, strength=[0, 1], rate=[1, 2])
+    assert choose(scores, "one_standard_error").hparams == {"strength": 1.0, "rate": 2.0}
+    other = choose(scores, "one_standard_error", simpler="rate")
+    assert other.hparams == {"strength": 1.0, "rate": 2.0}
+    assert choose(scores).hparams == {"strength": 0.0, "rate": 1.0}
+
+
+def test_of_equal_means_the_first_row_wins():
+    equal = by_fold([3, 3], [1, 3], [1, 3])
+    assert choose(scores_of(equal, strength=[0.1, 1, 2])).index == 1
+
+
+def test_seeds_are_averaged_before_folds():
+    values = np.array([[[0.0, 4.0], [2.0, 2.0]], [[3.0, 3.0], [3.0, 3.0]]])
+    choice = choose(scores_of(values, strength=[1, 2]))
+    assert (choice.mean, choice.standard_error) == (2.0, 0.0)
+
+
+def test_a_row_with_one_diverged_run_loses_and_is_told():
+    values = FOUR.copy()
+    values[1, 2, 0] = np.nan
+    for rule in ("min", "one_standard_error"):
+        choice = choose(scores_of(values, strength=[0, 1, 2, 3]), rule)
+        assert choice.index == 2
+        assert "1 of 4 rows diverged and lose" in choice.reason
+    infinite = np.where(np.isnan(values), -np.inf, values)
+    assert choose(scores_of(infinite, strength=[0, 1, 2, 3])).index == 2
+
+
+def test_if_every_row_diverged_there_is_no_choice():
+    with pytest.raises(ValueError, match="every run of the grid diverged.*lower the learning rate"):
+        choose(scores_of(FOUR * np.nan, strength=[0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    "strengths, words",
+    [
+        ([0, 1, 2, 3], None),
+        ([1, 0.5, 2, 3], "at an end of the grid: smallest strength tried; the best may lie beyond"),
+        ([0, 3, 2, 1], "largest strength"),
+        ([0, 1, 2, 3.0], None),
+        ([2, 0, 1, 3], None),
+    ],
+)
+def test_a_choice_at_an_end_of_the_grid_says_so_and_zero_is_no_end(strengths, words):
+    """In the first grid 1 is the smallest above zero, so it is an end as well."""
+    reason = choose(scores_of(FOUR, strength=strengths)).reason
+    if strengths[0] == 0 and strengths[1] == 1:
+        words = "smallest strength"
+    assert ("end of the grid" in reason) == (words is not None)
+    assert words is None or words in reason
+
+
+def test_ends_are_told_for_every_axis_of_two_values_or_more():
+    grid = grid_product(strength=[0, 1, 2, 4], rate=[0.1, 0.2], fixed=[7])
+    assert end_of_grid(grid, 0, "strength") is None
+    assert end_of_grid(grid, 2, "strength") == "smallest"
+    assert end_of_grid(grid, 4, "strength") is None
+    assert end_of_grid(grid, 7, "strength") == "largest"
+    assert end_of_grid(grid, 7, "rate") == "largest"
+    assert end_of_grid(grid, 7, "fixed") is None
+    assert end_of_grid(grid_product(strength=[0, 1]), 1, "strength") is None
+
+
+def test_zero_that_cannot_be_told_from_the_choice_is_said_with_the_paired_difference():
+    """Differences over folds 1, -0.5, 1, -0.5: mean 0.25, standard error 0.433."""
+    values = by_fold([3, 1.5, 5, 3.5], [2, 2, 4, 4], [9] * 4)
+    reason = choose(scores_of(values, strength=[0, 1, 2])).reason
+    assert "cannot be told from zero: the paired difference is 0.25 +- 0.43" in reason
+    clear = by_fold([3, 3, 5, 5.1], [2, 2, 4, 4], [9] * 4)
+    assert "told from zero" not in choose(scores_of(clear, strength=[0, 1, 2])).reason
+
+
+def test_zero_chosen_is_said():
+    values = by_fold([2, 2, 4, 4], [5] * 4, [6] * 4)
+    assert "It is zero: no strength tried scored lower" in (
+        choose(scores_of(values, strength=[0, 1, 2])).reason
+    )
+
+
+def test_a_zero_that_diverged_is_no_tie():
+    values = by_fold([np.nan] * 4, [2, 2, 4, 4], [9] * 4)
+    assert "told from zero" not in choose(scores_of(values, strength=[0, 1, 2])).reason
+
+
+def test_the_row_of_zero_shares_all_other_numbers():
+    grid = grid_product(strength=[0, 1], rate=[0.1, 0.2])
+    assert [row_of_zero(grid, i) for i in range(4)] == [0, 1, 0, 1]
+    assert row_of_zero(grid_product(strength=[1, 2]), 0) is None
+    assert row_of_zero(grid_product(slope=[0, 2]), 1) is None
+
+
+def test_a_score_that_is_one_array_needs_no_name():
+    scores = Scores(grid_product(strength=[0, 1]), by_fold([2, 2], [1, 1]))
+    assert choose(scores).index == 1
+
+
+def test_a_choice_prints_and_becomes_a_dict():
+    choice = choose(scores_of(FOUR, strength=[0, 1, 2, 3]))
+    assert "3.00 +- 0.58" in str(choice) and choice.reason in str(choice)
+    assert "<table" in choice._repr_html_()
+    assert choice.to_dict()["hparams"] == {"strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"rule": "minimum"}, "`rule` must be one of min, one_standard_error; .*'min'"),
+        ({"value": "accuracy"}, "`value` must be one of loss; got 'accuracy'"),
+        ({"rule": "one_standard_error", "simpler": "slope"}, "`simpler` must be one of strength"),
+    ],
+)
+def test_an_unknown_rule_score_or_axis_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        choose(scores_of(FOUR, strength=[0, 1, 2, 3]), **options)
