@@ -42,7 +42,8 @@ class Config:
 QUICK = replace(Config(), num_epochs=5, depth=2, strengths=(0.0, 1.0, 100.0), num_seeds=2)
 
 
-def measure(c: Config) -> common.Findings:
+def run_all(c: Config, layers: list[str]) -> dict[str, np.ndarray]:
+    """Final losses, `[strength, seed]`, and norms on the way, `[strength, seed, epoch, layer]`."""
     pool, held_out = problems.parts_of("digits", noise=c.label_noise)
     choose_by, report_on = problems.halves(held_out)
     recipe = Recipe(
@@ -50,9 +51,7 @@ def measure(c: Config) -> common.Findings:
         num_epochs=c.num_epochs,
         batch_size=50,
     )
-    model, score = recipe_model(recipe), recipe_score(recipe)
-    layers = [f"hidden{i + 1}" for i in range(c.depth)] + ["head"]
-    data_loss = regularized_loss(model, cross_entropy)
+    score, data_loss = recipe_score(recipe), regularized_loss(recipe_model(recipe), cross_entropy)
 
     def one(point, pool, choose_by, report_on):
         train, key = problems.draw(pool, point["seed"], c.size)
@@ -73,10 +72,28 @@ def measure(c: Config) -> common.Findings:
         }
 
     axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
-    scores = problems.sweep(one, axes, (pool, choose_by, report_on))
-    gradient = np.maximum(
-        scores["gradient"].astype(np.float64), 1e-30
-    )  # [strength, seed, epoch, layer]
+    return problems.sweep(one, axes, (pool, choose_by, report_on))
+
+
+def judge(found: list[common.Measurement], end: np.ndarray, best: int) -> tuple[str, str]:
+    """The verdict, and why."""
+    below = [common.over_seeds("", row - end[0]).clearly_below() for row in (end[best], end[-1])]
+    vanish = [found[i].clearly_below(-2.0) and less for i, less in zip((1, 2), below, strict=True)]
+    explode = [m.clearly_above(1.0) for m in found[3:]]
+    bad = [v or e for v, e in zip(vanish, explode, strict=True)]
+    sound = [end.clearly_above(-2.0) for end in found[1:3]]
+    sound += [peak.clearly_below(1.0) for peak in found[3:]]
+    return (
+        "holds" if bad[0] else "holds in part" if bad[1] else common.verdict(False, all(sound)),
+        f"At the chosen strength {'they do' if bad[0] else 'they do neither'}; at the largest they "
+        f"{'vanish' if vanish[1] else 'explode' if explode[1] else 'do neither'}.",
+    )
+
+
+def measure(c: Config) -> common.Findings:
+    layers = [f"hidden{i + 1}" for i in range(c.depth)] + ["head"]
+    scores = run_all(c, layers)
+    gradient = np.maximum(scores["gradient"].astype(np.float64), 1e-30)
     best = problems.chosen_row(scores["choose"])
     # The mean of the last tenth of the epochs, against the first epoch.
     tail = max(1, c.num_epochs // 10)
@@ -90,17 +107,9 @@ def measure(c: Config) -> common.Findings:
         common.over_seeds("log10 largest gradient, chosen / zero", peak[best]),
         common.over_seeds("log10 largest gradient, largest / zero", peak[-1]),
     ]
-    below = [common.over_seeds("", row - end[0]).clearly_below() for row in (end[best], end[-1])]
-    vanish = [found[i].clearly_below(-2.0) and less for i, less in zip((1, 2), below, strict=True)]
-    explode = [m.clearly_above(1.0) for m in found[3:]]
-    bad = [v or e for v, e in zip(vanish, explode, strict=True)]
-    sound = [end.clearly_above(-2.0) for end in found[1:3]]
-    sound += [peak.clearly_below(1.0) for peak in found[3:]]
     return common.Findings(
         found,
-        "holds" if bad[0] else "holds in part" if bad[1] else common.verdict(False, all(sound)),
-        f"At the chosen strength {'they do' if bad[0] else 'they do neither'}; at the largest they "
-        f"{'vanish' if vanish[1] else 'explode' if explode[1] else 'do neither'}.",
+        *judge(found, end, best),
         {
             "end": common.curve(end),
             "gradient": gradient.mean(axis=1)[:, -1],

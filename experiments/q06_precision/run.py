@@ -65,34 +65,36 @@ def in_precision(name: str, num_outputs: int) -> Model:
     return Model(init, apply)
 
 
+def runs_in(name: str, c: Config, parts: tuple) -> dict[str, np.ndarray]:
+    """`[strength, seed]` of every measure, in one precision."""
+    recipe = Recipe(
+        make_model=lambda num_outputs: in_precision(name, num_outputs),
+        num_epochs=c.num_epochs,
+        batch_size=50,
+    )
+    dtype = jnp.float64 if name == "float64" else jnp.float32
+
+    def one(point, pool, choose_by, report_on):
+        train, key = problems.draw(pool, point["seed"], c.size)
+        hparams = {"strength": point["strength"], "learning_rate": c.learning_rate}
+        hparams = {number: jnp.asarray(v, dtype) for number, v in hparams.items()}
+        fit, score = recipe_fit(recipe)(hparams, train, key), recipe_score(recipe)
+        loss = fit.history["data_loss"].astype(jnp.float32)
+        return {
+            "report": score(fit, report_on)["loss"].astype(jnp.float64),
+            "choose": score(fit, choose_by)["loss"].astype(jnp.float64),
+            "spike": jnp.max(loss[1:] / jax.lax.cummin(loss)[:-1]),
+            "finite": jnp.all(jnp.isfinite(loss)),
+        }
+
+    return problems.sweep(one, {"strength": c.strengths, "seed": range(c.num_seeds)}, parts)
+
+
 def measure(c: Config) -> common.Findings:
     jax.config.update("jax_enable_x64", True)
     pool, held_out = problems.parts_of("digits", noise=c.label_noise)
-    choose_by, report_on = problems.halves(held_out)
-    axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
-    scores = {}
-    for name in PRECISIONS:
-        recipe = Recipe(
-            make_model=lambda num_outputs, name=name: in_precision(name, num_outputs),
-            num_epochs=c.num_epochs,
-            batch_size=50,
-        )
-        dtype = jnp.float64 if name == "float64" else jnp.float32
-
-        def one(point, pool, choose_by, report_on, recipe=recipe, dtype=dtype):
-            train, key = problems.draw(pool, point["seed"], c.size)
-            hparams = {"strength": point["strength"], "learning_rate": c.learning_rate}
-            hparams = {number: jnp.asarray(v, dtype) for number, v in hparams.items()}
-            fit, score = recipe_fit(recipe)(hparams, train, key), recipe_score(recipe)
-            loss = fit.history["data_loss"].astype(jnp.float32)
-            return {
-                "report": score(fit, report_on)["loss"].astype(jnp.float64),
-                "choose": score(fit, choose_by)["loss"].astype(jnp.float64),
-                "spike": jnp.max(loss[1:] / jax.lax.cummin(loss)[:-1]),
-                "finite": jnp.all(jnp.isfinite(loss)),
-            }
-
-        scores[name] = problems.sweep(one, axes, (pool, choose_by, report_on))
+    parts = (pool, *problems.halves(held_out))
+    scores = {name: runs_in(name, c, parts) for name in PRECISIONS}
     truth = scores["float64"]
     best = problems.chosen_row(truth["choose"])
     error = {name: np.abs(s["report"] - truth["report"]) for name, s in scores.items()}

@@ -49,11 +49,8 @@ def convolutions(params):
     return jnp.concatenate([leaf.ravel() for path, leaf in named if leaf.ndim == 4])
 
 
-def measure(c: Config) -> common.Findings:
-    pool, held_out = problems.parts_of("digits")
-    held_out = jax.tree.map(lambda x: x[:400], held_out)
-    model = make_resnet20(10)
-    score = make_score(model, loss=cross_entropy, accuracy=is_correct)
+def make_run(c: Config, model):
+    """Momentum and decoupled decay; the convolutions of every epoch are kept."""
 
     def make_tx(h):
         decay = decoupled_decay(h["strength"], c.learning_rate, parts=matrices_only)
@@ -61,7 +58,7 @@ def measure(c: Config) -> common.Findings:
             optax.trace(decay=0.9), optax.scale_by_learning_rate(c.learning_rate), decay
         )
 
-    fit = make_fit(
+    return make_fit(
         model,
         cross_entropy,
         make_tx=make_tx,
@@ -70,30 +67,47 @@ def measure(c: Config) -> common.Findings:
         observe=lambda fit: convolutions(fit.params),
     )
 
+
+def change_when_doubled(model, run, rows):
+    """How far the outputs move when the convolutions are doubled, as a share of the largest."""
+    doubled = jax.tree.map(lambda leaf: 2 * leaf if leaf.ndim == 4 else leaf, run.params)
+    # In training mode the statistics are those of the batch, so a scale drops out at once.
+    outputs = [
+        model.apply(p, run.model_state, rows, key=None, train=True)[0]
+        for p in (run.params, doubled)
+    ]
+    return jnp.max(jnp.abs(outputs[0] - outputs[1])) / jnp.max(jnp.abs(outputs[0]))
+
+
+def run_all(c: Config) -> dict[str, np.ndarray]:
+    """`[strength, seed, ...]` of every measure; norms and angles have an axis of epochs."""
+    pool, held_out = problems.parts_of("digits")
+    held_out = jax.tree.map(lambda x: x[:400], held_out)
+    model = make_resnet20(10)
+    fit = make_run(c, model)
+    score = make_score(model, loss=cross_entropy, accuracy=is_correct)
+
     def one(point, pool, held_out):
         train, key = problems.draw(pool, point["seed"], c.size)
         run = fit({"strength": point["strength"]}, train, key)
         weights = run.history["observed"]
         norms = jnp.linalg.norm(weights, axis=1)
         turned = jnp.sum(weights[1:] * weights[:-1], axis=1) / (norms[1:] * norms[:-1])
-        doubled = jax.tree.map(lambda leaf: 2 * leaf if leaf.ndim == 4 else leaf, run.params)
-        rows = held_out.inputs[:50]
-        # In training mode the statistics are those of the batch, so a scale drops out at once.
-        outputs = [
-            model.apply(p, run.model_state, rows, key=None, train=True)[0]
-            for p in (run.params, doubled)
-        ]
         judged = score(run, held_out)
         return {
             "norm": norms,
             "angle": jnp.arccos(jnp.clip(turned, -1, 1)),
-            "change": jnp.max(jnp.abs(outputs[0] - outputs[1])) / jnp.max(jnp.abs(outputs[0])),
+            "change": change_when_doubled(model, run, held_out.inputs[:50]),
             "accuracy": judged["accuracy"],
             "loss": judged["loss"],
         }
 
     axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
-    scores = problems.sweep(one, axes, (pool, held_out))
+    return problems.sweep(one, axes, (pool, held_out))
+
+
+def measure(c: Config) -> common.Findings:
+    scores = run_all(c)
     tail = max(1, c.num_epochs // 4)
     angle, norm = scores["angle"][..., -tail:].mean(axis=2), scores["norm"][..., -1]
     found = [

@@ -49,10 +49,16 @@ def standard_errors(folds):
     return jnp.std(folds, axis=1, ddof=1) / folds.shape[1] ** 0.5
 
 
-def measure(c: Config) -> common.Findings:
-    pool, held_out = problems.parts_of("digits", test=0.6, noise=c.label_noise)
-    # The pool's wrong labels are what cross-validation sees; the truth needs the same kind.
-    noisy = problems.wrong_labels(held_out, c.label_noise, 10, jax.random.key(1))
+def rows_chosen(by_fold):
+    """Of `[row, fold]`: the row of lowest mean, and the last within one standard error of it."""
+    mean = jnp.mean(by_fold, axis=1)
+    best = jnp.argmin(mean)
+    within = mean <= mean[best] + standard_errors(by_fold)[best]
+    return best, jnp.max(jnp.where(within, jnp.arange(len(mean)), 0))
+
+
+def make_trial(c: Config):
+    """`trial(point, pool, noisy)`: a strength chosen on drawn data, its score and its test loss."""
     recipe = Recipe(num_epochs=c.num_epochs, batch_size=30)
     fit, score = recipe_fit(recipe), recipe_score(recipe)
     grid = grid_product(strength=c.strengths, learning_rate=3e-3)
@@ -61,15 +67,8 @@ def measure(c: Config) -> common.Findings:
     def fit_and_score(hparams, train, valid, key):
         return score(fit(hparams, train, key), valid)["loss"]
 
-    def one(point, pool, noisy):
-        data, key = problems.draw(pool, point["seed"], c.size)
-        folds_key, nested_key, run_key = jax.random.split(key, 3)
-        folds = kfold(folds_key, c.size, c.outer_folds)
-        by_fold = cross_validate_pure(fit_and_score, grid, data, folds, key=run_key)[..., 0]
-        mean = jnp.mean(by_fold, axis=1)
-        best = jnp.argmin(mean)
-        within = mean <= mean[best] + standard_errors(by_fold)[best]
-        simplest = jnp.max(jnp.where(within, jnp.arange(len(mean)), 0))
+    def nested_scores(data, folds, nested_key, run_key):
+        """Of the strength chosen on the rest of each outer fold, and of zero: means over folds."""
 
         def outer(fold):
             index = jax.tree.map(lambda x: x[fold], folds)
@@ -84,11 +83,19 @@ def measure(c: Config) -> common.Findings:
             at = lambda row: fit_and_score(numbers(row), train, valid, fold_key)
             return at(chosen), at(0)
 
-        nested, nested_zero = map(jnp.mean, jax.lax.map(outer, jnp.arange(c.outer_folds)))
+        return map(jnp.mean, jax.lax.map(outer, jnp.arange(c.outer_folds)))
+
+    def trial(point, pool, noisy):
+        data, key = problems.draw(pool, point["seed"], c.size)
+        folds_key, nested_key, run_key = jax.random.split(key, 3)
+        folds = kfold(folds_key, c.size, c.outer_folds)
+        by_fold = cross_validate_pure(fit_and_score, grid, data, folds, key=run_key)[..., 0]
+        best, simplest = rows_chosen(by_fold)
+        nested, nested_zero = nested_scores(data, folds, nested_key, run_key)
         rows = jnp.array([0, best, simplest])
         truth = jax.vmap(lambda row: fit_and_score(numbers(row), data, noisy, run_key))(rows)
         return {
-            "cv": mean[best],
+            "cv": jnp.mean(by_fold, axis=1)[best],
             "nested": nested,
             "nested_zero": nested_zero,
             "zero": truth[0],
@@ -97,7 +104,33 @@ def measure(c: Config) -> common.Findings:
             "rows": rows,
         }
 
-    scores = problems.sweep(one, {"seed": range(c.num_seeds)}, (pool, noisy))
+    return trial
+
+
+def judge(c: Config, found: list[common.Measurement]) -> tuple[str, str]:
+    """The verdict, and why."""
+    buys = found[0].clearly_above()
+    off = found[1].clearly_above() or found[1].clearly_below()
+    return (
+        "holds" if buys and not off else "holds in part" if buys else "undecided",
+        f"Choosing {'buys a lower test loss' if buys else 'buys nothing clear'}; the chosen score "
+        f"is {side(found[1])}, the nested one {side(found[2])} (a fold trains on "
+        f"{1 - 1 / c.outer_folds:.0%} of the rows).",
+    )
+
+
+def side(difference: common.Measurement) -> str:
+    """On which side of the truth an estimate lies."""
+    if difference.clearly_below():
+        return "too low"
+    return "too high" if difference.clearly_above() else "not clearly off"
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits", test=0.6, noise=c.label_noise)
+    # The pool's wrong labels are what cross-validation sees; the truth needs the same kind.
+    noisy = problems.wrong_labels(held_out, c.label_noise, 10, jax.random.key(1))
+    scores = problems.sweep(make_trial(c), {"seed": range(c.num_seeds)}, (pool, noisy))
     agree = (scores["rows"][:, 1] == scores["rows"][:, 2]).astype(float)
     found = [
         common.over_seeds(
@@ -118,25 +151,7 @@ def measure(c: Config) -> common.Findings:
             scores["one_standard_error"] - scores["min"],
         ),
     ]
-    buys = found[0].clearly_above()
-    off = found[1].clearly_above() or found[1].clearly_below()
-    return common.Findings(
-        found,
-        "holds" if buys and not off else "holds in part" if buys else "undecided",
-        f"Choosing {'buys a lower test loss' if buys else 'buys nothing clear'}; the chosen score "
-        "is "
-        + ("too low" if found[1].clearly_below() else "too high" if off else "not clearly off")
-        + ", the nested one "
-        + (
-            "too low"
-            if found[2].clearly_below()
-            else "too high"
-            if found[2].clearly_above()
-            else "not clearly off"
-        )
-        + f" (a fold trains on {1 - 1 / c.outer_folds:.0%} of the rows).",
-        {**scores, "strengths": c.strengths},
-    )
+    return common.Findings(found, *judge(c, found), {**scores, "strengths": c.strengths})
 
 
 def draw(values, figure):
