@@ -145,11 +145,8 @@ def first_epoch(losses: np.ndarray, bound) -> np.ndarray:
     return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1.0, np.inf)
 
 
-def measure(c: Config) -> common.Findings:
-    pool, held_out = problems.parts_of("digits", noise=c.label_noise)
-    choose_by, report_on = problems.halves(held_out)
-    taken = seconds(c, pool)
-    ratios = {name: taken[name] / taken["without"] for name in ("decoupled", "coupled")}
+def learning_curves(c: Config, parts: tuple) -> tuple[np.ndarray, np.ndarray, int]:
+    """Losses `[strength, seed, epoch]` of the held-out and the training part; the chosen row."""
     recipe = Recipe(num_epochs=c.num_epochs, batch_size=50)
     score = recipe_score(recipe)
 
@@ -161,23 +158,58 @@ def measure(c: Config) -> common.Findings:
         return {"curves": fit.history["observed"], "choose": score(fit, choose_by)["loss"]}
 
     axes = {"strength": c.strengths, "seed": range(c.num_seeds)}
-    scores = problems.sweep(one, axes, (pool, choose_by, report_on))
-    held, train = scores["curves"][..., 0], scores["curves"][..., 1]  # [strength, seed, epoch]
+    scores = problems.sweep(one, axes, parts)
     best = problems.chosen_row(scores["choose"])
+    return scores["curves"][..., 0], scores["curves"][..., 1], best
+
+
+def cost_of_choosing(c: Config, pool) -> list[common.Measurement]:
+    folds, candidates = c.num_folds, len(problems.STRENGTHS)
+    return [
+        common.over_seeds(
+            f"seconds to choose among {candidates} strengths by {folds} folds / one training",
+            seconds_of_choosing(c, pool),
+        ),
+        common.exact(
+            f"trainings to choose among {candidates} strengths by {folds} folds, and one more",
+            candidates * folds + 1,
+        ),
+    ]
+
+
+def judge(found: list[common.Measurement]) -> tuple[str, str]:
+    """The verdict, and why."""
+    slower_step = found[0].clearly_above(1.05)
+    slower_train = found[2].clearly_above()
+    quicker = found[3].clearly_below()
+    return (
+        "holds"
+        if slower_step and slower_train
+        else "holds in part"
+        if slower_train or slower_step
+        else common.verdict(False, found[0].clearly_below(1.05) and found[2].clearly_below()),
+        f"A step takes {'clearly' if slower_step else 'not clearly'} over 5 % longer; the training "
+        f"loss is reached {'later' if slower_train else 'no later'}, zero's best held-out loss "
+        f"{'earlier' if quicker else 'not clearly earlier'}. Choosing multiplies the cost.",
+    )
+
+
+def measure(c: Config) -> common.Findings:
+    pool, held_out = problems.parts_of("digits", noise=c.label_noise)
+    taken = seconds(c, pool)
+    ratios = {name: taken[name] / taken["without"] for name in ("decoupled", "coupled")}
+    held, train, best = learning_curves(c, (pool, *problems.halves(held_out)))
     limit = float(c.num_epochs)
     to_train = np.minimum(first_epoch(train, c.train_loss), limit)
     to_held = np.minimum(first_epoch(held, held[:1].min(axis=-1, keepdims=True)), limit)
-    folds, candidates = c.num_folds, len(problems.STRENGTHS)
     reached = (first_epoch(train, c.train_loss) <= limit).astype(float)
+    to_train_loss = f"epochs to training loss {c.train_loss:g}"
+    to_best_of_zero = "epochs to the best held-out loss of zero"
     found = [
         common.over_seeds("time per step, decoupled / without", ratios["decoupled"]),
         common.over_seeds("time per step, coupled / without", ratios["coupled"]),
-        common.over_seeds(
-            f"epochs to training loss {c.train_loss:g}, chosen - zero", to_train[best] - to_train[0]
-        ),
-        common.over_seeds(
-            "epochs to the best held-out loss of zero, chosen - zero", to_held[best] - to_held[0]
-        ),
+        common.over_seeds(f"{to_train_loss}, chosen - zero", to_train[best] - to_train[0]),
+        common.over_seeds(f"{to_best_of_zero}, chosen - zero", to_held[best] - to_held[0]),
         common.over_seeds(
             "final held-out loss for the same steps, zero - chosen",
             held[0, :, -1] - held[best, :, -1],
@@ -189,28 +221,11 @@ def measure(c: Config) -> common.Findings:
         common.over_seeds(
             f"share of runs that reach training loss {c.train_loss:g}, chosen", reached[best]
         ),
-        common.over_seeds(
-            f"seconds to choose among {candidates} strengths by {folds} folds / one training",
-            seconds_of_choosing(c, pool),
-        ),
-        common.exact(
-            f"trainings to choose among {candidates} strengths by {folds} folds, and one more",
-            candidates * folds + 1,
-        ),
+        *cost_of_choosing(c, pool),
     ]
-    slower_step = found[0].clearly_above(1.05)
-    slower_train = found[2].clearly_above()
-    quicker = found[3].clearly_below()
     return common.Findings(
         found,
-        "holds"
-        if slower_step and slower_train
-        else "holds in part"
-        if slower_train or slower_step
-        else common.verdict(False, found[0].clearly_below(1.05) and found[2].clearly_below()),
-        f"A step takes {'clearly' if slower_step else 'not clearly'} over 5 % longer; the training "
-        f"loss is reached {'later' if slower_train else 'no later'}, zero's best held-out loss "
-        f"{'earlier' if quicker else 'not clearly earlier'}. Choosing multiplies the cost.",
+        *judge(found),
         {
             "seconds": taken,
             "ratio_range": {name: [r.min(), np.median(r), r.max()] for name, r in ratios.items()},
@@ -227,20 +242,8 @@ def measure(c: Config) -> common.Findings:
             "cap": "runs that never reach a loss count as the last epoch",
         },
         [
-            common.extreme(
-                f"epochs to training loss {c.train_loss:g} (Q3)",
-                "lower",
-                to_train[0],
-                to_train[best],
-                to_train[-1],
-            ),
-            common.extreme(
-                "epochs to the best held-out loss of zero (Q3)",
-                "lower",
-                to_held[0],
-                to_held[best],
-                to_held[-1],
-            ),
+            common.extreme(f"{what} (Q3)", "lower", epochs[0], epochs[best], epochs[-1])
+            for what, epochs in ((to_train_loss, to_train), (to_best_of_zero, to_held))
         ],
     )
 
