@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from wdjax.decay import cautious, cautious_decay, decoupled_rate, independent_decay
+from wdjax.decay import (
+    cautious,
+    cautious_decay,
+    decay_weights,
+    decoupled_rate,
+    independent_decay,
+)
 from wdjax.losses import regularized_loss, squared_error
 from wdjax.models import make_mlp
 from wdjax.recipe import DECAYS, MOMENTUM, Recipe, recipe_fit, recipe_measure, recipe_tx
@@ -71,6 +77,26 @@ def test_the_predicted_equilibrium_is_where_a_random_walk_ends_up(momentum, key,
     np.testing.assert_allclose(angle, predicted_angle, rtol=0.06)
     if momentum == 0:
         np.testing.assert_allclose(predicted_angle, np.arccos(1 - c), rtol=1e-9)
+
+
+def test_behind_a_gate_the_predicted_equilibrium_is_still_that_of_the_walk(key, x64):
+    """The gate spares the weights that a step enlarges, half of them; 6 % is what 400 weights
+    leave of chance and the gate of second order in the step."""
+    c, size = 5e-3, 400
+    tx = optax.chain(optax.scale(-0.1), decay_weights(c, gate=cautious))
+
+    def step(w, key):
+        grads = jax.random.normal(key, (size,), jnp.float64)
+        updates, _ = tx.update(grads, tx.init(w), w)
+        part = measure_parts(state_of(w), grads, updates, rate=c, gate=cautious)[""]
+        kept = (part.norm**2, part.angle, part.equilibrium_norm**2, part.equilibrium_angle)
+        return w + updates, jnp.stack([*kept, part.gated_share])
+
+    _, found = jax.lax.scan(step, jnp.full(size, 5.0), jax.random.split(key, 6000))
+    norm, angle, predicted_norm, predicted_angle, gated = np.asarray(found[3000:]).mean(axis=0)
+    np.testing.assert_allclose(norm, predicted_norm, rtol=0.06)
+    np.testing.assert_allclose(angle, predicted_angle, rtol=0.06)
+    np.testing.assert_allclose(gated, 0.5, atol=0.03)
 
 
 def test_the_gated_share_counts_the_weights_that_were_spared():

@@ -46,15 +46,16 @@ def measure_parts(
 ) -> dict[str, PartTelemetry]:
     """Measures every part (leaf) at one step, and predicts where decay will lead it.
 
-    With c = c_t * m_leaf and d = update + c * gate * w, the step without its decay, a weight that
-    takes steps of this size in directions that no longer depend on it ends up with
+    With d = update + c_t * m_leaf * gate * w, the step without its decay, and the rate that the
+    gate leaves, c = c_t * m_leaf * <gate * w, w> / <w, w>, a weight that takes steps of this size
+    in directions that no longer depend on it ends up with
 
         equilibrium_norm^2 = |d|^2 * (1 + left * momentum) / (1 - left * momentum) / (1 - left^2)
         tan(equilibrium_angle) = |d| / (left * equilibrium_norm),  left = 1 - c
 
     so at momentum 0 cos(equilibrium_angle) = 1 - c: about sqrt(2 c) per step. That holds for
-    layers before a norm, whose gradient is orthogonal to them; where a loss pulls towards a
-    minimum it is only a scale. Pure: give it to
+    layers before a norm, whose gradient is orthogonal to them, and with a gate to first order in
+    the step; where a loss pulls towards a minimum it is only a scale. Pure: give it to
     `make_train_step` or `make_fit`, or call it inside a step of your own.
 
     Args:
@@ -99,7 +100,7 @@ def _measure(
     c = jnp.asarray(c, jnp.finfo(wide).dtype)
     share = jnp.ones_like(w) if gate is None else jnp.asarray(gate(u, w), wide)
     d = _norm(u + c * share * w)
-    left = 1 - c
+    left = 1 - c * (1 if gate is None else _along(share * w, w))
     alike = (1 + left * momentum) / (1 - left * momentum)
     norm = _norm(w)
     decays = (c > 0) & (c < 2)
@@ -117,6 +118,12 @@ def _measure(
         gated_share=jnp.where(decays, 1 - jnp.mean(jnp.abs(share)), 0),
         stuck_share=jnp.mean(stuck, dtype=norm.dtype),
     )
+
+
+def _along(x: Array, w: Array) -> Array:
+    """<x, w> / <w, w>; 1 where w is zero."""
+    square = jnp.sum(jnp.square(jnp.abs(w)))
+    return jnp.where(square > 0, jnp.real(jnp.vdot(w, x)) / jnp.where(square > 0, square, 1), 1)
 
 
 def _norm(x: Array) -> Array:

@@ -127,8 +127,8 @@ def lines(result: dict[str, Any]) -> list[str]:
         "",
         f"In trials the time is {linear}: to the power {powers}. Quickest at once on a device: "
         f"{best[MLP_TOGETHER]} for the MLP, {best[CNN_TOGETHER]} for the CNN; the default of "
-        "`trials_at_once` on a CPU is 1. Elsewhere it is 16: a small run leaves most of a "
-        "GPU idle, and the memory of 16 is known (below); their time is not, no GPU or TPU was at hand.",
+        "`trials_at_once` on a CPU is 1. Elsewhere it is 16: a small run leaves most of a GPU "
+        "idle, and the memory of 16 is known (below); no GPU or TPU was at hand to measure time.",
         "",
         "![The time of a grid against each of its numbers](figures/growth.svg)",
     ]

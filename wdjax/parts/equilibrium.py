@@ -18,6 +18,8 @@ class Walk(NamedTuple):
     """The distance gone in T steps divided by sqrt(T): with momentum, more than a step."""
     stride: float
     """The root mean square length of a step."""
+    pulls: np.ndarray
+    """`[step]`: what the decay removes of the leaf on the way: behind a gate, less than at rest."""
 
 
 def measure_walk(
@@ -27,8 +29,10 @@ def measure_walk(
 
         d_t = (update_t(g) - update_t(-g)) / 2,  g ~ N(0, 1)
         travel = |sum_t d_t| / sqrt(T),  stride = sqrt(mean_t |d_t|^2)
+        pull_t = -<p_t, w> / <w, w>,  p_t = (update_t(g) + update_t(-g)) / 2
 
-    The difference takes the decay out, whose part is in both. The weights stay where they are.
+    The difference takes the decay out, whose part is in both, and the sum leaves it. The weights
+    stay where they are.
     """
     leaves, structure = jax.tree.flatten(params)
     moving = [is_inexact(w) for w in leaves]
@@ -53,23 +57,25 @@ def measure_walk(
         (up, first), (down, second) = (
             tx.update(x, state, params) for x, state in zip((g, minus), states, strict=True)
         )
-        pairs = zip(jax.tree.leaves(up), jax.tree.leaves(down), moving, strict=True)
+        pairs = list(zip(jax.tree.leaves(up), jax.tree.leaves(down), moving, strict=True))
         steps = [(u - d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
+        decays = [-(u + d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
         sums = [s + d for s, d in zip(sums, steps, strict=True)]
         squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
-        return ((first, second), sums, squares), None
+        pulls = [_along(d, w) for d, w in zip(decays, leaves, strict=True)]
+        return ((first, second), sums, squares), pulls
 
     def run():
         state = tx.init(params)
         sums = [jnp.asarray(w) if m else jnp.zeros(()) for w, m in zip(still, moving, strict=True)]
         carry = (state, state), sums, [_square(s) for s in sums]
-        (_, sums, squares), _ = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
-        return [_square(s) for s in sums], squares
+        (_, sums, squares), pulls = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
+        return [_square(s) for s in sums], squares, pulls
 
     found = jax.device_get(jax.jit(run)())
     return [
-        Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps)) if m else None
-        for far, each, m in zip(*found, moving, strict=True)
+        Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps), pulls) if m else None
+        for far, each, pulls, m in zip(*found, moving, strict=True)
     ]
 
 
@@ -84,6 +90,14 @@ def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
         return math.inf, 0.0
     norm = walk.travel / math.sqrt(1 - (1 - rate) ** 2)
     return norm, float(np.arctan2(walk.stride, (1 - rate) * norm))
+
+
+def _along(x: Any, w: Any) -> Any:
+    """<x, w> / <w, w>; 0 for integers, keys, and where w is zero."""
+    if not is_inexact(w) or not w.size:
+        return jnp.zeros(())
+    square = _square(w)
+    return jnp.where(square > 0, jnp.real(jnp.vdot(w, x)) / jnp.where(square > 0, square, 1), 0)
 
 
 def _square(x: Any) -> Any:

@@ -107,7 +107,8 @@ def audit(
 
     That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
     these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
-    scale. Rate and travel are those of the first 256 steps. Under descent, whose steps are as long
+    scale. Rate and travel are those of the first 256 steps, the rate what a gate leaves of it among
+    such gradients. Under descent, whose steps are as long
     as the gradients, `telemetry.measure_parts` predicts it from a real step.
 
     Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
@@ -177,20 +178,57 @@ class _Measured(NamedTuple):
         """`[step]`: the rates, or the slopes where decay draws to another reference."""
         return np.where(np.abs(self.rates) > 1e-12, self.rates, np.maximum(self.slopes, 0))
 
+    @property
+    def rate_on_the_way(self) -> float:
+        """The rate among gradients: at rest no gate spares a weight."""
+        share = _share_on_the_way(self.walk, self.rates)
+        return share * float(self.decay[:STEPS_WALKED].mean())
+
 
 def _measure(
     params: Params, tx: optax.GradientTransformation, num_steps: int | None
 ) -> list[_Measured]:
     """Per leaf."""
     probe = jax.tree.map(_probe, params)
+    rates, slopes = _measure_decay(tx, probe, num_steps or UPDATES_TRIED)
     columns = (
         jax.tree.leaves(probe),
-        *_measure_decay(tx, probe, num_steps or UPDATES_TRIED),
+        rates,
+        slopes,
         _kept_masters(tx, params),
         *_measure_response(tx, probe, min(num_steps or 64, UPDATES_TRIED)),
-        measure_walk(tx, probe, min(num_steps or STEPS_WALKED, STEPS_WALKED)),
+        _walks(tx, probe, rates, min(num_steps or STEPS_WALKED, STEPS_WALKED)),
     )
     return [_Measured(*of_leaf) for of_leaf in zip(*columns, strict=True)]
+
+
+def _walks(
+    tx: optax.GradientTransformation, probe: Params, rates: list[np.ndarray], num_steps: int
+) -> list[Walk | None]:
+    """Per leaf. Behind a gate the decay of a large leaf bends its steps: shrunk, it does not."""
+    walks = measure_walk(tx, probe, num_steps)
+    if all(_share_on_the_way(*of_leaf) > 0.99 for of_leaf in zip(walks, rates, strict=True)):
+        return walks
+    shrunk = [
+        w if walk is None else w * np.asarray(walk.stride / max(_length(w), 1e-30), w.dtype)
+        for w, walk in zip(jax.tree.leaves(probe), walks, strict=True)
+    ]
+    return measure_walk(tx, jax.tree.structure(probe).unflatten(shrunk), num_steps)
+
+
+def _share_on_the_way(walk: Walk | None, rates: np.ndarray) -> float:
+    """The share of the rate at rest that acts among gradients; 1 where there is none."""
+    if walk is None:
+        return 1.0
+    num_steps = min(len(rates), len(walk.pulls))
+    rest = float(rates[:num_steps].mean())
+    if rest <= 1e-12:
+        return 1.0
+    return min(max(float(walk.pulls[:num_steps].mean()) / rest, 0.0), 1.0)
+
+
+def _length(w: Any) -> float:
+    return float(np.linalg.norm(np.ravel(w)))
 
 
 def _probe(leaf: Any) -> Any:
@@ -397,10 +435,9 @@ def _norms(leaf: Any, measured: _Measured) -> dict[str, float]:
     """Of the leaf as it is, and where decay leads it, as far as either can be said."""
     found = {}
     if is_inexact(leaf) and not _is_shape(leaf):
-        found["norm"] = float(np.linalg.norm(np.ravel(measured.probe)))
+        found["norm"] = _length(measured.probe)
     if measured.walk is not None and measured.scale_free:
-        rate = float(measured.decay[:STEPS_WALKED].mean())
-        norm, angle = equilibrium(measured.walk, rate)
+        norm, angle = equilibrium(measured.walk, measured.rate_on_the_way)
         found |= {"equilibrium_norm": norm, "equilibrium_angle": angle}
     return found
 
