@@ -1,11 +1,19 @@
 """Every test runs strict: two CPU devices, no silent broadcasting, no NaNs, types checked."""
 
+import importlib.metadata
 import os
 import zlib
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Most of the time goes into compiling programs that run once: LLVM need not optimise them, and the
+# older of XLA 0.10's two ways to write a loop compiles in half the time of the newer. Neither
+# touches what is counted here, which XLA has settled by then. XLA_FLAGS="" tests what users get.
+quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    quick += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", quick)
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("wdjax", "beartype.beartype")
 
@@ -38,11 +46,10 @@ def x64():
 
 
 @pytest.fixture
-def quick_compile():
-    """For tests of what a program computes, not of how fast: XLA compiles it in less time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def full_compile():
+    """`compiler_options` of `jax.jit` for tests of the last bit: XLA as users get it."""
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    return options | ({"xla_cpu_use_fusion_emitters": True} if "emitters" in quick else {})
 
 
 @pytest.fixture

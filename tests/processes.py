@@ -17,7 +17,7 @@ def free_port():
 
 
 def environment(num_devices=1):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTEST_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PYTEST_"))}
     return kept | {"JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 
 

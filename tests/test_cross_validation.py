@@ -144,7 +144,6 @@ def assert_values_close(found, expected):
 
 
 @pytest.mark.parametrize("num_devices, trials_at_once", [(0, None), (0, 5), (2, None), (2, 3)])
-@pytest.mark.usefixtures("quick_compile")
 def test_it_equals_a_plain_loop_run_by_run(expected, num_devices, trials_at_once):
     """On one device and on two, one by one and vmapped, padded chunks or not."""
     data, folds, key, values = expected

@@ -43,7 +43,6 @@ def loaded(name):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     "page",
     [pytest.param(p, marks=pytest.mark.slow) if p == "articles" else p for p in WITH_CODE],

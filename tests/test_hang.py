@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from wdjax.data.stream import as_stream
 from wdjax.hang import HangWatch
-from wdjax.loop import TrainLoop
+from wdjax.loop import TrainLoop, make_evaluate
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.runlog import RunLog
 from wdjax.runners import jit_step
@@ -76,6 +77,34 @@ def test_asked_to_it_ends_the_process_at_once_with_status_1(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "after step 7 (now: training)" in done.stderr
     assert "It ends." in done.stderr and "<string>" in (tmp_path / "stacks.txt").read_text()
+
+
+def test_an_evaluation_tells_the_watch_at_every_batch_that_it_goes_on(tmp_path, capfd):
+    """Eight batches a quarter of the time each are no hang; one of twice the time is. (The first
+    three are fetched together, ahead of the device.)"""
+    pauses, watch = [0.0] * 8, HangWatch(1.2, tmp_path / "stacks.txt")
+
+    def batches():
+        for pause in pauses:
+            time.sleep(pause)
+            yield np.ones((2, 1), np.float32), np.zeros(2, np.int32)
+
+    evaluate = make_evaluate(
+        lambda fit, batch: jnp.mean(batch.inputs),
+        lambda: as_stream(batches()),
+        on_batch=lambda: watch.begin(5, "evaluating"),
+    )
+    state = init_state(jnp.zeros(()), TX)
+    evaluate(state)  # What compiling takes is no hang of this test's.
+    pauses[:] = [0.3] * 8
+    with watch:
+        assert evaluate(state) == {"score": 1.0}
+    assert not (tmp_path / "stacks.txt").exists()
+    pauses[:] = [0.0, 2.4]
+    with watch:
+        evaluate(state)
+    assert "after step 5 (now: evaluating)" in capfd.readouterr().err
+    assert "in batches" in (tmp_path / "stacks.txt").read_text()
 
 
 def test_stacks_that_cannot_be_written_do_not_silence_it(tmp_path, capfd):

@@ -326,7 +326,7 @@ def test_linen_batch_statistics_move_in_training_only(key):
     np.testing.assert_allclose(moved["batch_stats"]["BatchNorm_0"]["var"], [1.0])
     evaluated, kept = model.apply(params, moved, inputs, train=False)
     np.testing.assert_allclose(evaluated, [[0.5], [2.5]], atol=1e-4)
-    assert jax.tree.map(np.array_equal, kept, moved)
+    jax.tree.map(np.testing.assert_array_equal, kept, moved)
     assert jax.tree.structure(moved) == jax.tree.structure(state)
 
 

@@ -9,8 +9,6 @@ import pytest
 from wdjax.training import make_fit, random_order
 from wdjax.types import Batch, Model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_all_orders_are_equally_likely(key):
     """Of 24,000 orders of 4 rows each of the 24 comes 1,000 times: chi^2 of 23 degrees of freedom

@@ -16,6 +16,7 @@ def code_blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_example_chooses_a_strength_inside_its_grid(capsys):
     (example,) = code_blocks(README, "python")
     with jax.numpy_rank_promotion("allow"):

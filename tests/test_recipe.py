@@ -27,8 +27,6 @@ from wdjax.recipe import (
 )
 from wdjax.types import Batch
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 
 

@@ -16,8 +16,6 @@ from wdjax.selection import choose, cross_validate, cross_validate_pure, grid_pr
 from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch, Model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STRENGTHS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0])
 NUM_EXAMPLES, NUM_FOLDS = 50, 5
 

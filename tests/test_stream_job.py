@@ -171,6 +171,7 @@ def test_images_of_tfds_stream_from_the_disk(command, tmp_path):
     assert len(pathlib.Path("p.csv").read_text().splitlines()) == 11
 
 
+@pytest.mark.slow
 def test_a_table_of_tfds_is_predicted_in_its_own_unit_after_streaming(command, tmp_path):
     """Inputs and targets are standardised by passes over the training part, as in memory."""
     rng = np.random.default_rng(0)

@@ -23,8 +23,6 @@ from wdjax.training import (
 )
 from wdjax.types import Batch, Fit, Model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 
 
@@ -110,11 +108,14 @@ def test_what_observe_sees_is_stacked_and_changes_nothing(key):
     hparams = {"learning_rate": 0.1, "strength": 0.5}
     seen = lambda fit: {"norm": optax.tree.norm(fit.params)}
     observed = make_fit(linear_model(), cross_entropy, observe=seen, **options)
-    found = jax.jit(observed)(hparams, blobs(9), key)
-    plain = jax.jit(make_fit(linear_model(), cross_entropy, **options))(hparams, blobs(9), key)
+    train = blobs(9)
+    found = jax.jit(observed)(hparams, train, key)
+    plain = jax.jit(make_fit(linear_model(), cross_entropy, **options))(hparams, train, key)
     assert found.history["observed"]["norm"].shape == (3,)
     np.testing.assert_allclose(found.history["observed"]["norm"][-1], optax.tree.norm(found.params))
     assert plain.history.keys() == {"loss", "data_loss", "penalty"}
+    kept = {name: found.history[name] for name in plain.history}
+    jax.tree.map(np.testing.assert_array_equal, (found.params, kept), (plain.params, plain.history))
 
 
 def test_padding_a_fold_with_rows_of_weight_zero_does_not_enter_the_epochs_mean(key):

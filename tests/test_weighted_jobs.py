@@ -187,6 +187,7 @@ def test_part_weights_that_adam_cancels_are_found_from_the_shell():
     assert kinds == {"part weights cancel"}
 
 
+@pytest.mark.slow
 def test_a_single_run_takes_single_slopes(tmp_path):
     results = run_train(
         TrainOptions(

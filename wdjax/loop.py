@@ -370,7 +370,11 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
 
 
 def make_evaluate(
-    score: ScoreFn, make_batches: Callable[[], Iterable], *, sharding: Any = None
+    score: ScoreFn,
+    make_batches: Callable[[], Iterable],
+    *,
+    sharding: Any = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> Evaluate:
     """Builds `evaluate(state) -> {name: weighted mean}` over data that comes in batches.
 
@@ -381,6 +385,7 @@ def make_evaluate(
       make_batches: called for every evaluation: a fresh pass over the data, such as
         `lambda: make_stream(source, batch_size=128)`.
       sharding: how a batch lies on the devices, see `prefetch_to_device`.
+      on_batch: called before every batch, such as to tell a `HangWatch` that it goes on.
 
     Raises:
       ValueError: in `evaluate`, if nothing in the data counts.
@@ -396,8 +401,11 @@ def make_evaluate(
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {}
         total, pending = 0.0, None
+        told = on_batch or (lambda: None)
+        told()
         batches = prefetch_to_device(make_batches(), sharding=sharding)
         for batch in itertools.chain(batches, [None]):
+            told()
             ahead = None if batch is None else weighted(state.params, state.model_state, batch)
             # Only now is the batch before looked at: the device is never without work.
             if pending is not None:

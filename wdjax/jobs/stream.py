@@ -121,7 +121,9 @@ def run_stream(
         results = header("train", options, prepared, command)
         results["data"]["sha256"] = _fingerprint(sources.train)
         clock.lap("data")
-        loop, evaluate = _build(options, prepared, sources, hparams, config)
+        log = _log(options, prepared.out)
+        hang = _hang_watch(options, prepared.out, log)
+        loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
         done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
         say(
             f"{prepared.describe()} Training on {num_train} batch by batch, "
@@ -140,8 +142,9 @@ def run_stream(
             raise
         clock.lap("refit")
         state = loop.best_state() if options.patience is not None else loop.state
-        scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}
-        scores |= {f"train_{name}": [v] for name, v in evaluate(sources.train)(state).items()}
+        with hang or contextlib.nullcontext():
+            scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}
+            scores |= {f"train_{name}": [v] for name, v in evaluate(sources.train)(state).items()}
         run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
         results["telemetry"] = telemetry_results(*read_measured(prepared.out / LOG), prepared)
         clock.lap("judge")
@@ -182,12 +185,13 @@ def _build(
     sources: Sources,
     hparams: dict[str, float],
     config: dict[str, Any],
+    log: RunLog,
+    hang: HangWatch | None,
 ) -> tuple[TrainLoop, Callable[[Any], Evaluate]]:
     recipe, mesh = prepared.recipe, _data_mesh(prepared.mesh)
     sharding = NamedSharding(mesh, P("data")) if mesh.size > 1 else None
     make = lambda source, **more: make_stream(source, batch_size=recipe.batch_size, **more)
     stream = make(sources.train, seed=options.seed, num_epochs=recipe.num_epochs)
-    log = _log(options, prepared.out)
     num_steps = stream.num_batches
     assert num_steps is not None
     init_key, step_key, augment_key = jax.random.split(jax.random.key(options.seed), 3)
@@ -206,7 +210,10 @@ def _build(
     params, model_state = jax.jit(recipes.recipe_model(recipe, hparams).init)(init_key, inputs)
     guarded = skip_non_finite(step)
     score = recipes.recipe_score(recipe)
-    evaluate = lambda source: make_evaluate(score, from_here(make(source)), sharding=sharding)
+    on_batch = None if hang is None else lambda: hang.begin(loop.step, "evaluating")
+    evaluate = lambda source: make_evaluate(
+        score, from_here(make(source)), sharding=sharding, on_batch=on_batch
+    )
     every = options.evaluate_every
     every = -(-num_steps // recipe.num_epochs) if every is None else every
     loop = TrainLoop(
@@ -224,7 +231,7 @@ def _build(
         log_every=max(1, every // 20),
         telemetry=jax.jit(lambda state, batch: looking(state, batch)[1]["measured"]),
         non_finite=options.non_finite or "stop",
-        watch=_hang_watch(options, prepared.out, log),
+        watch=hang,
     )
     return loop, evaluate
 
