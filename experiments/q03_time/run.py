@@ -8,15 +8,15 @@ Would change: "time per step" holds if the paired ratio lies above 1.05 by two s
   least what is shown); "efficiency" fails if it needs clearly fewer to reach the best held-out
   loss that zero ever reaches. The claim fails if the ratio is clearly below 1.05 and clearly
   fewer epochs are needed. The cost of choosing, in trainings and in seconds, is told, not judged.
-Run: `python -m experiments q03_time` (41 s on 2 CPU devices, jax 0.10.2)
+Run: `python -m experiments q03_time` (43 s on 2 CPU devices, jax 0.10.2)
 Found: holds in part. A step takes not clearly over 5 % longer; the training loss is reached
   later, zero's best held-out loss not clearly earlier. Choosing multiplies the cost. time per
-  step, decoupled / without 1.018 +- 0.025 (n=30); time per step, coupled / without 1.052 +- 0.031
+  step, decoupled / without 0.998 +- 0.039 (n=30); time per step, coupled / without 1.000 +- 0.025
   (n=30); epochs to training loss 0.2, chosen - zero 69.2 +- 5.7 (n=10); epochs to the best
   held-out loss of zero, chosen - zero 199 +- 25 (n=10); final held-out loss for the same steps,
   zero - chosen 0.232 +- 0.038 (n=10); lowest held-out loss on the way, zero - chosen -0.0068 +-
   0.0049 (n=10); share of runs that reach training loss 0.2, chosen 1 +- 0 (n=10); seconds to
-  choose among 12 strengths by 5 folds / one training 36.3 +- 2.8 (n=5); trainings to choose among
+  choose among 12 strengths by 5 folds / one training 36.4 +- 2.1 (n=5); trainings to choose among
   12 strengths by 5 folds, and one more 61 (exact).
 """
 
