@@ -2,7 +2,12 @@
 
 import importlib.metadata
 import os
+import pathlib
+import sys
 import zlib
+
+# For `experiments`, which is not installed; last, so that `wdjax` is the installed one.
+sys.path.append(str(pathlib.Path(__file__).parent.parent))
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Most of the time goes into compiling programs that run once: LLVM need not optimise them, and the

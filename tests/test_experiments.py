@@ -12,11 +12,9 @@ import types
 import numpy as np
 import pytest
 
+from experiments import common, problems, table
+
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments import common, problems, table  # noqa: E402
-
 FOLDERS = sorted(path.parent for path in common.ROOT.glob("*/run.py"))
 RESULTS = sorted(common.ROOT.glob("*/results*.json"))
 

@@ -42,13 +42,15 @@ def measure_walk(
     # Threefry would take longer than the updates on a CPU.
     key = jax.random.key(0, impl="unsafe_rbg")
 
+    ends = np.cumsum([0, *(w.size if m else 0 for w, m in zip(leaves, moving, strict=True))])
+
     def gradients(step):
-        keys = [jax.random.fold_in(jax.random.fold_in(key, step), i) for i in range(len(leaves))]
-        drawn = [
-            jax.random.normal(k, w.shape, w.dtype) if m else w
-            for k, w, m in zip(keys, still, moving, strict=True)
-        ]
-        return structure.unflatten(drawn)
+        # One draw for all leaves: XLA takes a second less to compile one than one a leaf.
+        drawn = jax.random.normal(jax.random.fold_in(key, step), (int(ends[-1]),))
+        of = lambda i, w: drawn[ends[i] : ends[i + 1]].reshape(w.shape).astype(w.dtype)
+        return structure.unflatten(
+            [of(i, w) if m else w for i, (w, m) in enumerate(zip(still, moving, strict=True))]
+        )
 
     def one_step(carry, step):
         states, sums, squares = carry
