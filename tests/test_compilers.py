@@ -24,6 +24,10 @@ from wdjax.decay import (
     proximal_l1,
     proximal_l2,
 )
+from wdjax.losses import regularized_loss, squared_error
+from wdjax.runners import _norm_before_writing
+from wdjax.step import init_state, make_train_step
+from wdjax.types import Batch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -78,6 +82,24 @@ def test_a_sharded_step_combines_its_gradients_in_one_all_reduce(compiled, name)
 def test_trials_on_four_devices_say_nothing_to_each_other(compiled):
     collective = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     assert not re.findall(rf"(?:{collective})(?:-start)?\(", compiled("wdjax select").as_text())
+
+
+@pytest.mark.parametrize("decay", [decoupled_decay, decay_to_initial])
+def test_a_donated_step_writes_its_state_where_it_was_read(mesh, decay):
+    """As the runners compile it: weights, moments and reference lie where they lay, no copy."""
+    width, tx = 2048, adamw(ETA, decay(LAM, ETA))
+    step = make_train_step(regularized_loss(lambda w, x: x @ w["w"], squared_error), tx)
+    state = jax.eval_shape(lambda: init_state({"w": jnp.zeros((width, width))}, tx))
+    floats = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    batch = Batch(floats(64, width), floats(64, width), floats(64))
+    compiled = (
+        jax.jit(_norm_before_writing(step), donate_argnums=0)
+        .lower(*placed((state, batch), one_of(mesh)))
+        .compile()
+    )
+    held = sum(4 * leaf.size for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= held
+    assert not re.findall(rf" = f32\[{width},{width}\]\S* copy\(", compiled.as_text())
 
 
 METHODS = {
