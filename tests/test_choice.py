@@ -78,6 +78,7 @@ def test_of_several_axes_the_simpler_one_counts_and_ties_go_to_the_lower_mean():
     ties = by_fold([2, 2, 4, 4], [5] * 4, [3.4] * 4, [3.2] * 4)
     scores = scores_of(ties, strength=[0, 1], rate=[1, 2])
     assert choose(scores, one).hparams == {"strength": 1.0, "rate": 2.0}
+    assert choose(scores, one, simpler="rate").hparams == {"strength": 1.0, "rate": 2.0}
     assert choose(scores).hparams == {"strength": 0.0, "rate": 1.0}
     apart = by_fold([2, 2, 4, 4], [3.3] * 4, [3.2] * 4, [5] * 4)
     scores = scores_of(apart, strength=[0, 1], rate=[1, 2])

@@ -183,8 +183,7 @@ def test_a_file_the_server_does_not_have_is_named(tmp_path, server, listed):
 
 
 def test_without_a_network_a_download_gives_up_within_five_seconds(tmp_path, listed):
-    """The listener accepts and never answers, as a network that swallows packets does. The bound
-    is wide for a busy machine's sake: a request alone would wait for a minute."""
+    """The listener accepts and never answers, as a network that swallows packets does."""
     folders.write_cifar10_raw(tmp_path / "elsewhere")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         listed("cifar10", tmp_path / "elsewhere", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -192,7 +191,7 @@ def test_without_a_network_a_download_gives_up_within_five_seconds(tmp_path, lis
         words = "127.0.0.1 cannot be reached within 5 s.*put cifar-10-binary.tar.gz.*digits"
         with pytest.raises(ValueError, match=words):
             load_data("tfds:cifar10", data_dir=tmp_path / "data", download=True)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 6
 
 
 def test_a_refused_connection_says_so():

@@ -99,6 +99,16 @@ def test_behind_a_gate_the_predicted_equilibrium_is_still_that_of_the_walk(key, 
     np.testing.assert_allclose(gated, 0.5, atol=0.03)
 
 
+@pytest.mark.parametrize("update", [0.1, 0.0])
+def test_where_the_gate_spares_every_weight_nothing_draws(update):
+    """A part of one weight, which a step enlarges or, its gradient zero, leaves."""
+    w, updates = jnp.ones(1), jnp.full(1, update)
+    closed = lambda update, pull: jnp.zeros_like(pull)
+    found = measure_parts(state_of(w), w, updates, rate=0.01, gate=closed)[""]
+    assert (found.equilibrium_norm, found.equilibrium_angle) == (np.inf, 0.0)
+    assert found.gated_share == 1.0
+
+
 def test_the_gated_share_counts_the_weights_that_were_spared():
     w, updates = jnp.ones(4), jnp.array([0.1, -0.1, 0.1, 0.1])
     tx = cautious_decay(0.1, 0.1)

@@ -23,7 +23,7 @@ class PartTelemetry(NamedTuple):
     timescale: Array
     """1 / (c_t * m): the steps over which updates are averaged; infinite without decay."""
     equilibrium_norm: Array
-    """The norm at which decay and a step of this size balance; infinite without decay."""
+    """The norm at which decay and a step of this size balance; infinite where none acts."""
     equilibrium_angle: Array
     """The angle turned per step there; 0 without decay."""
     gradient_ratio: Array
@@ -100,11 +100,12 @@ def _measure(
     c = jnp.asarray(c, jnp.finfo(wide).dtype)
     share = jnp.ones_like(w) if gate is None else jnp.asarray(gate(u, w), wide)
     d = _norm(u + c * share * w)
-    left = 1 - c * (1 if gate is None else _along(share * w, w))
+    kept = c if gate is None else c * _share_kept(share, w)
+    left = 1 - kept
     alike = (1 + left * momentum) / (1 - left * momentum)
     norm = _norm(w)
-    decays = (c > 0) & (c < 2)
-    balance = jnp.where(decays, 1 - left**2, 1)
+    decays, draws = (c > 0) & (c < 2), (kept > 0) & (kept < 2)
+    balance = jnp.where(draws, 1 - left**2, 1)
     equilibrium = d * jnp.sqrt(alike / balance)
     after = (jnp.asarray(leaf) + update).astype(jnp.result_type(leaf))
     stuck = (u != 0) & (after == leaf)
@@ -112,18 +113,19 @@ def _measure(
         norm=norm,
         angle=_angle(w, jnp.asarray(after, wide)),
         timescale=jnp.where(decays, 1 / jnp.where(decays, c, 1), jnp.inf),
-        equilibrium_norm=jnp.where(decays, equilibrium, jnp.inf),
-        equilibrium_angle=jnp.where(decays, jnp.arctan2(d, left * equilibrium), 0),
+        equilibrium_norm=jnp.where(draws, equilibrium, jnp.inf),
+        equilibrium_angle=jnp.where(draws, jnp.arctan2(d, left * equilibrium), 0),
         gradient_ratio=_ratio(_norm(jnp.asarray(grad, wide)), norm),
         gated_share=jnp.where(decays, 1 - jnp.mean(jnp.abs(share)), 0),
         stuck_share=jnp.mean(stuck, dtype=norm.dtype),
     )
 
 
-def _along(x: Array, w: Array) -> Array:
-    """<x, w> / <w, w>; 1 where w is zero."""
-    square = jnp.sum(jnp.square(jnp.abs(w)))
-    return jnp.where(square > 0, jnp.real(jnp.vdot(w, x)) / jnp.where(square > 0, square, 1), 1)
+def _share_kept(share: Array, w: Array) -> Array:
+    """<share * w, w> / <w, w>, what the gate leaves of the rate; 1 where w is zero."""
+    squares = jnp.square(jnp.abs(w))
+    whole = jnp.sum(squares)
+    return jnp.where(whole > 0, _ratio(jnp.sum(jnp.real(share) * squares), whole), 1)
 
 
 def _norm(x: Array) -> Array:

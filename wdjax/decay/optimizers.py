@@ -134,13 +134,15 @@ def muon(
     return _needing_params(optax.chain(step, decay))
 
 
-def _needing_params(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def _needing_params(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
     """Says what to pass in the words of every decay, before optax says it in its own."""
 
-    def update(updates: PyTree, state: Any, params: Params | None = None) -> tuple[PyTree, Any]:
-        return tx.update(updates, state, require_params(params))
+    def update(updates: PyTree, state: Any, params: Params | None = None, **extra: Any) -> Any:
+        return tx.update(updates, state, require_params(params), **extra)
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 class MasterState(NamedTuple):
