@@ -62,8 +62,9 @@ def _by_at_once(model, shape, batch_size, platform, mesh) -> dict[int, float]:
         "folds": jax.eval_shape(lambda key: kfold(key, NUM_EXAMPLES, FOLDS), key),
         "key": key,
     }
-    arguments = (index, index, array((), jnp.int32)), shared
-    (indices, shared) = arguments if mesh is None else placed(arguments, mesh)
+    indices = index, index, array((), jnp.int32)
+    if mesh is not None:
+        indices, shared = placed((indices, shared), mesh)
     recipe = Recipe(
         make_model=MODELS[model], num_epochs=2, batch_size=batch_size, score_rows=batch_size
     )

@@ -6,9 +6,9 @@ Weights of parts from a feature of the part are in `wdjax.parts.features`.
 from wdjax.parts.description import DecayReport as DecayReport
 from wdjax.parts.description import LeafDecay as LeafDecay
 from wdjax.parts.description import describe_decay as describe_decay
-from wdjax.parts.measurement import AuditReport as AuditReport
-from wdjax.parts.measurement import AuditWarning as AuditWarning
-from wdjax.parts.measurement import audit as audit
+from wdjax.parts.inspection import AuditReport as AuditReport
+from wdjax.parts.inspection import AuditWarning as AuditWarning
+from wdjax.parts.inspection import audit as audit
 from wdjax.parts.rules import ROLES as ROLES
 from wdjax.parts.rules import inexact_leaves as inexact_leaves
 from wdjax.parts.rules import is_hidden as is_hidden

@@ -41,7 +41,6 @@ def measure_walk(
     still = [w if is_key(w) else np.zeros(w.shape, w.dtype) for w in leaves]
     # Threefry would take longer than the updates on a CPU.
     key = jax.random.key(0, impl="unsafe_rbg")
-
     ends = np.cumsum([0, *(w.size if m else 0 for w, m in zip(leaves, moving, strict=True))])
 
     def gradients(step):
@@ -64,7 +63,7 @@ def measure_walk(
         decays = [-(u + d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
         sums = [s + d for s, d in zip(sums, steps, strict=True)]
         squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
-        pulls = [_along(d, w) for d, w in zip(decays, leaves, strict=True)]
+        pulls = [along(d, w) for d, w in zip(decays, leaves, strict=True)]
         return ((first, second), sums, squares), pulls
 
     def run():
@@ -94,7 +93,7 @@ def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
     return norm, float(np.arctan2(walk.stride, (1 - rate) * norm))
 
 
-def _along(x: Any, w: Any) -> Any:
+def along(x: Any, w: Any) -> Any:
     """<x, w> / <w, w>; 0 for integers, keys, and where w is zero."""
     if not is_inexact(w) or not w.size:
         return jnp.zeros(())

@@ -1,0 +1,300 @@
+"""Who gets how much decay, measured from any optimiser, with warnings that say what to do."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from wdjax.checks import check_positive_int, is_known
+from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
+from wdjax.parts.equilibrium import equilibrium
+from wdjax.parts.measurement import (
+    Measured,
+    is_shape,
+    length,
+    measure_leaves,
+    measure_penalty,
+)
+from wdjax.parts.rules import leaf_path, resolve_parts
+from wdjax.tables import Table
+from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
+
+
+class AuditWarning(NamedTuple):
+    """Something about the decay that is probably not meant."""
+
+    kind: str
+    paths: tuple[str, ...]
+    """The leaves it is about; empty where it is about all of them."""
+    text: str
+    """What was found and what to do, in a sentence or two."""
+
+
+class AuditReport(NamedTuple):
+    """Who gets how much decay, as measured, and what is probably not meant."""
+
+    leaves: tuple[LeafDecay, ...]
+    warnings: tuple[AuditWarning, ...]
+
+    def table(self) -> Table:
+        """One row a leaf; the warnings are its note."""
+        note = "\n".join(f"Warning: {warning.text}" for warning in self.warnings)
+        return leaf_table(self.leaves)._replace(note=note or "No warning.")
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"leaves": a dict a leaf, "warnings": a dict a warning}`."""
+        return {
+            "leaves": [leaf._asdict() for leaf in self.leaves],
+            "warnings": [warning._asdict() for warning in self.warnings],
+        }
+
+
+class _Leaf(NamedTuple):
+    """What was measured on a leaf, beside its row."""
+
+    row: LeafDecay
+    dtype: np.dtype
+    to_zero: bool
+    """Decay draws it to zero, not to another reference."""
+    grows: bool
+    penalty_pull: float
+    """The penalty's gradient per weight: what coupled L2 calls its strength."""
+    moves: bool
+    """A gradient moves it."""
+    scale_free: bool
+    """Ten times the gradient moves it as far."""
+    keeps_master: bool
+    """The optimiser's state holds a wider copy."""
+
+
+def audit(
+    params: Params,
+    tx: optax.GradientTransformation,
+    loss_fn: LossFn | None = None,
+    *,
+    batch: Batch | None = None,
+    model_state: PyTree = None,
+    part_weights: Parts = None,
+    num_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+) -> AuditReport:
+    """Measures who gets how much decay, from any transformation, and says what looks wrong.
+
+        rate_t = -<update_t, w> / <w, w>,  update_t = tx.update(0, state_t, w)
+
+    The rate is what updates with zero gradients remove of the weights, held where they are, so
+    optax's own transformations are measured like this project's. Where that is zero, a decay to
+    another reference is looked for by the same at `2 w`. Leaves in half precision are measured in
+    float32, leaves of zeros (biases at the start) as if they were ones. `multiplier` is the rate as
+    a share of the largest, or that of the penalty's pull where no rate is. With `loss_fn`, the
+    penalty's gradient is the loss's own at weights of zero, where the data loss is 0.
+
+    Where an optimiser's steps do not depend on the gradient's size (Adam, Lion, Muon), the audit
+    also predicts where decay leads: with T steps of random gradients going `travel * sqrt(T)` far,
+
+        equilibrium_norm = travel / sqrt(1 - (1 - rate)^2)
+        tan(equilibrium_angle) = stride / ((1 - rate) * equilibrium_norm)
+
+    That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
+    these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
+    scale. Rate and travel are those of the first 256 steps, the rate what a gate leaves of it among
+    such gradients. Under descent, whose steps are as long
+    as the gradients, `telemetry.measure_parts` predicts it from a real step.
+
+    Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
+    long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
+    `grows`, `nothing decays`.
+
+    Args:
+      params: the tree, of arrays or (without `loss_fn`) of `jax.ShapeDtypeStruct`s.
+      tx: the whole chain, as the step uses it.
+      loss_fn: as `regularized_loss` builds it.
+      batch: examples to measure the loss on; needed with `loss_fn`.
+      model_state: what the loss's model needs beside the params.
+      part_weights: what the loss was built with, to find those that the optimiser cancels.
+      num_steps: steps of the run: that many updates are made, without gradients; by default 16.
+      steps_per_epoch: steps of an epoch.
+
+    Raises:
+      ValueError: if `loss_fn` comes without `batch` or with shapes instead of params, a count is
+        not an integer >= 1, or parts do not fit.
+    """
+    _check_arguments(params, loss_fn, batch, num_steps, steps_per_epoch)
+    measured = measure_leaves(params, tx, num_steps)
+    pulls, shares = measure_penalty(params, loss_fn, batch, model_state)
+    leaves = _describe(params, measured, pulls, shares, steps_per_epoch)
+    part_multipliers = [1.0] * len(leaves)
+    if part_weights is not None:
+        part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
+    warnings = _warnings(leaves, part_multipliers, num_steps, steps_per_epoch)
+    return AuditReport(tuple(leaf.row for leaf in leaves), tuple(warnings))
+
+
+def _check_arguments(
+    params: Params,
+    loss_fn: LossFn | None,
+    batch: Batch | None,
+    num_steps: int | None,
+    steps_per_epoch: int | None,
+) -> None:
+    for name, count in (("num_steps", num_steps), ("steps_per_epoch", steps_per_epoch)):
+        if count is not None:
+            check_positive_int(name, count)
+    if loss_fn is not None and batch is None:
+        raise ValueError("`batch` is needed to measure `loss_fn`: give a batch of examples.")
+    if loss_fn is not None and any(map(is_shape, jax.tree.leaves(params))):
+        raise ValueError("`params` must be arrays where `loss_fn` is given, not shapes.")
+
+
+# What is said of it.
+
+
+def _describe(
+    params: Params,
+    measured: list[Measured],
+    pulls: list[float],
+    shares: list[float | None],
+    steps_per_epoch: int | None,
+) -> list[_Leaf]:
+    """Multipliers are shares of the largest decay, or of the largest pull where none decays."""
+    sizes = [float(m.decay.mean()) for m in measured]
+    sizes = sizes if any(size > 0 for size in sizes) else pulls
+    largest = max(sizes, default=0.0)
+    leaves = []
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        m = measured[i]
+        multiplier = sizes[i] / largest if largest > 0 else 0.0
+        row = leaf_decay(leaf_path(path), leaf, multiplier, m.decay, steps_per_epoch)
+        rate, slope = float(m.rates.mean()), float(m.slopes.mean())
+        leaves.append(
+            _Leaf(
+                row=row._replace(penalty_share=shares[i], **_norms(leaf, m)),
+                dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
+                to_zero=rate > 0 and rate >= 0.99 * slope,
+                grows=rate < 0 and slope < 0,
+                penalty_pull=pulls[i],
+                moves=m.moves,
+                scale_free=m.scale_free,
+                keeps_master=m.keeps_master,
+            )
+        )
+    return leaves
+
+
+def _norms(leaf: Any, measured: Measured) -> dict[str, float]:
+    """Of the leaf as it is, and where decay leads it, as far as either can be said."""
+    found = {}
+    if is_inexact(leaf) and not is_shape(leaf):
+        found["norm"] = length(measured.probe)
+    if measured.walk is not None and measured.scale_free:
+        norm, angle = equilibrium(measured.walk, measured.rate_on_the_way)
+        found |= {"equilibrium_norm": norm, "equilibrium_angle": angle}
+    return found
+
+
+def _warnings(
+    leaves: list[_Leaf],
+    part_multipliers: list,
+    num_steps: int | None,
+    steps_per_epoch: int | None,
+) -> list[AuditWarning]:
+    found = []
+
+    def warn(kind: str, concerns: Callable[[_Leaf], bool], text: str) -> None:
+        paths = tuple(leaf.row.path for leaf in leaves if concerns(leaf))
+        if paths:
+            some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if paths[3:] else "")
+            found.append(AuditWarning(kind, paths, text.format(leaves=some)))
+
+    decays = lambda leaf: leaf.row.rate > 0
+    warn(
+        "decayed twice",
+        lambda leaf: decays(leaf) and leaf.penalty_pull > 0,
+        "decayed twice, by a penalty in the loss and by the optimiser: {leaves}. Keep one: take "
+        "the penalty out, or set the optimiser's weight decay to 0.",
+    )
+    warn(
+        "norm or bias decays",
+        lambda leaf: leaf.row.role in ("gain", "bias") and (leaf.to_zero or leaf.penalty_pull > 0),
+        "norm gains or biases decay to zero: {leaves}. They are few and set scales, not "
+        "complexity: pass parts=matrices_only, or decay gains to one (`decay_to_one`).",
+    )
+    warn(
+        "L2 under Adam",
+        lambda leaf: leaf.penalty_pull > 0 and leaf.scale_free,
+        "an L2 penalty in the loss under an optimiser that divides by the gradient's size (Adam): "
+        "{leaves}. Weights with large gradients then decay less: use `decoupled_decay` after the "
+        "learning rate instead.",
+    )
+    if num_steps is not None:
+        warn(
+            "half-life too long",
+            lambda leaf: decays(leaf) and leaf.row.half_life > num_steps,
+            f"the half-life is longer than the run of {num_steps} steps: {{leaves}}. The decay has "
+            "next to no effect: raise the strength or the learning rate, train longer, or set it "
+            "to 0.",
+        )
+    if steps_per_epoch is not None:
+        warn(
+            "half-life too short",
+            lambda leaf: leaf.row.half_life < steps_per_epoch,
+            f"the half-life is shorter than an epoch of {steps_per_epoch} steps: {{leaves}}. What "
+            "was learnt from an example is gone before it is seen again: lower the strength.",
+        )
+    warn(
+        "frozen but decays",
+        lambda leaf: decays(leaf) and not leaf.moves,
+        "no gradient moves these, yet they decay: {leaves}. A zeroed gradient does not stop decay: "
+        "give them 0.0 in `parts`, or freeze them by `optax.partition` with `optax.set_to_zero`.",
+    )
+    warn(
+        "dtype too coarse",
+        lambda leaf: decays(leaf) and not leaf.keeps_master and _too_coarse(leaf),
+        "the dtype is too coarse for the rate, so a step rounds back to the same weight: {leaves}. "
+        "Keep the weights in float32, or wrap the optimiser in `float32_master` or "
+        "`stochastic_rounding`.",
+    )
+    cancelled = {
+        leaf.row.path
+        for leaf, m in zip(leaves, part_multipliers, strict=True)
+        if leaf.scale_free and is_known(m) and float(m) not in (0.0, 1.0)
+    }
+    warn(
+        "part weights cancel",
+        lambda leaf: leaf.row.path in cancelled,
+        "constant part weights on the data loss do nothing under an optimiser that divides by the "
+        "gradient's size (Adam): {leaves}. Scale the update after it instead, with "
+        "`scale_by_parts`, or weigh the penalty or the decay.",
+    )
+    warn(
+        "grows",
+        lambda leaf: leaf.grows,
+        "the weights grow without a gradient: {leaves}. The decay has the wrong sign: place it "
+        "after the learning rate in the chain (`decoupled_decay`), or use optax' before it.",
+    )
+    if not any(decays(leaf) or leaf.penalty_pull > 0 for leaf in leaves):
+        found.append(
+            AuditWarning(
+                "nothing decays",
+                (),
+                "no leaf decays at all. If that is not meant: is the strength 0, do the patterns "
+                "in `parts` match, is a mask all False, did `optax.inject_hyperparams` swallow it?",
+            )
+        )
+    return found
+
+
+def _too_coarse(leaf: _Leaf) -> bool:
+    """A step of relative size below half the spacing (eps / 2 to eps) is rounded away."""
+    half = leaf.dtype.itemsize <= 2
+    return half and leaf.row.peak_rate < float(jnp.finfo(leaf.dtype).eps) / 2
