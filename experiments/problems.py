@@ -14,7 +14,7 @@ from wdjax.data.arrays import add_label_noise, load_data, split_off_test, to_bat
 from wdjax.data.dataset import Dataset
 from wdjax.data.dataset import take as take_rows
 from wdjax.recipe import Recipe, recipe_fit, recipe_score
-from wdjax.selection.cross_validation import map_trials
+from wdjax.selection.trials import map_trials
 from wdjax.types import Batch
 
 STRENGTHS = (0.0, *np.geomspace(1e-3, 1e2, 11).tolist())

@@ -94,7 +94,7 @@ def train(name, num_devices=None, num_steps=20):
     return {"loss": np.array(losses), **leaves}
 
 
-def scores_of_a_grid(num_devices=None):
+def scores_of_a_grid(num_devices=None, **options):
     """Cross-validation of a linear model over the devices, by default all of every process."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4)).astype(np.float32)
@@ -116,6 +116,7 @@ def scores_of_a_grid(num_devices=None):
         key=jax.random.key(1),
         num_seeds=1,
         mesh=data_mesh(num_devices),
+        **options,
     ).values
 
 
@@ -125,6 +126,13 @@ def agree(out):
     for name in ("sgd", "sgd64", "adam"):
         found |= {f"{name}/{path}": array for path, array in train(name).items()}
     found |= {f"score/{name}": np.asarray(v) for name, v in scores_of_a_grid().items()}
+    # Each process has a folder of its own, as machines have: only the first one's counts.
+    folder, events = f"{out.format(index=jax.process_index())}.kept", []
+    for _ in range(2):
+        scores = scores_of_a_grid(kept=folder, progress=events.append)
+    found |= {f"kept/{name}": np.asarray(v) for name, v in scores.items()}
+    found["events"] = np.array([event.kept for event in events])
+    found["keeps"] = np.array(pathlib.Path(folder).exists())
     np.savez(out.format(index=jax.process_index()), **found)
 
 

@@ -17,11 +17,10 @@ from wdjax.selection.cross_validation import (
     Progress,
     cross_validate,
     cross_validate_pure,
-    map_trials,
-    trial_program,
 )
 from wdjax.selection.folds import folds_from_splits, kfold, take
 from wdjax.selection.grids import Grid, check_axis, grid_product
+from wdjax.selection.trials import Chunk, map_trials, trial_program
 from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch
 
@@ -349,12 +348,9 @@ def test_a_fold_is_gathered_once_and_shared_by_its_trials():
     folds = jax.eval_shape(lambda key: kfold(key, 1300, 5), jax.random.key(0))
     bytes_of = {}
     for trials in (1, 8):
-        index = jax.ShapeDtypeStruct((8,), jnp.int32)
+        chunk = Chunk.of(0, np.arange(8), {"strength": np.zeros(8, np.float32)}, 1, 1, trials)
         lowered = trial_program(None).lower(
-            index,
-            index,
-            jax.ShapeDtypeStruct((), jnp.int32),
-            hparams={"strength": shape(8)},
+            *chunk.arguments,
             data=data,
             folds=folds,
             key=jax.eval_shape(lambda: jax.random.key(0)),

@@ -67,7 +67,8 @@ def test_four_and_eight_devices_give_what_one_gives(num_devices, one_device, tmp
 def test_both_processes_hold_the_same_bits(two_processes):
     first, second = two_processes
     assert first.keys() == second.keys()
-    for path, array in first.items():
+    for path in first.keys() - {"keeps"}:
+        array = first[path]
         np.testing.assert_array_equal(array, second[path], err_msg=path)
 
 
@@ -77,6 +78,15 @@ def test_cross_validation_over_two_processes_gives_both_the_scores_of_one_device
     for found in two_processes:
         for name, expected in scores.items():
             np.testing.assert_allclose(found[f"score/{name}"], expected, rtol=1e-6)
+
+
+def test_what_the_first_of_two_processes_kept_both_find(two_processes):
+    """The second keeps nothing: both run, or do not run, the same trials."""
+    assert [bool(found["keeps"]) for found in two_processes] == [True, False]
+    for found in two_processes:
+        assert found["events"].tolist()[0] == 0 and found["events"].tolist()[-1] == 9
+        for name in ("loss", "accuracy"):
+            np.testing.assert_array_equal(found[f"kept/{name}"], found[f"score/{name}"])
 
 
 def wait_for(child, words):

@@ -19,8 +19,9 @@ from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import make_cnn
 from wdjax.recipe import Recipe, recipe_fit_and_score
 from wdjax.runners import jit_step
-from wdjax.selection.cross_validation import cross_validate, trial_program
+from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
+from wdjax.selection.trials import Chunk, trial_program
 from wdjax.step import init_state, make_train_step
 from wdjax.types import Batch
 
@@ -87,18 +88,13 @@ def check_select_equal(device):
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
 
 
-def temporary_bytes(num_trials, at_once):
-    array = jax.ShapeDtypeStruct
-    index, key = array((num_trials,), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+def temporary_bytes(at_once):
+    key = jax.eval_shape(lambda: jax.random.key(0))
     recipe = Recipe(make_model=make_cnn, num_epochs=1, batch_size=32, score_rows=32)
-    data = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, images(96)))
-    names = ("strength", "learning_rate")
+    numbers = {name: np.zeros(16, np.float32) for name in ("strength", "learning_rate")}
     program = trial_program(None).lower(
-        index,
-        index,
-        array((), jnp.int32),
-        hparams={name: array((num_trials,), jnp.float32) for name in names},
-        data=data,
+        *Chunk.of(0, np.arange(16), numbers, 1, 1, at_once).arguments,
+        data=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, images(96))),
         folds=jax.eval_shape(lambda key: kfold(key, 96, 2), key),
         key=key,
         fit_and_score=recipe_fit_and_score(recipe),
@@ -109,9 +105,9 @@ def temporary_bytes(num_trials, at_once):
 
 
 def check_memory():
-    """By the trials at once, whatever their number."""
-    one, more, at_once = temporary_bytes(4, 1), temporary_bytes(16, 1), temporary_bytes(16, 4)
-    assert more < 1.2 * one and one < at_once < 6 * one
+    """By the trials at once; how many there are in all is not in the program."""
+    one, four = temporary_bytes(1), temporary_bytes(4)
+    assert one < four < 6 * one
 
 
 def seconds_a_step(device, num_steps):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
@@ -12,8 +13,8 @@ from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import make_cnn
 from wdjax.recipe import Recipe, recipe_fit_and_score, recipe_step
 from wdjax.runners import jit_step, pmap_step, shard_step
-from wdjax.selection.cross_validation import trial_program
 from wdjax.selection.folds import kfold
+from wdjax.selection.trials import Chunk, trial_program
 from wdjax.step import init_state, make_train_step, skip_non_finite
 from wdjax.types import Batch
 
@@ -49,18 +50,17 @@ def recipe_program(mesh):
 
 
 def select_program(mesh):
-    array, key = jax.ShapeDtypeStruct, jax.eval_shape(lambda: jax.random.key(0))
-    numbers = {name: array((8,), jnp.float32) for name in ("strength", "learning_rate")}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    numbers = {name: np.zeros(8, np.float32) for name in ("strength", "learning_rate")}
     recipe = Recipe(make_model=make_cnn, num_epochs=1, batch_size=8, score_rows=8)
-    chunk = placed((array((8,), jnp.int32), array((8,), jnp.int32), array((), jnp.int32)), mesh)
+    chunk = Chunk.of(0, np.arange(8), numbers, 1, mesh.size, trials_at_once=2)
     shared = {
-        "hparams": numbers,
         "data": shapes(32),
         "folds": jax.eval_shape(lambda key: kfold(key, 32, 2), key),
         "key": key,
     }
     return trial_program(mesh).trace(
-        *chunk,
+        *placed(chunk.arguments, mesh),
         **placed(shared, mesh),
         fit_and_score=recipe_fit_and_score(recipe),
         mesh=mesh,

@@ -12,14 +12,15 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.speed.contestants import BATCH, CNN_BATCH, FOLDS
 from experiments.speed.measure import write_result
 from experiments.speed.targets import four_devices, one_of, placed
 from wdjax.recipe import MODELS, Recipe, recipe_fit_and_score
-from wdjax.selection.cross_validation import trial_program
 from wdjax.selection.folds import kfold
+from wdjax.selection.trials import Chunk, trial_program
 from wdjax.types import Batch
 
 AT_ONCE = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16), "tpu": (1, 4, 16)}
@@ -52,26 +53,27 @@ def main() -> None:
 def _by_at_once(model, shape, batch_size, platform, mesh) -> dict[int, float]:
     array = jax.ShapeDtypeStruct
     floats = lambda *size: array(size, jnp.float32)
-    index = array((NUM_TRIALS,), jnp.int32)
+    numbers = {name: np.zeros(NUM_TRIALS, np.float32) for name in ("strength", "learning_rate")}
     key = jax.eval_shape(lambda: jax.random.key(0))
     shared = {
-        "hparams": {"strength": floats(NUM_TRIALS), "learning_rate": floats(NUM_TRIALS)},
         "data": Batch(
             floats(NUM_EXAMPLES, *shape), array((NUM_EXAMPLES,), jnp.int32), floats(NUM_EXAMPLES)
         ),
         "folds": jax.eval_shape(lambda key: kfold(key, NUM_EXAMPLES, FOLDS), key),
         "key": key,
     }
-    indices = index, index, array((), jnp.int32)
     if mesh is not None:
-        indices, shared = placed((indices, shared), mesh)
+        shared = placed(shared, mesh)
     recipe = Recipe(
         make_model=MODELS[model], num_epochs=2, batch_size=batch_size, score_rows=batch_size
     )
     fit_and_score, found = recipe_fit_and_score(recipe), {}
     for at_once in AT_ONCE[platform]:
+        num_devices = 1 if mesh is None else mesh.size
+        chunk = Chunk.of(0, np.arange(NUM_TRIALS), numbers, 1, num_devices, at_once).arguments
+        chunk = chunk if mesh is None else placed(chunk, mesh)
         lowered = trial_program(mesh).lower(
-            *indices, **shared, fit_and_score=fit_and_score, mesh=mesh, trials_at_once=at_once
+            *chunk, **shared, fit_and_score=fit_and_score, mesh=mesh, trials_at_once=at_once
         )
         found[at_once] = round(lowered.compile().memory_analysis().temp_size_in_bytes / 1e6, 1)
     return found

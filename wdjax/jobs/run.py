@@ -31,9 +31,10 @@ from wdjax.jobs.verdict import headline, score_rows
 from wdjax.report.figures import import_drawing
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
-from wdjax.selection.cross_validation import Progress, cross_validate, map_trials
+from wdjax.selection.cross_validation import Progress, cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import Grid
+from wdjax.selection.trials import map_trials
 from wdjax.training import nan_if_diverged
 from wdjax.types import Batch
 

@@ -1,5 +1,6 @@
 """Comparing choices: each at the best of its own numbers, paired over the same folds."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -140,6 +141,7 @@ def compare(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[str, Progress], None] | None = None,
+    kept: str | os.PathLike[str] | None = None,
 ) -> Comparison:
     """Compares choices (optimisers, augmentations, structures), each at the best of its numbers.
 
@@ -165,6 +167,7 @@ def compare(
       trials_at_once: see `cross_validate`.
       mesh: see `cross_validate`.
       progress: called with the choice's name and a `Progress`.
+      kept: a folder, see `cross_validate`.
 
     Raises:
       ValueError: for fewer than two choices, grids that are not those of the choices, an unknown
@@ -190,6 +193,7 @@ def compare(
             trials_at_once=trials_at_once,
             mesh=mesh,
             progress=listener,
+            kept=kept,
         )
         try:
             chosen[name] = choose(scores[name], rule, value=value)

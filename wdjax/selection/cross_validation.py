@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,12 +17,23 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.runners import replicate
-from wdjax.selection.folds import Folds, take
+from wdjax.selection.folds import Folds
+from wdjax.selection.kept import Kept, find_kept
+from wdjax.selection.trials import (
+    Chunk,
+    FitAndScore,
+    compiler_options,
+    dispatched,
+    gather,
+    gathered_trial,
+    missing_trials,
+    on_host,
+    one_trial,
+    platform_of,
+    trial_program,
+)
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
-
-FitAndScore = Callable[[Any, Batch, Batch, Array], Any]
-"""`fit_and_score(hparams, train, valid, key) -> scalar or tree of scalars`, pure."""
 
 Grid = Mapping[str, Any]
 """`{name: values[row]}`, such as `grid_product` builds."""
@@ -88,6 +100,8 @@ class Progress(NamedTuple):
     remaining: float | None
     """Seconds, from the rate of the chunks so far, compilation left out; None before one."""
     scores: Scores | None
+    kept: int = 0
+    """Of `done`, those whose scores an earlier run had kept."""
 
 
 def standard_error_over_folds(values: np.ndarray) -> np.ndarray:
@@ -110,6 +124,7 @@ def cross_validate(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[Progress], None] | None = None,
+    kept: str | os.PathLike[str] | None = None,
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
 
@@ -117,9 +132,9 @@ def cross_validate(
             fit_and_score(grid[row], train[fold], valid[fold], key[fold, seed])
 
     The program is compiled once, whatever the grid, and called once per chunk of trials. A
-    chunk lies inside one fold, which is gathered once and shared by its trials; all chunks have
-    one shape (the last of a fold is filled up with trials that are thrown away). A second call
-    with the same function and shapes compiles nothing.
+    chunk lies inside one fold, which is gathered once and shared by its trials. Neither the number
+    of rows nor that of seeds is in the program: a second call with the same function, data and
+    folds compiles nothing, and with `kept` runs only the trials that are new.
 
     Args:
       fit_and_score: pure, `(hparams, train, valid, key) -> scalar or tree of scalars`. It is a
@@ -135,6 +150,10 @@ def cross_validate(
         span several processes (`jax.distributed`), each of which calls this with the same
         arguments and gets all the scores.
       progress: called with a `Progress` before and after compiling and after every chunk.
+      kept: a folder in which the scores of finished trials are kept, and looked for before one is
+        run: under a hash of all they depend on (the program as lowered, the numbers, the examples,
+        versions, the device's kind), so one that is found is what running it again would give. By
+        default none are. Several processes take what the first of them finds.
 
     Raises:
       ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
@@ -156,14 +175,40 @@ def cross_validate(
         trials_at_once = 1 if jax.default_backend() == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
     trials_at_once = min(trials_at_once, -(-trials_per_fold // num_devices))
-    chunk = _chunk_size(trials_per_fold, num_devices * trials_at_once)
+    numbers = {name: _as_taken(values) for name, values in grid.items()}
+    known = Kept(None, None, np.zeros((num_folds, trials_per_fold), bool), None)
+    if kept is not None:
+        known = find_kept(
+            kept,
+            functools.partial(gathered_trial, fit_and_score),
+            numbers,
+            data,
+            folds,
+            key,
+            num_seeds=num_seeds,
+            settings=(compiler_options(platform_of(mesh)), trials_at_once),
+            device=jax.devices()[0] if mesh is None else mesh.local_devices[0],
+        )
+        known = _as_the_first_process(known, mesh)
+    total, done = known.found.size, int(known.found.sum())
+    num_kept, values = done, known.values
 
+    def report(stage: str, remaining: float | None = None) -> None:
+        if progress is None:
+            return
+        # A copy: the listener may keep it while the next chunks fill the array.
+        partial = None if done == 0 else _scores(grid, jax.tree.map(np.copy, values), num_seeds)
+        elapsed = time.perf_counter() - start
+        progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
+
+    if done == total:
+        report("run", 0.0)
+        return _scores(grid, values, num_seeds)
+    report("compile")
     # On the device once, not once a chunk; on every device of a mesh.
-    shared = ({name: np.asarray(values) for name, values in grid.items()}, data, folds, key)
-    hparams, data, folds, key = _put(shared, mesh)
-    run = functools.partial(
+    data, folds, key = _put((data, folds, key), mesh)
+    program = functools.partial(
         trial_program(mesh),
-        hparams=hparams,
         data=data,
         folds=folds,
         key=key,
@@ -171,28 +216,24 @@ def cross_validate(
         mesh=mesh,
         trials_at_once=trials_at_once,
     )
-    total, done = num_folds * trials_per_fold, 0
-    clock = lambda: time.perf_counter() - start
-    _report(progress, Progress("compile", 0, total, clock(), None, None))
+    chunks = [
+        Chunk.of(fold, trials, numbers, num_seeds, num_devices, trials_at_once)
+        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
+    ]
     # Compiled ahead only to tell compiling from running; the calls below find this program.
-    run.func.lower(*_trial_indices(chunk, num_seeds), np.int32(0), **run.keywords).compile()
-    compiled_at = clock()
-    _report(progress, Progress("run", 0, total, compiled_at, None, None))
-    values = None
-    for fold, begin, pending in _dispatched(run, num_folds, trials_per_fold, chunk, num_seeds):
-        results = jax.tree.map(_on_host, pending)
+    program.func.lower(*chunks[0].arguments, **program.keywords).compile()
+    compiled_at = time.perf_counter()
+    report("run")
+    for chunk, pending in dispatched(program, chunks):
+        results = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
         if values is None:
-            values = _unfinished(results, (num_folds, trials_per_fold))
-        size = min(chunk, trials_per_fold - begin)
+            values = jax.tree.map(lambda r: np.full(known.found.shape, np.nan, r.dtype), results)
         for all_values, new in zip(jax.tree.leaves(values), jax.tree.leaves(results), strict=True):
-            all_values[fold, begin : begin + size] = new[:size]
-        done += size
-        now = clock()
-        remaining = (total - done) * (now - compiled_at) / done
-        # A copy: the listener may keep it while the next chunks fill the array.
-        partial = _scores(grid, jax.tree.map(np.copy, values), num_rows, num_seeds)
-        _report(progress, Progress("run", done, total, now, remaining, partial))
-    return _scores(grid, values, num_rows, num_seeds)
+            all_values[chunk.fold, chunk.trials] = new
+        known.add(chunk.fold, chunk.trials, results)
+        done += len(chunk.trials)
+        report("run", (total - done) * (time.perf_counter() - compiled_at) / (done - num_kept))
+    return _scores(grid, values, num_seeds)
 
 
 def cross_validate_pure(
@@ -216,137 +257,38 @@ def cross_validate_pure(
     _check_folds(data, folds)
     check_positive_int("num_seeds", num_seeds)
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
-    row, seed = _trial_indices(num_rows * num_seeds, num_seeds)
+    row, seed = np.divmod(np.arange(num_rows * num_seeds, dtype=np.int32), np.int32(num_seeds))
 
     def one_fold(fold_index):
-        train, valid = _gather(data, folds, fold_index)
-        one = lambda r, s: _one_trial(fit_and_score, hparams, train, valid, key, fold_index, r, s)
+        train, valid = gather(data, folds, fold_index)
+
+        def one(row, seed):
+            numbers = {name: values[row] for name, values in hparams.items()}
+            return one_trial(fit_and_score, numbers, train, valid, key, fold_index, seed)
+
         return jax.vmap(one)(row, seed)
 
     values = jax.lax.map(one_fold, jnp.arange(folds.train.shape[0]))
-    return jax.tree.map(lambda v: _by_row_fold_seed(v, num_rows, num_seeds), values)
+    return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
 
 
-def trial_program(mesh: Mesh | None) -> Any:
-    """`_run_chunk` compiled for the mesh's platform: one object each, which holds its programs."""
-    static = ("fit_and_score", "mesh", "trials_at_once")
-    return _jit_on(_platform_of(mesh), _run_chunk, static)
+def _as_taken(values: Any) -> np.ndarray:
+    """On the host, in the dtype in which a program takes them."""
+    host = np.asarray(values)
+    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
 
 
-@functools.cache
-def _jit_on(platform: str, function: Callable, static: tuple[str, ...]) -> Any:
-    return jax.jit(function, static_argnames=static, compiler_options=_compiler_options(platform))
-
-
-def _platform_of(mesh: Mesh | None) -> str:
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def _compiler_options(platform: str) -> dict[str, Any] | None:
-    # On a CPU a run spends its time in a library's matrix products: with LLVM's level 1 instead of
-    # 3 the program runs as fast and compiles in about 60 % of the time.
-    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
-
-
-def _run_chunk(row, seed, fold, *, hparams, data, folds, key, fit_and_score, mesh, trials_at_once):
-    """The trial program: `row[chunk]`, `seed[chunk]` of one fold -> tree of `[chunk]`."""
-    train, valid = _gather(data, folds, fold)
-
-    def one(row, seed, train, valid, hparams, key, fold):
-        return _one_trial(fit_and_score, hparams, train, valid, key, fold, row, seed)
-
-    shared = (train, valid, hparams, key, fold)
-    return _split_trials(one, (row, seed), shared, mesh, trials_at_once)
-
-
-def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) -> PyTree:
-    """`function(*trial, *shared)` for every trial, compiled once and split over `mesh`.
-
-    The results are host arrays, the trials their leading axis.
-
-    Args:
-      trials: a tuple of trees with one leading axis, the trials; filled up to the devices with
-        repetitions that are thrown away.
-      shared: a tuple of trees that every trial sees.
-    """
-    num_trials = jax.tree.leaves(trials)[0].shape[0]
-    index = jnp.arange(num_trials + -num_trials % mesh.size) % num_trials
-
-    @functools.partial(jax.jit, compiler_options=_compiler_options(_platform_of(mesh)))
-    def program(trials, shared):
-        filled = jax.tree.map(lambda leaf: leaf[index], trials)
-        return _split_trials(function, filled, shared, mesh, trials_at_once=1)
-
-    everywhere = NamedSharding(mesh, P())
-    results = program(*jax.device_put((trials, shared), everywhere))
-    return jax.tree.map(lambda leaf: _on_host(leaf)[:num_trials], results)
-
-
-def _split_trials(function, trials, shared, mesh, trials_at_once):
-    """Splits the trials over the mesh's devices; on each, `trials_at_once` run vmapped."""
-
-    def on_one_device(trials, shared):
-        one = lambda trial: function(*trial, *shared)
-        if trials_at_once == 1:
-            return jax.lax.map(one, trials)
-        return jax.lax.map(one, trials, batch_size=trials_at_once)
-
-    if mesh is None:
-        return on_one_device(trials, shared)
-    split = P(mesh.axis_names)
-    # Values made inside are replicated, those from the split rows vary: check_vma would refuse a
-    # scan that mixes them, as every training loop does.
-    over_devices = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(split, P()), out_specs=split, check_vma=False
-    )
-    return over_devices(trials, shared)
-
-
-def _one_trial(fit_and_score, hparams, train, valid, key, fold, row, seed):
-    numbers = {name: values[row] for name, values in hparams.items()}
-    trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
-    scores = fit_and_score(numbers, train, valid, trial_key)
-    for path, score in jax.tree_util.tree_leaves_with_path(scores):
-        if jnp.shape(score) != ():
-            name = jax.tree_util.keystr(path) or "the score"
-            raise ValueError(
-                f"`fit_and_score` must return scalars, one score a run; {name} has shape "
-                f"{jnp.shape(score)}."
-            )
-    return jax.tree.map(lambda s: jnp.asarray(s, jnp.result_type(s, jnp.float32)), scores)
-
-
-def _gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
-    one = jax.tree.map(lambda index: index[fold], folds)
-    return take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
-
-
-def _trial_indices(num_trials: int, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    trial = np.arange(num_trials, dtype=np.int32)
-    return trial // num_seeds, trial % num_seeds
-
-
-def _dispatched(run, num_folds, trials_per_fold, chunk, num_seeds):
-    """Yields `(fold, begin, results)`, the next chunk already under way: devices never wait."""
-    waiting = None
-    for fold in range(num_folds):
-        for begin in range(0, trials_per_fold, chunk):
-            # The last chunk of a fold is filled up by running its first trials once more.
-            trial = (begin + np.arange(chunk, dtype=np.int32)) % trials_per_fold
-            # Host arrays: each operation on the device would be a small program of its own.
-            current = fold, begin, run(trial // num_seeds, trial % num_seeds, np.int32(fold))
-            if waiting is not None:
-                yield waiting
-            waiting = current
-    if waiting is not None:
-        yield waiting
-
-
-def _chunk_size(num_trials: int, at_once: int, most: int = 4) -> int:
-    """A multiple of `at_once`: few enough wasted trials, then as many chunks as `most` allows."""
-    sizes = [at_once * -(-num_trials // (at_once * chunks)) for chunks in range(1, most + 1)]
-    wasted = lambda size: -num_trials % size
-    return min(sizes, key=lambda size: (wasted(size), size))
+def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
+    """What the first process found: all run the same trials, and it alone keeps them."""
+    if mesh is None or NamedSharding(mesh, P()).is_fully_addressable:
+        return known
+    leaves, structure = jax.tree.flatten(known.values)
+    # As bits: a NaN is a score like any other.
+    told = (known.found, [leaf.view(np.uint32) for leaf in leaves])
+    found, bits = jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(told))
+    values = [new.view(leaf.dtype) for new, leaf in zip(bits, leaves, strict=True)]
+    store = known.store if jax.process_index() == 0 else None
+    return Kept(store, known.names, found, jax.tree.unflatten(structure, values))
 
 
 def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -359,29 +301,13 @@ def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.device_put(tree, everywhere) if shared else replicate(tree, mesh)
 
 
-def _on_host(leaf: Array) -> np.ndarray:
-    """The whole array, also where other processes hold a part of it."""
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+def _scores(grid: Grid, values: PyTree, num_seeds: int) -> Scores:
+    return Scores(grid, jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values))
 
 
-def _report(progress, event):
-    if progress is not None:
-        progress(event)
-
-
-def _unfinished(results: PyTree, shape: tuple[int, int]) -> PyTree:
-    return jax.tree.map(lambda chunk: np.full(shape, np.nan, chunk.dtype), results)
-
-
-def _scores(grid: Grid, values: PyTree, num_rows: int, num_seeds: int) -> Scores:
-    return Scores(grid, jax.tree.map(lambda v: _by_row_fold_seed(v, num_rows, num_seeds), values))
-
-
-def _by_row_fold_seed(values, num_rows, num_seeds):
+def _by_row_fold_seed(values, num_seeds):
     """`[fold, row * seed] -> [row, fold, seed]`."""
-    return values.reshape(values.shape[0], num_rows, num_seeds).swapaxes(0, 1)
+    return values.reshape(values.shape[0], -1, num_seeds).swapaxes(0, 1)
 
 
 def _checked_num_rows(grid: Grid) -> int:

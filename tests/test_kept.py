@@ -1,0 +1,323 @@
+"""Scores that are kept: found again by all they depend on, and by nothing else."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from wdjax.losses import cross_entropy
+from wdjax.models import make_mlp
+from wdjax.penalties import l2_penalty
+from wdjax.selection import kept as kept_module
+from wdjax.selection.cross_validation import cross_validate
+from wdjax.selection.folds import Folds, kfold
+from wdjax.selection.grids import grid_product
+from wdjax.selection.kept import KeptTrials
+from wdjax.training import make_fit, make_fit_and_score, make_score
+from wdjax.types import Batch
+
+RNG = np.random.default_rng(0)
+GRID = grid_product(strength=[0.0, 0.1, 1.0], learning_rate=[0.1, 0.3])
+TOTAL = 6 * 3 * 2
+
+
+def data_of(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(22, 3)).astype(dtype)
+    return Batch(x, (x[:, 0] > 0).astype(np.int32), rng.uniform(0.5, 1.5, 22).astype(dtype))
+
+
+def make_cheap(scale=1.0, table=(0.0, 1.0)):
+    """A pure function of all it is given; its constants are in the program only."""
+    table = jnp.asarray(table)
+
+    def cheap(hparams, train, valid, key):
+        value = lambda part: jnp.sum(part.weights * part.inputs[:, 0]) / jnp.sum(part.weights)
+        noise = scale * jax.random.normal(key) + table.sum()
+        loss = jnp.log(hparams["strength"] - 0.05) + hparams["learning_rate"] * noise
+        return {"loss": loss, "valid": value(valid), "train": value(train)}
+
+    return cheap
+
+
+def run(folder, fit_and_score=None, grid=GRID, data=None, folds=None, seed=1, **options):
+    """`(scores, events)`; strength 0 diverges in `cheap`, and that is a score too."""
+    events = []
+    with jax.debug_nans(False):
+        scores = cross_validate(
+            make_cheap() if fit_and_score is None else fit_and_score,
+            grid,
+            data_of() if data is None else data,
+            kfold(jax.random.key(0), 22, 3) if folds is None else folds,
+            key=jax.random.key(seed),
+            progress=events.append,
+            kept=folder,
+            **{"num_seeds": 2, **options},
+        )
+    return scores, events
+
+
+def assert_same_bits(found, expected):
+    for name, values in expected.values.items():
+        assert found.values[name].dtype == values.dtype
+        np.testing.assert_array_equal(found.values[name], values, err_msg=name)
+
+
+def mesh_of(num_devices):
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("a",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def lines_of(folder):
+    (path,) = folder.iterdir()
+    return path, [line for line in path.read_text().splitlines() if line]
+
+
+def test_what_is_kept_is_found_bit_for_bit_and_nothing_is_compiled_or_run(tmp_path, caplog):
+    """Also a score that is not finite. `cheap` is a new function object each time."""
+    first, events = run(tmp_path)
+    assert events[0].kept == 0 and events[-1].done == TOTAL
+    assert np.isnan(first.values["loss"][0]).all() and np.isfinite(first.values["loss"][2:]).all()
+    assert_same_bits(run(None)[0], first)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        second, events = run(tmp_path)
+    assert not [m for m in caplog.messages if m.startswith("Finished XLA compilation of")]
+    assert_same_bits(second, first)
+    (event,) = events
+    assert (event.stage, event.done, event.kept, event.total) == ("run", TOTAL, TOTAL, TOTAL)
+    assert_same_bits(event.scores, first)
+    assert len(lines_of(tmp_path)[1]) == TOTAL
+
+
+def test_it_is_the_line_that_is_read_and_not_the_trial_that_is_run(tmp_path):
+    """Else the test before this would pass as well: here the lines say what no run would."""
+    first, _ = run(tmp_path)
+    path, lines = lines_of(tmp_path)
+    told = KeptTrials(tmp_path, path.stem)
+    told.write((trial, [7.0, *s[1:]]) for trial, s in told.read(3).items())
+    found, _ = run(tmp_path)
+    assert (found.values["loss"] == 7.0).all()
+    np.testing.assert_array_equal(found.values["valid"], first.values["valid"])
+
+
+def test_training_on_two_devices_finds_what_one_has_kept(tmp_path):
+    """A trial runs on one device, and how many there are is not in its bits."""
+    model = make_mlp(2, widths=(4,), dropout=0.2)
+    fit = make_fit(
+        model,
+        cross_entropy,
+        make_tx=lambda h: optax.adam(h["learning_rate"]),
+        make_penalty=lambda h: l2_penalty(h["strength"]),
+        num_epochs=2,
+        batch_size=4,
+    )
+    train = make_fit_and_score(fit, make_score(model, loss=cross_entropy))
+    alone, _ = run(tmp_path, train)
+    assert_same_bits(run(None, train, mesh=mesh_of(2))[0], alone)
+    found, events = run(tmp_path, train, mesh=mesh_of(2))
+    assert events[0].kept == TOTAL
+    assert_same_bits(found, alone)
+
+
+def test_only_what_is_new_is_run_and_by_the_program_that_is_there(tmp_path, caplog):
+    """More strengths in another order, more seeds: neither's number is in the program."""
+    cheap = make_cheap()
+    run(tmp_path, cheap)
+    wider = grid_product(strength=[2.0, 1.0, 0.1, 0.5], learning_rate=[0.3, 0.1])
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        found, events = run(tmp_path, cheap, wider, num_seeds=3)
+    compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation of")]
+    assert not [m for m in compiled if "_run_chunk" in m]
+    assert [event.kept for event in events] == [4 * 3 * 2] * len(events)
+    assert events[0].stage == "compile" and events[0].done == 24
+    finished = np.isfinite(events[0].scores.values["valid"])
+    assert finished.sum() == 24 and finished[2:6, :, :2].all()
+    assert events[1].remaining is None and events[-1].done == events[-1].total == 8 * 3 * 3
+    assert_same_bits(found, run(None, cheap, wider, num_seeds=3)[0])
+    assert len(lines_of(tmp_path)[1]) == TOTAL + 8 * 3 * 3 - 24
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    def stop(event):
+        if event.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(
+            make_cheap(),
+            grid_product(strength=[1.0, 2.0, 3.0, 4.0, 5.0], learning_rate=[0.1]),
+            data_of(),
+            kfold(jax.random.key(0), 22, 3),
+            key=jax.random.key(1),
+            progress=stop,
+            kept=tmp_path,
+        )
+    grid = grid_product(strength=[1.0, 2.0, 3.0, 4.0, 5.0], learning_rate=[0.1])
+    found, events = run(tmp_path, grid=grid, num_seeds=1)
+    assert 0 < events[0].kept == 2 < 15
+    assert_same_bits(found, run(None, grid=grid, num_seeds=1)[0])
+
+
+def other_folds():
+    """The same rows in every part; two of them have changed places."""
+    folds = jax.tree.map(np.array, kfold(jax.random.key(0), 22, 3))
+    folds.train[:, [0, 1]] = folds.train[:, [1, 0]]
+    return Folds(*folds)
+
+
+def other_data(field, row=3):
+    data = data_of()
+    values = getattr(data, field).copy()
+    values[row] = values[row] + 1
+    return data._replace(**{field: values})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fit_and_score": make_cheap(scale=1.0000001)},
+        {"fit_and_score": make_cheap(table=(0.0, 1.0000001))},
+        {"data": other_data("inputs")},
+        {"data": other_data("targets")},
+        {"data": other_data("weights")},
+        {"folds": other_folds()},
+        {"folds": kfold(jax.random.key(5), 22, 3)},
+        {"seed": 2},
+        {"trials_at_once": 3},
+        {"grid": grid_product(strength=[0.2, 0.3], learning_rate=[0.1])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_can_change_a_score_is_not_found(tmp_path, change):
+    run(tmp_path)
+    found, events = run(tmp_path, **change)
+    assert [event.kept for event in events] == [0] * len(events)
+    assert_same_bits(found, run(None, **change)[0])
+
+
+def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
+    def by_sum(hparams, train, valid, key):
+        return {"loss": sum(jnp.asarray(v, jnp.float32) for v in hparams.values())}
+
+    grid = {"a": np.float32([1.0, 2.0]), "b": np.float32([3.0, 4.0])}
+    run(tmp_path, by_sum, grid)
+    for other in (
+        {"a": grid["b"], "b": grid["a"]},
+        {"a": grid["a"], "c": grid["b"]},
+        {"a": grid["a"], "b": grid["b"].astype(np.int32)},
+    ):
+        assert run(tmp_path, by_sum, other)[1][0].kept == 0
+    assert run(tmp_path, by_sum, {"b": grid["b"], "a": grid["a"]})[1][0].kept == 2 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+        lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
+        lambda patch: patch.setattr("jaxlib.version.__version__", "0.0.1"),
+        lambda patch: patch.setattr(kept_module, "_processor", lambda: "another"),
+        lambda patch: patch.setattr(kept_module, "num_cores", lambda: 64),
+    ],
+    ids=["flags", "jax", "jaxlib", "processor", "cores"],
+)
+def test_what_another_compiler_or_machine_gave_is_not_found(tmp_path, monkeypatch, change):
+    run(tmp_path)
+    change(monkeypatch)
+    assert run(tmp_path)[1][0].kept == 0
+
+
+def test_a_program_that_calls_python_is_never_kept(tmp_path):
+    """What Python does there is not in the program's text."""
+
+    def calling(hparams, train, valid, key):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(lambda s: np.float32(2 * s), shape, hparams["strength"])
+
+    for _ in range(2):
+        scores, events = run(tmp_path / "kept", calling)
+        assert {event.kept for event in events} == {0}
+        np.testing.assert_allclose(scores.values[:, 0, 0], 2 * GRID["strength"], rtol=1e-6)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_scores_that_are_not_real_numbers_are_never_kept(tmp_path):
+    complex_score = lambda hparams, train, valid, key: hparams["strength"] * 1j
+    assert run(tmp_path / "kept", complex_score)[0].values.dtype == np.complex64
+    assert run(tmp_path / "kept", complex_score)[1][0].kept == 0
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace('"0x', '"-0x', 1),
+        lambda line: json.dumps(json.loads(line) | {"trial": "0" * 32}),
+        lambda line: json.dumps(json.loads(line) | {"scores": ["0x1.0p+0", 3]}),
+        lambda line: json.dumps(json.loads(line) | {"scores": None}),
+        lambda line: "[]",
+        lambda line: "\x00\xff",
+        lambda line: "",
+    ],
+    ids=["cut", "flipped", "renamed", "types", "null", "list", "binary", "empty"],
+)
+def test_a_damaged_line_is_passed_over_and_its_trial_run_again(tmp_path, spoil):
+    first, _ = run(tmp_path)
+    path, lines = lines_of(tmp_path)
+    lines[20] = spoil(lines[20])
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    found, events = run(tmp_path)
+    assert events[0].kept == TOTAL - 1
+    assert_same_bits(found, first)
+    # What is written anew does not end the line that was cut short.
+    assert run(tmp_path)[1][0].kept == TOTAL
+
+
+def test_a_line_that_a_kill_cut_short_does_not_swallow_the_next(tmp_path):
+    store = KeptTrials(tmp_path, "program")
+    store.write([("a", [1.0]), ("b", [2.0])])
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:-20])
+    store.write([("c", [3.0])])
+    assert store.read(1) == {"a": [1.0], "c": [3.0]}
+
+
+def test_numbers_are_kept_to_the_last_bit(tmp_path):
+    """Of either width; a trial that is kept twice is what was said last."""
+    bits = RNG.integers(0, 2**64, 500, dtype=np.uint64)
+    numbers = [*bits.view(np.float64).tolist(), *bits.view(np.float32).tolist()]
+    numbers += [0.0, -0.0, np.inf, -np.inf, 5e-324, np.nan]
+    store = KeptTrials(tmp_path / "new" / "folder", "program")
+    store.write([("twice", [1.0])])
+    store.write((f"{i}", [number]) for i, number in enumerate(numbers))
+    store.write([("twice", [2.0]), ("pair", [1.0, 2.0])])
+    found = KeptTrials(tmp_path / "new" / "folder", "program").read(1)
+    assert found.pop("twice") == [2.0]
+    np.testing.assert_array_equal([v for (v,) in found.values()], numbers)
+    signs = np.signbit([v for (v,) in found.values() if not np.isnan(v)])
+    np.testing.assert_array_equal(signs, np.signbit([v for v in numbers if not np.isnan(v)]))
+    assert store.read(2) == {"pair": [1.0, 2.0]} and KeptTrials(tmp_path, "other").read(1) == {}
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["no folder", "full disk"])
+def test_where_nothing_can_be_kept_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch, full):
+    folder = tmp_path / "file"
+    if full:
+        monkeypatch.setattr(kept_module, "open", no_space, raising=False)
+    else:
+        folder.write_text("not a folder")
+    with pytest.warns(UserWarning, match=r"`kept`: .*file' cannot be used \(N.*\), so") as told:
+        found, events = run(folder)
+    assert len(told) == 1 and "the run goes on without" in str(told[0].message)
+    assert events[-1].done == TOTAL
+    assert_same_bits(found, run(None)[0])
+
+
+def no_space(*args, **options):
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,214 @@
+"""The trial program: runs that differ in numbers, dealt out to devices, compiled once."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from wdjax.selection.folds import Folds, take
+from wdjax.types import Batch
+
+FitAndScore = Callable[[Any, Batch, Batch, Array], Any]
+"""`fit_and_score(hparams, train, valid, key) -> scalar or tree of scalars`, pure."""
+
+MOST_BLOCKS = 64
+"""How many blocks of `trials_at_once` a device can run in one call of the trial program."""
+
+
+def trial_program(mesh: Mesh | None) -> Any:
+    """`_run_chunk` compiled for the mesh's platform: one object each, which holds its programs."""
+    static = ("fit_and_score", "mesh", "trials_at_once")
+    return _jit_on(platform_of(mesh), _run_chunk, static)
+
+
+@functools.cache
+def _jit_on(platform: str, function: Callable, static: tuple[str, ...]) -> Any:
+    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(platform))
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """The platform of the mesh's devices; without one, the default."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """What XLA is asked for on a platform, besides its defaults."""
+    # On a CPU a run spends its time in a library's matrix products: with LLVM's level 1 instead of
+    # 3 the program runs as fast and compiles in about 60 % of the time.
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
+
+
+class Chunk(NamedTuple):
+    """Trials of one fold for one call of the trial program, dealt out to the devices."""
+
+    fold: int
+    trials: np.ndarray
+    """`row * num_seeds + seed` of each."""
+    slot: np.ndarray
+    """Where each lies among the program's `[device, block, trial of the block]`, flat."""
+    arguments: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.int32]
+    """`numbers[slot]`, `seed[slot]`, `num_blocks[device]` and `fold`, as the program takes them.
+
+    Host arrays: each operation on a device would be a small program of its own.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        fold: int,
+        trials: np.ndarray,
+        numbers: Mapping[str, np.ndarray],
+        num_seeds: int,
+        num_devices: int,
+        trials_at_once: int,
+    ) -> "Chunk":
+        """Deals the trials out like cards, `trials_at_once` at a time, a block."""
+        place = np.arange(len(trials))
+        block, lane = np.divmod(place, trials_at_once)
+        turn, device = np.divmod(block, num_devices)
+        slot = (device * MOST_BLOCKS + turn) * trials_at_once + lane
+        num_blocks = np.bincount(device[lane == 0], minlength=num_devices).astype(np.int32)
+        # A block that is not full runs the first trial again; blocks beyond the last do not run.
+        filled = np.full(num_devices * MOST_BLOCKS * trials_at_once, trials[0])
+        filled[slot] = trials
+        row, seed = np.divmod(filled, num_seeds)
+        own = {name: values[row] for name, values in numbers.items()}
+        arguments = (own, seed.astype(np.int32), num_blocks, np.int32(fold))
+        return cls(fold, trials, slot, arguments)
+
+
+def _run_chunk(
+    numbers, seed, num_blocks, fold, *, data, folds, key, fit_and_score, mesh, trials_at_once
+):
+    """The trial program: `numbers[slot]`, `seed[slot]` of one fold -> tree of `[slot]`.
+
+    Each device runs the first `num_blocks[device]` of its blocks, so one program serves any number
+    of trials; what the other slots hold counts nothing.
+    """
+    train, valid = gather(data, folds, fold)
+
+    def on_one_device(trials, shared):
+        (numbers, seed, num_blocks), (train, valid, key, fold) = trials, shared
+
+        @jax.jit  # Compiled as a part of this program, but traced once for both uses below.
+        def one(numbers, seed):
+            return one_trial(fit_and_score, numbers, train, valid, key, fold, seed)
+
+        run = one if trials_at_once == 1 else jax.vmap(one)
+        of_block = () if trials_at_once == 1 else (trials_at_once,)
+        blocks = jax.tree.map(lambda x: x.reshape(MOST_BLOCKS, *of_block), (numbers, seed))
+        block = lambda index: jax.tree.map(lambda x: x[index], blocks)
+        shapes = jax.eval_shape(run, *block(0))
+        scores = jax.tree.map(lambda s: jnp.zeros((MOST_BLOCKS, *s.shape), s.dtype), shapes)
+
+        def run_block(index, scores):
+            new = run(*block(index))
+            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), scores, new)
+
+        scores = jax.lax.fori_loop(0, num_blocks[0], run_block, scores)
+        return jax.tree.map(jnp.ravel, scores)
+
+    trials, shared = (numbers, seed, num_blocks), (train, valid, key, fold)
+    return _split_trials(on_one_device, trials, shared, mesh)
+
+
+def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) -> PyTree:
+    """`function(*trial, *shared)` for every trial, compiled once and split over `mesh`.
+
+    The results are host arrays, the trials their leading axis.
+
+    Args:
+      trials: a tuple of trees with one leading axis, the trials; filled up to the devices with
+        repetitions that are thrown away.
+      shared: a tuple of trees that every trial sees.
+    """
+    num_trials = jax.tree.leaves(trials)[0].shape[0]
+    index = np.arange(num_trials + -num_trials % mesh.size) % num_trials
+
+    @functools.partial(jax.jit, compiler_options=compiler_options(platform_of(mesh)))
+    def program(trials, shared):
+        filled = jax.tree.map(lambda leaf: leaf[index], trials)
+        one_by_one = lambda own, shared: jax.lax.map(lambda trial: function(*trial, *shared), own)
+        return _split_trials(one_by_one, filled, shared, mesh)
+
+    everywhere = NamedSharding(mesh, P())
+    results = program(*jax.device_put((trials, shared), everywhere))
+    return jax.tree.map(lambda leaf: on_host(leaf)[:num_trials], results)
+
+
+def _split_trials(on_one_device, trials, shared, mesh):
+    """`on_one_device(trials, shared)`, the trials split over the mesh's devices."""
+    if mesh is None:
+        return on_one_device(trials, shared)
+    split = P(mesh.axis_names)
+    # Values made inside are replicated, those from the split rows vary: check_vma would refuse a
+    # scan that mixes them, as every training loop does.
+    over_devices = jax.shard_map(
+        on_one_device, mesh=mesh, in_specs=(split, P()), out_specs=split, check_vma=False
+    )
+    return over_devices(trials, shared)
+
+
+def one_trial(fit_and_score, numbers, train, valid, key, fold, seed):
+    """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
+    trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
+    scores = fit_and_score(numbers, train, valid, trial_key)
+    for path, score in jax.tree_util.tree_leaves_with_path(scores):
+        if jnp.shape(score) != ():
+            name = jax.tree_util.keystr(path) or "the score"
+            raise ValueError(
+                f"`fit_and_score` must return scalars, one score a run; {name} has shape "
+                f"{jnp.shape(score)}."
+            )
+    return jax.tree.map(lambda s: jnp.asarray(s, jnp.result_type(s, jnp.float32)), scores)
+
+
+def gathered_trial(fit_and_score, numbers, data, part, key, fold, seed):
+    """A whole trial by itself, fold and all: its score depends on its text and its arguments."""
+    train, valid = _gather_part(data, part)
+    return one_trial(fit_and_score, numbers, train, valid, key, fold, seed)
+
+
+def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
+    """The training and the held-out part of a fold."""
+    return _gather_part(data, jax.tree.map(lambda index: index[fold], folds))
+
+
+def _gather_part(data: Batch, one: Folds) -> tuple[Batch, Batch]:
+    return take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
+
+
+def missing_trials(found: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`(fold, trials)` of each chunk to run: at most four a fold if the program holds them."""
+    for fold, row in enumerate(found):
+        trials = np.flatnonzero(~row)
+        blocks = -(-len(trials) // width)
+        size = width * min(MOST_BLOCKS, max(1, -(-blocks // 4)))
+        for begin in range(0, len(trials), size):
+            yield fold, trials[begin : begin + size]
+
+
+def dispatched(program: Callable, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, PyTree]]:
+    """Yields `(chunk, scores)`, the next chunk already under way: devices never wait."""
+    waiting = None
+    for chunk in chunks:
+        current = chunk, program(*chunk.arguments)
+        if waiting is not None:
+            yield waiting
+        waiting = current
+    if waiting is not None:
+        yield waiting
+
+
+def on_host(leaf: Array) -> np.ndarray:
+    """The whole array, also where other processes hold a part of it."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
