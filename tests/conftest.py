@@ -43,6 +43,14 @@ def same_numbers(request):
         request.module.RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, request, monkeypatch):
+    """What the command keeps in this process, no other test and no earlier run has kept."""
+    name = f"cache-{zlib.crc32(request.node.nodeid.encode())}"
+    folder = tmp_path_factory.getbasetemp() / name
+    monkeypatch.setattr("wdjax.folder.cache_folder", lambda: folder)
+
+
 @pytest.fixture
 def x64():
     """Float64 in this test: for closed forms."""

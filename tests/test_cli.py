@@ -216,7 +216,7 @@ def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, 
 
 
 def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
-    """After the first chunk of a run that would take minutes."""
+    """After the first chunk of a run that would take minutes; the same command then goes on."""
     words = "select --epochs 30 --folds 5 --seeds 2 --out run"
     # A shell's background jobs ignore Ctrl-C, and hand that on to their children.
     listening = (
@@ -251,6 +251,21 @@ def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     assert f"{finished.sum()} of {losses.size} trainings had finished" in results["headline"]
     assert "<html" in (tmp_path / "run/report.html").read_text()
     assert not list((tmp_path / "run").glob("*.tmp")) and printed == ""
+    again = subprocess.run(
+        [sys.executable, "-m", "wdjax.cli", *words.split(), "--overwrite"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert again.returncode == 0, again.stderr
+    results = strict_json(tmp_path / "run/results.json")
+    assert results["status"] == "complete" and finished.sum() <= results["kept"] < losses.size
+    assert f"{results['kept']} of {losses.size} trainings had finished" in again.stderr
+    ended = np.array(results["scores"]["loss"])
+    np.testing.assert_array_equal(ended[finished], losses[finished])
+    assert np.isfinite(ended).all()
 
 
 # In this process
@@ -275,6 +290,34 @@ def test_one_program_runs_the_grid_and_one_the_refits(command, caplog, tmp_path)
     assert results["grid_shape"] == {"strength": 13, "learning_rate": 2}
     assert np.shape(results["scores"]["loss"]) == (26, 2, 1)
     assert results["decay"][0]["rate"] is None
+
+
+def test_what_a_select_has_trained_the_next_one_finds_and_says_so(command, caplog):
+    """Another rule, a strength more, `--fresh`: only what is asked for anew is trained."""
+    words = f"select {TINY} --devices 1"
+    assert command(f"{words} --out first")[0] == 0
+    first = strict_json("first/results.json")
+    assert first["kept"] == 0
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        status, printed, told = command(f"{words} --rule one_standard_error --out second")
+    assert status == 0
+    assert "4 of 4 trainings had finished in an earlier run and are not trained again" in told
+    assert not [m for m in caplog.messages if "XLA compilation of jit(_run_chunk)" in m]
+    second = strict_json("second/results.json")
+    assert second["kept"] == 4 and second["rule"] == "one_standard_error"
+    same = ("scores", "table", "choices", "grid", "refit", "decay")
+    assert {name: second[name] for name in same} == {name: first[name] for name in same}
+    assert "4 trainings, from earlier runs" in pathlib.Path("second/report.html").read_text()
+    wider = words.replace("--strengths 0 0.1", "--strengths 0 0.05 0.1")
+    _, _, told = command(f"{wider} --out third")
+    assert "4 of 6 trainings had finished" in told
+    third = strict_json("third/results.json")
+    assert third["scores"]["loss"][0::2] == first["scores"]["loss"]
+    _, _, told = command(f"{words} --fresh --out fourth")
+    assert "had finished" not in told
+    fourth = strict_json("fourth/results.json")
+    assert fourth["kept"] == 0 and fourth["scores"] == first["scores"]
+    assert "fresh" not in fourth["config"]
 
 
 def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command, capfd):
@@ -421,7 +464,7 @@ def test_every_option_is_explained_and_reaches_the_job():
     """Each has a help line; parsed, it is the field of the options of the same name."""
     words = "select --strengths 0 1e-3 --learning-rates .1 --seeds 4 --devices 1 --dropout .5"
     parsed = vars(_parser(jobs).parse_args(words.split()))
-    assert parsed.pop("job") == "select"
+    assert parsed.pop("job") == "select" and parsed.pop("fresh") is False
     options = SelectOptions(**parsed)
     assert options.strengths == (0.0, 1e-3) and options.learning_rates == (0.1,)
     assert (options.seeds, options.devices, options.dropout) == (4, 1, 0.5)
@@ -463,7 +506,7 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
     assert "at the largest end of the grid" in lines[0]
     words = shlex.split(lines[1].removeprefix("The best may lie beyond. Try: "))
     parsed = vars(_parser(jobs).parse_args(words[1:]))
-    parsed.pop("job")
+    del parsed["job"], parsed["fresh"]
     options = SelectOptions(**parsed)
     assert (options.data, options.seeds, options.out) == ("wine", 2, None)
     assert options.strengths[0] == 0 and options.strengths[1] == 10

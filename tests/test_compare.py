@@ -1,6 +1,7 @@
 """Comparing choices: each at its best numbers, differences paired over folds."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -204,5 +205,14 @@ def test_the_command_prints_the_table_and_a_report_of_it_is_refused(tmp_path, ca
     printed = capsys.readouterr().out
     assert printed.startswith("Best optimizer: ")
     assert "difference: to sgd, paired over folds" in printed
+    words = words.replace("sgd adam", "adam momentum")
+    assert main([*words.split(), *more.split(), "--overwrite"]) == 0
+    told = capsys.readouterr().err
+    assert "adam: 2 of 2 trainings had finished in an earlier run" in told
+    assert "momentum: 2 of 2 trainings" not in told
+    assert json.loads(pathlib.Path(out, "results.json").read_text())["kept"] == {
+        "adam": 2,
+        "momentum": 0,
+    }
     assert main(["report", out]) == 2
     assert "holds a comparison, which has no page" in capsys.readouterr().err

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import gc
 import os
-import pathlib
 import re
 import shlex
 import sys
@@ -23,6 +22,7 @@ EXAMPLES = {
     "predict": "wdjax predict runs/train-20261122-120000 new.csv",
     "report": "wdjax report runs/select-20261122-120000",
 }
+FRESH = "train again what an earlier run finished (kept in ~/.cache/wdjax/trials)"
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_jax(words)
     from wdjax import jobs
     from wdjax.checks import nearest
+    from wdjax.folder import cache_folder
     from wdjax.runners import join_processes
 
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
@@ -84,6 +85,9 @@ def main(argv: list[str] | None = None) -> int:
             "compare": jobs.CompareOptions,
             "train": jobs.TrainOptions,
         }
+        # What is kept changes no result, so it is the command's to say and in no run's options.
+        fresh = arguments.pop("fresh", True)
+        choosing = {} if job == "train" else {"kept": None if fresh else cache_folder() / "trials"}
         options = kinds[job](**arguments)
         if job == "train" and options.distributed is not None:
             join_processes(options.distributed)
@@ -97,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         run = runs[job]
         with _Screen() as screen:
-            results = run(options, say=screen.say, watch=screen.watch, command=command)
+            results = run(options, say=screen.say, watch=screen.watch, command=command, **choosing)
         print(jobs.summary(results))
         return 0
     except ValueError as error:
@@ -171,14 +175,14 @@ def _set_up_jax(words: list[str]) -> None:
     """
     import jax
 
+    from wdjax.folder import cache_folder
     from wdjax.runners import num_cores
 
     # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
     default_devices = num_cores() if _value_of("--distributed", words) is None else 1
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
         "jax_num_cpu_devices": _devices_wanted(words) or default_devices,
-        "jax_compilation_cache_dir": str(cache / "wdjax" / "jax"),
+        "jax_compilation_cache_dir": str(cache_folder() / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -241,7 +245,9 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         ("train", jobs.TrainOptions),
         ("audit", jobs.AuditOptions),
     ):
-        _add_command(commands, name, options, streaming)
+        command = _add_command(commands, name, options, streaming)
+        if name in ("select", "compare"):
+            command.add_argument("--fresh", action="store_true", help=FRESH)
     convert = _add_command(commands, "convert", jobs.ConvertOptions)
     convert.usage = "wdjax convert VALUE SOURCE TARGET [OPTION VALUE ...]"
     convert.add_argument(

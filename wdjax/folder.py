@@ -13,6 +13,12 @@ LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 
 
+def cache_folder() -> pathlib.Path:
+    """Where the command keeps what it need not do twice: compiled programs, scores of trials."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(root).expanduser() / "wdjax"
+
+
 def run_folder(root: str | os.PathLike[str], name: str) -> pathlib.Path:
     """`root/name`, which lies inside `root` whatever `name` says.
 

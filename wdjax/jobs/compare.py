@@ -1,6 +1,8 @@
 """The job `compare`: optimisers, augmentations, models or decays, each at its best numbers."""
 
 import dataclasses
+import functools
+import os
 from typing import Any
 
 import jax
@@ -11,9 +13,10 @@ from wdjax.data import arrays
 from wdjax.jobs.files import Clock, clear_earlier, header, write_json
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.prepare import check_batch_fits, prepare, strength_grid
-from wdjax.jobs.run import Say, Watch
+from wdjax.jobs.run import Say, Watch, say_kept
 from wdjax.selection.choice import RULES
 from wdjax.selection.comparison import Comparison, compare
+from wdjax.selection.cross_validation import Progress
 from wdjax.selection.folds import kfold
 
 AMONG = {
@@ -48,11 +51,17 @@ class CompareOptions(SelectOptions):
 
 
 def run_compare(
-    options: CompareOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+    options: CompareOptions,
+    *,
+    say: Say = print,
+    watch: Watch | None = None,
+    command: str = "",
+    kept: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Compares choices on the same folds: data -> a grid a choice -> table -> `results.json`.
 
-    The test part is left alone: `wdjax select` with the best choice judges on it.
+    The test part is left alone: `wdjax select` with the best choice judges on it. With `kept`, a
+    folder, trials that an earlier run finished are not trained again.
 
     Returns:
       The results, as in `results.json`; `results["comparison"]` prints as a table.
@@ -101,7 +110,8 @@ def run_compare(
         rule=options.rule,
         num_seeds=num_seeds,
         mesh=largest.mesh,
-        progress=watch,
+        progress=functools.partial(_listen, results, say, watch),
+        kept=kept,
     )
     clock.lap("grid")
     results["headline"] = _headline(options, comparison)
@@ -111,6 +121,18 @@ def run_compare(
     clear_earlier(largest.out)
     write_json(largest.out, results)
     return results
+
+
+def _listen(
+    results: dict[str, Any], say: Say, watch: Watch | None, choice: str, event: Progress
+) -> None:
+    """Passes on how far a choice is; `results["kept"]` counts what it need not train."""
+    kept = results.setdefault("kept", {})
+    if choice not in kept:
+        kept[choice] = event.kept
+        say_kept(lambda text: say(f"{choice}: {text}"), event)
+    if watch is not None:
+        watch(choice, event)
 
 
 def _single(options: CompareOptions, name: str) -> CompareOptions:

@@ -1,6 +1,7 @@
 """The jobs: choose a strength, train at one."""
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from wdjax.jobs.verdict import headline, score_rows
 from wdjax.report.figures import import_drawing
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
-from wdjax.selection.cross_validation import Progress, cross_validate
+from wdjax.selection.cross_validation import Progress, Scores, cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import Grid
 from wdjax.selection.trials import map_trials
@@ -45,13 +46,19 @@ Watch = Callable[[str, Progress], None]
 
 
 def run_select(
-    options: SelectOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+    options: SelectOptions,
+    *,
+    say: Say = print,
+    watch: Watch | None = None,
+    command: str = "",
+    kept: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Chooses a strength: data -> folds x grid x seeds -> choice -> refit -> files.
 
     Writes `results.json`, `report.html` and `params.npz` to the output folder; after every
     chunk of trials, `results.json` with what is finished. On Ctrl-C the finished part is kept
-    as a valid partial result and reported.
+    as a valid partial result and reported. With `kept`, a folder, trials that an earlier run
+    finished are not trained again, whether that run ended or was stopped (see `cross_validate`).
 
     Returns:
       The results, as in `results.json`.
@@ -85,20 +92,6 @@ def run_select(
     clock.lap("data")
     say(plan_text(options, prepared, grid, num_seeds))
 
-    def after_chunk(event: Progress) -> None:
-        if event.stage == "run" and event.done == 0:
-            clock.lap("compile")
-            # This thread has nothing to do until the first chunk is back.
-            threading.Thread(target=import_drawing).start()
-        if event.scores is not None:
-            if "scores" not in results:
-                clear_earlier(prepared.out)
-            results["scores"] = event.scores.values
-            results["headline"] = _partial_headline(event)
-            write_json(prepared.out, results)
-        if watch is not None:
-            watch("choosing", event)
-
     try:
         scores = cross_validate(
             recipes.recipe_fit_and_score(recipe),
@@ -108,17 +101,11 @@ def run_select(
             key=grid_key,
             num_seeds=num_seeds,
             mesh=prepared.mesh,
-            progress=after_chunk,
+            progress=functools.partial(_write_finished, results, prepared, clock, say, watch),
+            kept=kept,
         )
         clock.lap("grid")
-        results["scores"] = scores.values
-        results["table"] = score_rows(scores)
-        choices = {rule: choose(scores, rule) for rule in RULES}
-        chosen = choices[options.rule]
-        results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
-        lines = headline(scores, chosen, options.decay, command)
-        results["headline"] = lines[0]
-        results["advice"] = [*lines[1:], *_about_noise(options)]
+        chosen = _judge(results, scores, options, command)
         rows = _refit_rows(grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), options.decay)
@@ -132,6 +119,53 @@ def run_select(
     write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
     finish(prepared.out, results, clock)
     return results
+
+
+def _write_finished(
+    results: dict[str, Any],
+    prepared: Prepared,
+    clock: Clock,
+    say: Say,
+    watch: Watch | None,
+    event: Progress,
+) -> None:
+    """After every chunk: what is finished, in the results and in their file."""
+    if "kept" not in results:
+        results["kept"] = event.kept
+        say_kept(say, event)
+    if event.stage == "run" and "compile" not in clock.timing:
+        clock.lap("compile")
+        # This thread has nothing to do until the first chunk is back.
+        threading.Thread(target=import_drawing).start()
+    if event.scores is not None:
+        if "scores" not in results:
+            clear_earlier(prepared.out)
+        results["scores"] = event.scores.values
+        results["headline"] = _partial_headline(event)
+        write_json(prepared.out, results)
+    if watch is not None:
+        watch("choosing", event)
+
+
+def say_kept(say: Say, event: Progress) -> None:
+    """Says of how many trials the scores are those of an earlier run, if there are any."""
+    if event.kept:
+        say(
+            f"{event.kept} of {event.total} trainings had finished in an earlier run and are not "
+            "trained again (--fresh does)."
+        )
+
+
+def _judge(results: dict[str, Any], scores: Scores, options: SelectOptions, command: str) -> Choice:
+    """The choice, and what there is to say of it, into the results."""
+    results["scores"] = scores.values
+    results["table"] = score_rows(scores)
+    choices = {rule: choose(scores, rule) for rule in RULES}
+    results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
+    lines = headline(scores, choices[options.rule], options.decay, command)
+    results["headline"] = lines[0]
+    results["advice"] = [*lines[1:], *_about_noise(options)]
+    return choices[options.rule]
 
 
 def run_train(

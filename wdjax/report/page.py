@@ -259,6 +259,9 @@ def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
         for part, s in _dict(results, "timing").items()
         if isinstance(s, int | float)
     }
+    kept = results.get("kept")
+    if isinstance(kept, int) and kept > 0:
+        seconds["kept"] = f"{kept} trainings, from earlier runs"
     groups = {
         "Configuration": _dict(results, "config"),
         "Data": _dict(results, "data"),
