@@ -28,6 +28,7 @@ ROWS = (
     ("the streaming loop, a step of the CNN", ARRAYS, "stream", 0.95, 1),
     ("the streaming loop, a step of the CNN", IMAGES, "stream", 0.8, 1),
     ("second `wdjax select`", select.AGAINST, "select", 2, 3),
+    ("second `wdjax select --fresh`", select.AGAINST, "select_fresh", None, None),
 )
 NOT_YET = "Not measured yet: `python -m experiments.speed {}`."
 
@@ -78,9 +79,10 @@ def ratios() -> list[str]:
         if row is None:
             continue
         low, high = row["ratio_range"]
+        asked = "" if least is None else f"{least:g}, {wanted:g}"
         lines.append(
             f"| {what} | {peer} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f}) | "
-            f"{row['theirs_seconds']:.3g}, {row['ours_seconds']:.3g} | {least:g}, {wanted:g} |"
+            f"{row['theirs_seconds']:.3g}, {row['ours_seconds']:.3g} | {asked} |"
         )
     row = read("grid_limit")
     if row is not None:
