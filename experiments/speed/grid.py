@@ -31,7 +31,7 @@ def slow() -> None:
 def limit() -> None:
     """Warm, against the rate of a large matrix product measured beside it."""
     contestants = {"ours": Contestant("grid_ours"), "matmul": Contestant("matmul")}
-    runs = _raced(contestants, rounds=7)
+    runs = _raced(contestants, rounds=21)
     pairs = zip(seconds(runs["ours"]), seconds(runs["matmul"]), strict=True)
     rates = [(2 * MATMUL_SIDE**3 / matmul, grid_operations() / ours) for ours, matmul in pairs]
     shares = sorted(ours / most for most, ours in rates)
