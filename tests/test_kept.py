@@ -232,6 +232,17 @@ def test_what_another_compiler_or_machine_gave_is_not_found(tmp_path, monkeypatc
     assert run(tmp_path)[1][0].kept == 0
 
 
+def test_what_another_effort_of_the_compiler_gave_is_not_found(tmp_path):
+    run(tmp_path)
+    before = jax.config.jax_exec_time_optimization_effort
+    try:
+        jax.config.update("jax_exec_time_optimization_effort", 0.5)
+        assert run(tmp_path)[1][0].kept == 0
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+    assert run(tmp_path)[1][0].kept == TOTAL
+
+
 def test_a_program_that_calls_python_is_never_kept(tmp_path):
     """What Python does there is not in the program's text."""
 

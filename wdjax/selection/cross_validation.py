@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -164,8 +164,51 @@ def cross_validate(
     num_rows = _checked_num_rows(grid)
     _check_folds(data, folds)
     check_positive_int("num_seeds", num_seeds)
-    num_folds, trials_per_fold = folds.train.shape[0], num_rows * num_seeds
     num_devices = 1 if mesh is None else mesh.size
+    trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, num_devices)
+    numbers = {name: _as_taken(values) for name, values in grid.items()}
+    known = Kept(None, None, np.zeros((folds.train.shape[0], num_rows * num_seeds), bool), None)
+    if kept is not None:
+        trial = functools.partial(gathered_trial, fit_and_score)
+        settings = (compiler_options(platform_of(mesh)), trials_at_once)
+        device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
+        known = find_kept(
+            kept, trial, numbers, data, folds, key, num_seeds, settings=settings, device=device
+        )
+        known = _as_the_first_process(known, mesh)
+    total, num_kept = known.found.size, int(known.found.sum())
+
+    def report(stage: str, done: int, values: PyTree, remaining: float | None = None) -> None:
+        if progress is not None:
+            # A copy: the listener may keep it while the next chunks fill the array.
+            partial = _scores(grid, jax.tree.map(np.copy, values), num_seeds) if done else None
+            elapsed = time.perf_counter() - start
+            progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
+
+    if num_kept == total:
+        report("run", total, known.values, 0.0)
+        return _scores(grid, known.values, num_seeds)
+    report("compile", num_kept, known.values)
+    # On the device once, not once a chunk; on every device of a mesh.
+    data, folds, key = _put((data, folds, key), mesh)
+    static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
+    program = functools.partial(trial_program(mesh), data=data, folds=folds, key=key, **static)
+    chunks = [
+        Chunk.of(fold, trials, numbers, num_seeds, num_devices, trials_at_once)
+        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
+    ]
+    # Compiled ahead only to tell compiling from running; the calls below find this program.
+    program.func.lower(*chunks[0].arguments, **program.keywords).compile()
+    compiled_at = time.perf_counter()
+    report("run", num_kept, known.values)
+    values = known.values
+    for done, values in _filled(program, chunks, known):
+        rate = (time.perf_counter() - compiled_at) / (done - num_kept)
+        report("run", done, values, (total - done) * rate)
+    return _scores(grid, values, num_seeds)
+
+
+def _at_once(trials_at_once: int | None, trials_per_fold: int, num_devices: int) -> int:
     if trials_at_once is None:
         # docs/speed.md, "How the time grows", has the measured times of 1, 2, 4, ... at once on a
         # CPU (`python -m experiments.speed growth`): none is a tenth quicker than 1, which takes
@@ -174,56 +217,12 @@ def cross_validate(
         # for the CNN half a gigabyte of an H100, one of a TPU v5e).
         trials_at_once = 1 if jax.default_backend() == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
-    trials_at_once = min(trials_at_once, -(-trials_per_fold // num_devices))
-    numbers = {name: _as_taken(values) for name, values in grid.items()}
-    known = Kept(None, None, np.zeros((num_folds, trials_per_fold), bool), None)
-    if kept is not None:
-        known = find_kept(
-            kept,
-            functools.partial(gathered_trial, fit_and_score),
-            numbers,
-            data,
-            folds,
-            key,
-            num_seeds=num_seeds,
-            settings=(compiler_options(platform_of(mesh)), trials_at_once),
-            device=jax.devices()[0] if mesh is None else mesh.local_devices[0],
-        )
-        known = _as_the_first_process(known, mesh)
-    total, done = known.found.size, int(known.found.sum())
-    num_kept, values = done, known.values
+    return min(trials_at_once, -(-trials_per_fold // num_devices))
 
-    def report(stage: str, remaining: float | None = None) -> None:
-        if progress is None:
-            return
-        # A copy: the listener may keep it while the next chunks fill the array.
-        partial = None if done == 0 else _scores(grid, jax.tree.map(np.copy, values), num_seeds)
-        elapsed = time.perf_counter() - start
-        progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
 
-    if done == total:
-        report("run", 0.0)
-        return _scores(grid, values, num_seeds)
-    report("compile")
-    # On the device once, not once a chunk; on every device of a mesh.
-    data, folds, key = _put((data, folds, key), mesh)
-    program = functools.partial(
-        trial_program(mesh),
-        data=data,
-        folds=folds,
-        key=key,
-        fit_and_score=fit_and_score,
-        mesh=mesh,
-        trials_at_once=trials_at_once,
-    )
-    chunks = [
-        Chunk.of(fold, trials, numbers, num_seeds, num_devices, trials_at_once)
-        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
-    ]
-    # Compiled ahead only to tell compiling from running; the calls below find this program.
-    program.func.lower(*chunks[0].arguments, **program.keywords).compile()
-    compiled_at = time.perf_counter()
-    report("run")
+def _filled(program: Callable, chunks: list[Chunk], known: Kept) -> Iterator[tuple[int, PyTree]]:
+    """Runs the chunks; after each, how many trials are done and the scores with its own in."""
+    values, done = known.values, int(known.found.sum())
     for chunk, pending in dispatched(program, chunks):
         results = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
         if values is None:
@@ -232,8 +231,7 @@ def cross_validate(
             all_values[chunk.fold, chunk.trials] = new
         known.add(chunk.fold, chunk.trials, results)
         done += len(chunk.trials)
-        report("run", (total - done) * (time.perf_counter() - compiled_at) / (done - num_kept))
-    return _scores(grid, values, num_seeds)
+        yield done, values
 
 
 def cross_validate_pure(

@@ -21,6 +21,15 @@ from wdjax.selection.folds import Folds
 from wdjax.selection.trials import on_host
 from wdjax.types import Batch
 
+ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+CONFIG = (
+    "jax_optimization_level",
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_level",
+    "jax_memory_fitting_effort",
+)
+"""What tells a compiler how to go about a program, and is not in its text."""
+
 
 class KeptTrials:
     """The scores of one program on one set of data, a line of JSON for each finished trial.
@@ -108,8 +117,8 @@ def find_kept(
     data: Batch,
     folds: Folds,
     key: Array,
-    *,
     num_seeds: int,
+    *,
     settings: tuple,
     device: Any,
 ) -> Kept:
@@ -169,7 +178,8 @@ def program_name(traced: Any, inputs: PyTree, settings: tuple, device: Any) -> s
     told = [
         *(text, jax.__version__, jaxlib.version.__version__, settings),
         *(device.platform, device.device_kind, device.client.platform_version),
-        *(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
+        *(os.environ.get(name, "") for name in ENVIRONMENT),
+        *(str(getattr(jax.config, name, "")) for name in CONFIG),
         *((_processor(), num_cores()) if device.platform == "cpu" else ()),
     ]
     return _hash(*map(repr, told), *jax.tree.leaves((traced.jaxpr.consts, inputs)))
