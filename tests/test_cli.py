@@ -474,13 +474,15 @@ def test_every_option_is_explained_and_reaches_the_job():
 # The first line
 
 
-def headline_of(losses, strengths, command="wdjax select", rates=(0.003,), decay="decoupled"):
+def headline_of(
+    losses, strengths, command="wdjax select", rates=(0.003,), decay="decoupled", rule="min"
+):
     """The lines for fold means `losses[row][fold]`."""
     scores = Scores(
         grid_product(strength=strengths, learning_rate=rates),
         {"loss": np.array(losses, np.float64)[:, :, None]},
     )
-    return verdict.headline(scores, choose(scores), decay, command)
+    return verdict.headline(scores, choose(scores, rule), decay, command)
 
 
 def test_the_first_line_says_what_the_evidence_allows():
@@ -491,6 +493,10 @@ def test_the_first_line_says_what_the_evidence_allows():
     assert "lower than at zero by 2 +- 0 (paired" in inside[0] and len(inside) == 1
     tie = headline_of([[1.0, 3.0], [2, 2], [1.5, 2.2], [2, 2]], [0, 1, 2, 3])
     assert "but it cannot be told from zero" in tie[0]
+    simple = [[1.0, 3.0], [0.5, 2.5], [1.25, 3.25], [9, 9]]
+    above = headline_of(simple, [0, 1, 2, 3], rule="one_standard_error")
+    assert above[0].startswith("Chosen strength 2 (decoupled): validation loss 2.2 +- 1.0, higher")
+    assert "higher than at zero by 0.25 +- 0 (paired" in above[0]
     zero = headline_of([[1.0, 1.0], [2, 2]], [0, 1])
     assert zero[0].startswith("No strength helped: zero has the lowest")
     lost = headline_of([[np.nan, 1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])

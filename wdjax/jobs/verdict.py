@@ -42,7 +42,7 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     elif gain is not None and not told_apart:
         first = (
             f"Chosen {at}, but it cannot be told from zero: validation loss {score}, "
-            f"lower than at zero by {gain} (paired over folds)"
+            f"{_below(gain)} (paired over folds)"
         )
     elif end is not None:
         first = f"Chosen {at}, at the {end} end of the grid: validation loss {score}"
@@ -55,7 +55,7 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
         )
     else:
         first = f"Chosen {at}: validation loss {score}"
-        first += f", lower than at zero by {gain} (paired over folds)" if gain else ""
+        first += f", {_below(gain)} (paired over folds)" if gain else ""
     learning_rates = np.unique(np.asarray(scores.grid["learning_rate"]))
     for name in ("example_slope", "part_slope"):
         if name in chosen.hparams:
@@ -68,6 +68,12 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     if diverged:
         lines.append(f"{diverged} of {len(values)} candidates diverged and were left out.")
     return [first + ".", *lines]
+
+
+def _below(gain: Estimate) -> str:
+    """How far below zero's loss; a rule that likes simple models may choose one above."""
+    side = "higher" if gain.mean < 0 else "lower"
+    return f"{side} than at zero by {Estimate(abs(gain.mean), gain.standard_error)}"
 
 
 def wider_command(command: str, grid: Grid, end: str, most: float = math.inf) -> str | None:
