@@ -234,12 +234,12 @@ def test_what_another_compiler_or_machine_gave_is_not_found(tmp_path, monkeypatc
 
 def test_what_another_effort_of_the_compiler_gave_is_not_found(tmp_path):
     run(tmp_path)
-    before = jax.config.jax_exec_time_optimization_effort
+    before = jax.config.jax_optimization_level
     try:
-        jax.config.update("jax_exec_time_optimization_effort", 0.5)
+        jax.config.update("jax_optimization_level", "O1")
         assert run(tmp_path)[1][0].kept == 0
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+        jax.config.update("jax_optimization_level", before)
     assert run(tmp_path)[1][0].kept == TOTAL
 
 
