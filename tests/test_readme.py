@@ -1,5 +1,6 @@
 """What the README says can be run, runs; what it counts is so."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 
 import jax
 import pytest
+
+from experiments.speed.grid import HAND, KERAS, SKLEARN
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +28,23 @@ def test_the_python_example_chooses_a_strength_inside_its_grid(capsys):
     assert 0 < choice.hparams["strength"] < 100
     printed = capsys.readouterr().out
     assert "strength" in printed and "+-" in printed
+
+
+def test_the_speeds_it_tells_are_those_measured():
+    """By the results that its command wrote last."""
+    told = " ".join(README.split())
+    words = r"(\S+) times as fast as (?:a hand|scikit|a loop)"
+    found = [float(number) for number in re.findall(words, told)]
+    ratios = []
+    for name in ("grid", "grid_slow"):
+        result = json.loads((ROOT / f"experiments/speed/results/{name}.json").read_text())
+        ratios += [
+            result["against"][peer]["ratio"]
+            for peer in (HAND, SKLEARN, KERAS)
+            if peer in result["against"]
+        ]
+    assert [f"{number:.2g}" for number in found[:2]] == [f"{ratio:.2g}" for ratio in ratios[:2]]
+    assert found[2] == round(ratios[2]) and len(ratios) == 3
 
 
 def test_the_test_command_that_ci_reads_is_there():
