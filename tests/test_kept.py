@@ -17,7 +17,7 @@ from wdjax.selection import kept as kept_module
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import grid_product
-from wdjax.selection.kept import KeptTrials
+from wdjax.selection.kept import KeptTrials, calls_out
 from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch
 
@@ -105,8 +105,8 @@ def test_it_is_the_line_that_is_read_and_not_the_trial_that_is_run(tmp_path):
     np.testing.assert_array_equal(found.values["valid"], first.values["valid"])
 
 
-def test_training_on_two_devices_finds_what_one_has_kept(tmp_path):
-    """A trial runs on one device, and how many there are is not in its bits."""
+def test_what_two_devices_kept_one_finds_not_but_gives_the_same_bits(tmp_path):
+    """Theirs is another program. On two of them it is found again."""
     model = make_mlp(2, widths=(4,), dropout=0.2)
     fit = make_fit(
         model,
@@ -117,11 +117,13 @@ def test_training_on_two_devices_finds_what_one_has_kept(tmp_path):
         batch_size=4,
     )
     train = make_fit_and_score(fit, make_score(model, loss=cross_entropy))
-    alone, _ = run(tmp_path, train)
-    assert_same_bits(run(None, train, mesh=mesh_of(2))[0], alone)
+    two, _ = run(tmp_path, train, mesh=mesh_of(2))
+    alone, events = run(tmp_path, train)
+    assert events[0].kept == 0
+    assert_same_bits(alone, two)
     found, events = run(tmp_path, train, mesh=mesh_of(2))
     assert events[0].kept == TOTAL
-    assert_same_bits(found, alone)
+    assert_same_bits(found, two)
 
 
 def test_only_what_is_new_is_run_and_by_the_program_that_is_there(tmp_path, caplog):
@@ -200,6 +202,98 @@ def test_what_can_change_a_score_is_not_found(tmp_path, change):
     assert_same_bits(found, run(None, **change)[0])
 
 
+def test_which_of_two_arguments_a_program_reads_is_in_its_name(tmp_path):
+    """A compiler drops what is not read, and would leave two such programs alike."""
+    grid = {"a": np.float32([1.0, 2.0]), "b": np.float32([3.0, 4.0])}
+    halves = kfold(jax.random.key(0), 22, 2)
+    for first, second in (
+        (lambda h, t, v, k: h["a"], lambda h, t, v, k: h["b"]),
+        (lambda h, t, v, k: t.weights.sum(), lambda h, t, v, k: v.weights.sum()),
+        (lambda h, t, v, k: t.inputs.sum(), lambda h, t, v, k: v.inputs.sum()),
+    ):
+        run(tmp_path, first, grid, folds=halves)
+        found, events = run(tmp_path, second, grid, folds=halves)
+        assert events[0].kept == 0
+        np.testing.assert_array_equal(found.values, run(None, second, grid, folds=halves)[0].values)
+
+
+def test_what_ran_is_named_and_not_what_a_later_trace_would_give(tmp_path):
+    """A function that reads a global keeps, in one process, the value of its first trace."""
+    told = {"scale": 1.0}
+    impure = lambda hparams, train, valid, key: told["scale"] * hparams["strength"]
+    run(tmp_path, impure)
+    told["scale"] = 2.0
+    run(tmp_path, impure)
+    pure = lambda hparams, train, valid, key: 2.0 * hparams["strength"]
+    found, events = run(tmp_path, pure)
+    assert events[0].kept == 0
+    np.testing.assert_allclose(found.values[:, 0, 0], 2 * GRID["strength"], rtol=1e-6)
+
+
+def test_how_a_trial_runs_beside_others_is_in_its_name(tmp_path):
+    """A batching rule shows only where several run at once."""
+
+    def with_rule(factor):
+        @jax.custom_batching.custom_vmap
+        def doubled(x):
+            return 2 * x
+
+        @doubled.def_vmap
+        def rule(axis_size, in_batched, x):
+            return factor * x, True
+
+        return lambda hparams, train, valid, key: doubled(hparams["strength"])
+
+    run(tmp_path, with_rule(3.0), trials_at_once=2)
+    found, events = run(tmp_path, with_rule(4.0), trials_at_once=2)
+    assert events[0].kept == 0
+    np.testing.assert_allclose(found.values[:, 0, 0], 4 * GRID["strength"], rtol=1e-6)
+
+
+def test_constants_are_in_the_name_however_jax_holds_them(tmp_path):
+    before = jax.config.jax_use_simplified_jaxpr_constants
+    try:
+        jax.config.update("jax_use_simplified_jaxpr_constants", True)
+        run(tmp_path, make_cheap(table=np.arange(3000.0)))
+        assert run(tmp_path, make_cheap(table=np.arange(3000.0)))[1][0].kept == TOTAL
+        assert run(tmp_path, make_cheap(table=np.arange(3000.0) + 1))[1][0].kept == 0
+    finally:
+        jax.config.update("jax_use_simplified_jaxpr_constants", before)
+
+
+def test_a_few_trials_more_are_the_same_program_where_many_run_at_once(tmp_path):
+    """As on a GPU, where 16 do by default, however few there are."""
+    cheap = make_cheap()
+    for strengths, kept in (([1, 2, 3, 4, 5], 0), ([1, 2, 3, 4, 5, 6], 15), ([1, 2, 7, 8], 6)):
+        grid = grid_product(strength=strengths, learning_rate=[0.1])
+        options = {"num_seeds": 1 if len(strengths) > 4 else 2, "trials_at_once": 16}
+        found, events = run(tmp_path, cheap, grid, **options)
+        assert events[0].kept == kept
+        assert_same_bits(found, run(None, cheap, grid, **options)[0])
+
+
+def test_the_same_numbers_in_a_wider_dtype_are_found(tmp_path):
+    """The program takes them in its own."""
+    first, _ = run(tmp_path)
+    data, folds = data_of(), kfold(jax.random.key(0), 22, 3)
+    wide = Batch(data.inputs.astype(np.float64), data.targets, data.weights.astype(np.float64))
+    long = jax.tree.map(
+        lambda x: x.astype(np.int64) if x.dtype == np.int32 else x, jax.tree.map(np.asarray, folds)
+    )
+    found, events = run(tmp_path, data=wide, folds=long)
+    assert events[0].kept == TOTAL
+    assert_same_bits(found, first)
+
+
+def test_who_looks_for_nans_gets_them_from_the_trial(tmp_path):
+    """Not a NaN that was kept; and the error is JAX's own, with or without `kept`."""
+    run(tmp_path)
+    arguments = (make_cheap(), GRID, data_of(), kfold(jax.random.key(0), 22, 3))
+    for folder in (None, tmp_path):
+        with pytest.raises(FloatingPointError, match="nan"):
+            cross_validate(*arguments, key=jax.random.key(1), num_seeds=2, kept=folder)
+
+
 def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
     def by_sum(hparams, train, valid, key):
         return {"loss": sum(jnp.asarray(v, jnp.float32) for v in hparams.values())}
@@ -219,12 +313,13 @@ def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
     "change",
     [
         lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+        lambda patch: patch.setenv("XLA_FLAGS", __file__),
         lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
         lambda patch: patch.setattr("jaxlib.version.__version__", "0.0.1"),
         lambda patch: patch.setattr(kept_module, "_processor", lambda: "another"),
         lambda patch: patch.setattr(kept_module, "num_cores", lambda: 64),
     ],
-    ids=["flags", "jax", "jaxlib", "processor", "cores"],
+    ids=["flags", "flags of a file", "jax", "jaxlib", "processor", "cores"],
 )
 def test_what_another_compiler_or_machine_gave_is_not_found(tmp_path, monkeypatch, change):
     run(tmp_path)
@@ -251,10 +346,52 @@ def test_a_program_that_calls_python_is_never_kept(tmp_path):
         return jax.pure_callback(lambda s: np.float32(2 * s), shape, hparams["strength"])
 
     for _ in range(2):
-        scores, events = run(tmp_path / "kept", calling)
+        with pytest.warns(UserWarning, match="`kept`: the program calls .*callback, whose code is"):
+            scores, events = run(tmp_path / "kept", calling)
         assert {event.kept for event in events} == {0}
         np.testing.assert_allclose(scores.values[:, 0, 0], 2 * GRID["strength"], rtol=1e-6)
     assert not (tmp_path / "kept").exists()
+
+
+def test_what_calls_out_of_a_program_is_known_from_what_jax_brings():
+    x = jnp.eye(3)
+    linear_algebra = lambda x: (
+        *(jnp.linalg.cholesky(x), jnp.linalg.qr(x), jnp.linalg.eigh(x), jnp.linalg.svd(x)),
+        *(jnp.linalg.inv(x), jnp.linalg.det(x), jax.lax.top_k(x, 2)),
+        *(jax.lax.approx_max_k(x, 2), jax.scipy.linalg.solve_triangular(x, x)),
+    )
+    text = jax.jit(linear_algebra).lower(x).as_text()
+    assert "custom_call" in text and calls_out(text) == set()
+    for platform in ("tpu", "cuda"):
+        lowered = jax.jit(linear_algebra).trace(x).lower(lowering_platforms=(platform,))
+        assert calls_out(lowered.as_text()) == set()
+    foreign = jax.ffi.ffi_call("my_library", jax.ShapeDtypeStruct((3, 3), jnp.float32))
+    assert calls_out(jax.jit(foreign).lower(x).as_text()) == {"my_library"}
+    told = jax.jit(lambda x: jax.debug.print("{}", x)).lower(x).as_text()
+    assert any("callback" in call for call in calls_out(told))
+
+
+def test_a_name_with_callback_in_it_calls_nothing(tmp_path):
+    @jax.jit
+    def loss_callback(x):
+        return 2 * x
+
+    named = lambda hparams, train, valid, key: {"callback": loss_callback(hparams["strength"])}
+    run(tmp_path, named)
+    assert run(tmp_path, named)[1][0].kept == TOTAL
+
+
+@pytest.mark.parametrize("scores", [{}, {"inner": ({}, [])}], ids=["none", "nested"])
+def test_no_score_at_all_is_no_reason_to_fail(tmp_path, scores):
+    found, events = run(tmp_path / "kept", lambda hparams, train, valid, key: scores)
+    assert found.values == scores and events[-1].done == TOTAL
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_home_is_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("~/kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 def test_scores_that_are_not_real_numbers_are_never_kept(tmp_path):

@@ -110,7 +110,7 @@ def run_compare(
         rule=options.rule,
         num_seeds=num_seeds,
         mesh=largest.mesh,
-        progress=functools.partial(_listen, results, say, watch),
+        progress=functools.partial(_listen, results, set(), say, watch),
         kept=kept,
     )
     clock.lap("grid")
@@ -124,12 +124,17 @@ def run_compare(
 
 
 def _listen(
-    results: dict[str, Any], say: Say, watch: Watch | None, choice: str, event: Progress
+    results: dict[str, Any],
+    started: set[str],
+    say: Say,
+    watch: Watch | None,
+    choice: str,
+    event: Progress,
 ) -> None:
-    """Passes on how far a choice is; `results["kept"]` counts what it need not train."""
-    kept = results.setdefault("kept", {})
-    if choice not in kept:
-        kept[choice] = event.kept
+    """Passes on how far a choice is; the first event of each says what it need not train."""
+    if choice not in started:
+        started.add(choice)
+        results["kept"] = results.get("kept", 0) + event.kept
         say_kept(lambda text: say(f"{choice}: {text}"), event)
     if watch is not None:
         watch(choice, event)

@@ -18,14 +18,13 @@ from jaxtyping import Array, PyTree
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.runners import replicate
 from wdjax.selection.folds import Folds
-from wdjax.selection.kept import Kept, find_kept
+from wdjax.selection.kept import Kept, as_taken, find_kept
 from wdjax.selection.trials import (
     Chunk,
     FitAndScore,
     compiler_options,
     dispatched,
     gather,
-    gathered_trial,
     missing_trials,
     on_host,
     one_trial,
@@ -134,7 +133,8 @@ def cross_validate(
     The program is compiled once, whatever the grid, and called once per chunk of trials. A
     chunk lies inside one fold, which is gathered once and shared by its trials. Neither the number
     of rows nor that of seeds is in the program: a second call with the same function, data and
-    folds compiles nothing, and with `kept` runs only the trials that are new.
+    folds compiles nothing (if both have trials enough to run as many at once), and with `kept` runs
+    only the trials that are new.
 
     Args:
       fit_and_score: pure, `(hparams, train, valid, key) -> scalar or tree of scalars`. It is a
@@ -151,9 +151,10 @@ def cross_validate(
         arguments and gets all the scores.
       progress: called with a `Progress` before and after compiling and after every chunk.
       kept: a folder in which the scores of finished trials are kept, and looked for before one is
-        run: under a hash of all they depend on (the program as lowered, the numbers, the examples,
-        versions, the device's kind), so one that is found is what running it again would give. By
-        default none are. Several processes take what the first of them finds.
+        run: under a hash of the program as lowered, its numbers, the examples, fold, key and seed,
+        versions, compiler options and the devices' kind and number. One that is found is what the
+        same program gave for the same numbers. By default none are. Several processes take what
+        the first of them finds. The folder only grows; it may be deleted at any time.
 
     Raises:
       ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
@@ -166,15 +167,23 @@ def cross_validate(
     check_positive_int("num_seeds", num_seeds)
     num_devices = 1 if mesh is None else mesh.size
     trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, num_devices)
-    numbers = {name: _as_taken(values) for name, values in grid.items()}
+    numbers = {name: as_taken(values) for name, values in grid.items()}
+    given = data, folds, key
+    # On the device once, not once a chunk; on every device of a mesh.
+    data, folds, key = _put(given, mesh)
+    static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
+    program = functools.partial(trial_program(mesh), data=data, folds=folds, key=key, **static)
+    to_chunk = lambda fold, trials: Chunk.of(
+        fold, trials, numbers, num_seeds, num_devices, trials_at_once
+    )
+    # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
+    # below find this program.
+    lowered = program.func.lower(*to_chunk(0, np.arange(1)).arguments, **program.keywords)
     known = Kept(None, None, np.zeros((folds.train.shape[0], num_rows * num_seeds), bool), None)
     if kept is not None:
-        trial = functools.partial(gathered_trial, fit_and_score)
-        settings = (compiler_options(platform_of(mesh)), trials_at_once)
-        device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
-        known = find_kept(
-            kept, trial, numbers, data, folds, key, num_seeds, settings=settings, device=device
-        )
+        options = compiler_options(platform_of(mesh))
+        device = jax.tree.leaves(data)[0].addressable_shards[0].device
+        known = find_kept(kept, lowered, numbers, given, num_seeds, options=options, device=device)
         known = _as_the_first_process(known, mesh)
     total, num_kept = known.found.size, int(known.found.sum())
 
@@ -189,18 +198,13 @@ def cross_validate(
         report("run", total, known.values, 0.0)
         return _scores(grid, known.values, num_seeds)
     report("compile", num_kept, known.values)
-    # On the device once, not once a chunk; on every device of a mesh.
-    data, folds, key = _put((data, folds, key), mesh)
-    static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
-    program = functools.partial(trial_program(mesh), data=data, folds=folds, key=key, **static)
-    chunks = [
-        Chunk.of(fold, trials, numbers, num_seeds, num_devices, trials_at_once)
-        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
-    ]
-    # Compiled ahead only to tell compiling from running; the calls below find this program.
-    program.func.lower(*chunks[0].arguments, **program.keywords).compile()
+    lowered.compile()
     compiled_at = time.perf_counter()
     report("run", num_kept, known.values)
+    chunks = [
+        to_chunk(fold, trials)
+        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
+    ]
     values = known.values
     for done, values in _filled(program, chunks, known):
         rate = (time.perf_counter() - compiled_at) / (done - num_kept)
@@ -217,7 +221,9 @@ def _at_once(trials_at_once: int | None, trials_per_fold: int, num_devices: int)
         # for the CNN half a gigabyte of an H100, one of a TPU v5e).
         trials_at_once = 1 if jax.default_backend() == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
-    return min(trials_at_once, -(-trials_per_fold // num_devices))
+    # No more than there are, but to the next power of two: a few trials more are the same program.
+    of_a_device = -(-trials_per_fold // num_devices)
+    return min(trials_at_once, 2 ** (of_a_device - 1).bit_length())
 
 
 def _filled(program: Callable, chunks: list[Chunk], known: Kept) -> Iterator[tuple[int, PyTree]]:
@@ -268,12 +274,6 @@ def cross_validate_pure(
 
     values = jax.lax.map(one_fold, jnp.arange(folds.train.shape[0]))
     return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
-
-
-def _as_taken(values: Any) -> np.ndarray:
-    """On the host, in the dtype in which a program takes them."""
-    host = np.asarray(values)
-    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
 
 
 def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:

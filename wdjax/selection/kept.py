@@ -6,8 +6,9 @@ import json
 import os
 import pathlib
 import platform
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,21 @@ CONFIG = (
 )
 """What tells a compiler how to go about a program, and is not in its text."""
 
+KNOWN_CALLS = re.compile(
+    r"(lapack|cusolver|cusparse|hipsolver|hipsparse)_\w+_ffi|(cu|hip)_lu_pivots_to_permutation"
+    r"|(cu|hip)_threefry2x32_ffi|Eigh|Qr|LuDecomposition|ProductOfElementaryHouseholderReflectors"
+    r"|TopK|ApproxTopK|mhlo\.topk|AllocateBuffer|Sharding|SPMD(FullToShard|ShardToFull)Shape"
+    r"|annotate_device_placement|stablehlo\.dynamic_\w+|shape_assertion|tpu_custom_call"
+    r"|mosaic_gpu(_v2)?|__gpu\$xla\.gpu\.triton"
+)
+"""Calls out of a program whose code is JAX's own, or (the last line's) in the program's text."""
+
+OF_A_MODEL = (
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "features"),
+    *("cpu implementer", "cpu architecture", "cpu variant", "cpu part", "cpu revision"),
+)
+"""Of /proc/cpuinfo, what all processors of a model have in common."""
+
 
 class KeptTrials:
     """The scores of one program on one set of data, a line of JSON for each finished trial.
@@ -46,11 +62,11 @@ class KeptTrials:
     """
 
     def __init__(self, folder: str | os.PathLike[str], program: str):
-        self.path = pathlib.Path(folder) / f"{program}.jsonl"
+        self.path = pathlib.Path(folder).expanduser() / f"{program}.jsonl"
         self._writes = True
 
     def read(self, num_scores: int) -> dict[str, list[float]]:
-        """`{trial: scores}` of every whole line with `num_scores` of them, the last one of each."""
+        """`{trial: scores}` of each undamaged line with `num_scores` of them, the last of each."""
         try:
             lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
@@ -94,7 +110,7 @@ class Kept(NamedTuple):
     """What a cross-validation knows of its trials before it runs one."""
 
     store: KeptTrials | None
-    """None where this process does not write, or the program cannot be told from another."""
+    """None where this process does not write, or nothing can be kept."""
     names: np.ndarray | None
     """`[fold, row * seed]`, of the store's lines."""
     found: np.ndarray
@@ -112,77 +128,90 @@ class Kept(NamedTuple):
 
 def find_kept(
     folder: str | os.PathLike[str],
-    trial: Callable,
+    lowered: Any,
     numbers: Mapping[str, np.ndarray],
-    data: Batch,
-    folds: Folds,
-    key: Array,
+    inputs: tuple[Batch, Folds, Array],
     num_seeds: int,
     *,
-    settings: tuple,
+    options: Any,
     device: Any,
 ) -> Kept:
     """Looks up every trial of a cross-validation.
 
-    A trial is found if the same program ran on the same numbers. The program is one trial's, as
-    lowered, with its constants, and the versions, the compiler's flags and the processor that run
-    it; the numbers are the row's, the examples, those of the fold in their order, the key, and
-    which fold and seed it is. So nobody need say that code, data or an option changed: what can
-    change a score changes the name it is kept under. Nothing is found, nor kept, of a program that
-    calls back into Python, or whose scores are not real numbers.
+    A trial is found if the same program ran on the same numbers. The program is the trial program
+    as lowered, all constants in its text, with the versions, compiler options and processor that
+    run it; the numbers are the row's, the examples, those of the fold in their order, the key, and
+    which fold and seed it is. So nobody need say that code, data or an option changed. Nothing is
+    found, nor kept, of a program that calls out of itself, into Python or a library of the user's
+    (which is warned of), or whose scores are not real numbers.
 
     Args:
       folder: where they are kept.
-      trial: `(numbers, data, folds of one fold, key, fold, seed) -> tree of scalars`.
+      lowered: the program that runs the trials.
       numbers: `{name: values[row]}`, in the dtype the program takes.
-      data: all examples.
-      folds: index arrays `[fold, n]`.
-      key: of the cross-validation.
+      inputs: the examples, the folds and the key.
       num_seeds: runs per row and fold.
-      settings: what else changes bits, such as how many run vmapped together.
+      options: what its compiler is asked for.
       device: one of those that run it.
     """
-    one_fold = lambda folds: jax.tree.map(lambda index: index[0], folds)
-    shapes = jax.eval_shape(lambda data, folds, key: (data, one_fold(folds), key), data, folds, key)
-    row = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in numbers.items()}
-    count = jax.ShapeDtypeStruct((), np.int32)
-    traced = jax.jit(trial).trace(row, *shapes, count, count)
+    data, folds, key = inputs
     num_rows = len(next(iter(numbers.values())))
     shape = (folds.train.shape[0], num_rows * num_seeds)
-    leaves, structure = jax.tree.flatten(traced.out_info)
+    leaves, structure = jax.tree.flatten(lowered.out_info)
     values = [np.full(shape, np.nan, leaf.dtype) for leaf in leaves]
     found = np.zeros(shape, bool)
-    program = program_name(traced, (data, key), settings, device)
-    if program is None or any(leaf.dtype.kind != "f" for leaf in leaves):
-        return Kept(None, None, found, jax.tree.unflatten(structure, values))
+    nothing = Kept(None, None, found, jax.tree.unflatten(structure, values))
+    if not leaves or any(leaf.dtype.kind != "f" for leaf in leaves):
+        return nothing
+    calls = calls_out(lowered.as_text())
+    if calls:
+        warnings.warn(
+            f"`kept`: the program calls {', '.join(sorted(calls))}, whose code is not in its text, "
+            "so its trials are not kept; the run goes on without.",
+            stacklevel=3,
+        )
+        return nothing
     names = trial_names(numbers, folds, num_seeds)
-    store = KeptTrials(folder, program)
+    store = KeptTrials(folder, program_name(lowered, (data, key), options, device))
     known = store.read(len(leaves))
+    find_nans = getattr(jax.config, "jax_debug_nans", False)
     for place in np.ndindex(shape):
         scores = known.get(str(names[place]))
-        if scores is not None:
-            found[place] = True
-            for leaf, score in zip(values, scores, strict=True):
-                leaf[place] = score
+        # Who looks for NaNs wants the trial that makes one to run.
+        if scores is None or (find_nans and np.isnan(scores).any()):
+            continue
+        found[place] = True
+        for leaf, score in zip(values, scores, strict=True):
+            leaf[place] = score
     return Kept(store, names, found, jax.tree.unflatten(structure, values))
 
 
-def program_name(traced: Any, inputs: PyTree, settings: tuple, device: Any) -> str | None:
-    """The hash of a traced program, of `inputs` and of all that the results depend on besides.
+def calls_out(text: str) -> set[str]:
+    """What a lowered program calls whose code is not in its text: callbacks, foreign functions."""
+    targets = set(re.findall(r'custom_call @"?([^\s"(]+)|call_target_name = "([^"]+)"', text))
+    targets = {first or second for first, second in targets}
+    unknown = {target for target in targets if not KNOWN_CALLS.fullmatch(target)}
+    return unknown | ({"the host"} if "is_host_transfer = true" in text else set())
 
-    None for a program that calls back into Python: what it does there is not in its text.
-    """
-    text = traced.lower().as_text()
-    if "callback" in text or "is_host_transfer = true" in text:
-        return None
+
+def program_name(lowered: Any, inputs: PyTree, options: Any, device: Any) -> str:
+    """The hash of a lowered program, of `inputs` and of all that the results depend on besides."""
     told = [
-        *(text, jax.__version__, jaxlib.version.__version__, settings),
+        *(lowered.as_text(), jax.__version__, jaxlib.version.__version__, options),
         *(device.platform, device.device_kind, device.client.platform_version),
-        *(os.environ.get(name, "") for name in ENVIRONMENT),
+        *map(_setting, ENVIRONMENT),
         *(str(getattr(jax.config, name, "")) for name in CONFIG),
         *((_processor(), num_cores()) if device.platform == "cpu" else ()),
     ]
-    return _hash(*map(repr, told), *jax.tree.leaves((traced.jaxpr.consts, inputs)))
+    return _hash(*map(repr, told), *map(as_taken, jax.tree.leaves(inputs)))
+
+
+def as_taken(values: Any) -> Any:
+    """On the host, in the dtype in which a program takes them; a key stays as it is."""
+    if isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
+        return values
+    host = on_host(values) if isinstance(values, jax.Array) else np.asarray(values)
+    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
 
 
 def trial_names(numbers: Mapping[str, np.ndarray], folds: Folds, num_seeds: int) -> np.ndarray:
@@ -192,7 +221,7 @@ def trial_names(numbers: Mapping[str, np.ndarray], folds: Folds, num_seeds: int)
         _hash(*(part for name, values in columns for part in (name, values[row])))
         for row in range(len(columns[0][1]))
     ]
-    folds = jax.tree.map(np.asarray, folds)
+    folds = jax.tree.map(as_taken, folds)
     names = []
     for fold in range(len(folds.train)):
         part = _hash(*(leaf[fold] for leaf in folds))
@@ -201,7 +230,7 @@ def trial_names(numbers: Mapping[str, np.ndarray], folds: Folds, num_seeds: int)
 
 
 def _hash(*parts: Any) -> str:
-    """Of texts and arrays, each with its length or dtype and shape: no two lists hash alike."""
+    """Of texts and host arrays, each with its length or dtype and shape; keys by their data."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -210,9 +239,9 @@ def _hash(*parts: Any) -> str:
             total.update(data)
             continue
         if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
-            total.update(repr(jax.random.key_impl(part)).encode())
-            part = jax.random.key_data(part)
-        host = np.ascontiguousarray(on_host(part) if isinstance(part, jax.Array) else part)
+            total.update(f"key {jax.random.key_impl(part)} ".encode())
+            part = as_taken(jax.random.key_data(part))
+        host = np.ascontiguousarray(part)
         total.update(f"array {host.dtype} {host.shape} ".encode())
         total.update(host.reshape(-1).view(np.uint8).data)
     return total.hexdigest()[:32]
@@ -233,12 +262,19 @@ def _parsed(line: bytes) -> tuple[str, list[float]] | None:
         return None
 
 
+def _setting(name: str) -> str:
+    value = os.environ.get(name, "")
+    # XLA takes flags from a file as well.
+    is_file = value and not value.lstrip().startswith("-") and os.path.isfile(value)
+    return pathlib.Path(value).read_text(encoding="utf-8") if is_file else value
+
+
 @functools.cache
 def _processor() -> str:
-    """The processor's model: another one's library may sum in another order."""
+    """The processor's model and what it can do: another's library may sum in another order."""
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    first = text.split("\n\n")[0].splitlines()
+    return "\n".join(line for line in first if line.partition(":")[0].strip().lower() in OF_A_MODEL)

@@ -30,7 +30,10 @@ def trial_program(mesh: Mesh | None) -> Any:
 
 @functools.cache
 def _jit_on(platform: str, function: Callable, static: tuple[str, ...]) -> Any:
-    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(platform))
+    # With all its arguments: else the program's text, by which trials are kept, would not say which
+    # of them it reads.
+    options = compiler_options(platform)
+    return jax.jit(function, static_argnames=static, keep_unused=True, compiler_options=options)
 
 
 def platform_of(mesh: Mesh | None) -> str:
@@ -96,6 +99,9 @@ def _run_chunk(
     Each device runs the first `num_blocks[device]` of its blocks, so one program serves any number
     of trials; what the other slots hold counts nothing.
     """
+    # As host arrays they could not be indexed where JAX runs this operation by operation, as it
+    # does to find a NaN.
+    numbers, seed, num_blocks = jax.tree.map(jnp.asarray, (numbers, seed, num_blocks))
     train, valid = gather(data, folds, fold)
 
     def on_one_device(trials, shared):
@@ -174,18 +180,9 @@ def one_trial(fit_and_score, numbers, train, valid, key, fold, seed):
     return jax.tree.map(lambda s: jnp.asarray(s, jnp.result_type(s, jnp.float32)), scores)
 
 
-def gathered_trial(fit_and_score, numbers, data, part, key, fold, seed):
-    """A whole trial by itself, fold and all: its score depends on its text and its arguments."""
-    train, valid = _gather_part(data, part)
-    return one_trial(fit_and_score, numbers, train, valid, key, fold, seed)
-
-
 def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
     """The training and the held-out part of a fold."""
-    return _gather_part(data, jax.tree.map(lambda index: index[fold], folds))
-
-
-def _gather_part(data: Batch, one: Folds) -> tuple[Batch, Batch]:
+    one = jax.tree.map(lambda index: index[fold], folds)
     return take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
 
 
