@@ -348,7 +348,8 @@ def test_a_fold_is_gathered_once_and_shared_by_its_trials():
     folds = jax.eval_shape(lambda key: kfold(key, 1300, 5), jax.random.key(0))
     bytes_of = {}
     for trials in (1, 8):
-        chunk = Chunk.of(0, np.arange(8), {"strength": np.zeros(8, np.float32)}, 1, 1, trials)
+        numbers = {"strength": np.zeros(8, np.float32)}
+        chunk = Chunk.of(numbers, 1, 0, np.arange(8), num_devices=1, trials_at_once=trials)
         lowered = trial_program(None).lower(
             *chunk.arguments,
             data=data,

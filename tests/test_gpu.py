@@ -93,7 +93,7 @@ def temporary_bytes(at_once):
     recipe = Recipe(make_model=make_cnn, num_epochs=1, batch_size=32, score_rows=32)
     numbers = {name: np.zeros(16, np.float32) for name in ("strength", "learning_rate")}
     program = trial_program(None).lower(
-        *Chunk.of(0, np.arange(16), numbers, 1, 1, at_once).arguments,
+        *Chunk.of(numbers, 1, 0, np.arange(16), num_devices=1, trials_at_once=at_once).arguments,
         data=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, images(96))),
         folds=jax.eval_shape(lambda key: kfold(key, 96, 2), key),
         key=key,

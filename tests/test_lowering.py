@@ -53,7 +53,7 @@ def select_program(mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
     numbers = {name: np.zeros(8, np.float32) for name in ("strength", "learning_rate")}
     recipe = Recipe(make_model=make_cnn, num_epochs=1, batch_size=8, score_rows=8)
-    chunk = Chunk.of(0, np.arange(8), numbers, 1, mesh.size, trials_at_once=2)
+    chunk = Chunk.of(numbers, 1, 0, np.arange(8), num_devices=mesh.size, trials_at_once=2)
     shared = {
         "data": shapes(32),
         "folds": jax.eval_shape(lambda key: kfold(key, 32, 2), key),

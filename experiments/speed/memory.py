@@ -70,7 +70,9 @@ def _by_at_once(model, shape, batch_size, platform, mesh) -> dict[int, float]:
     fit_and_score, found = recipe_fit_and_score(recipe), {}
     for at_once in AT_ONCE[platform]:
         num_devices = 1 if mesh is None else mesh.size
-        chunk = Chunk.of(0, np.arange(NUM_TRIALS), numbers, 1, num_devices, at_once).arguments
+        chunk = Chunk.of(
+            *(numbers, 1, 0, np.arange(NUM_TRIALS)), num_devices=num_devices, trials_at_once=at_once
+        ).arguments
         chunk = chunk if mesh is None else placed(chunk, mesh)
         lowered = trial_program(mesh).lower(
             *chunk, **shared, fit_and_score=fit_and_score, mesh=mesh, trials_at_once=at_once

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
+from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.runners import replicate
 from wdjax.selection.folds import Folds
-from wdjax.selection.kept import Kept, as_taken, find_kept
+from wdjax.selection.kept import Kept, find_kept
 from wdjax.selection.trials import (
     Chunk,
     FitAndScore,
@@ -166,20 +167,21 @@ def cross_validate(
     _check_folds(data, folds)
     check_positive_int("num_seeds", num_seeds)
     num_devices = 1 if mesh is None else mesh.size
-    trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, num_devices)
-    numbers = {name: as_taken(values) for name, values in grid.items()}
+    trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
+    # On the host, in the dtype that a program takes.
+    numbers = {name: np.asarray(data_of(values)) for name, values in grid.items()}
     given = data, folds, key
     # On the device once, not once a chunk; on every device of a mesh.
     data, folds, key = _put(given, mesh)
     static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
     program = functools.partial(trial_program(mesh), data=data, folds=folds, key=key, **static)
-    to_chunk = lambda fold, trials: Chunk.of(
-        fold, trials, numbers, num_seeds, num_devices, trials_at_once
+    deal = functools.partial(
+        Chunk.of, numbers, num_seeds, num_devices=num_devices, trials_at_once=trials_at_once
     )
     # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
     # below find this program.
-    lowered = program.func.lower(*to_chunk(0, np.arange(1)).arguments, **program.keywords)
-    known = Kept(None, None, np.zeros((folds.train.shape[0], num_rows * num_seeds), bool), None)
+    lowered = program.func.lower(*deal(0, np.arange(1)).arguments, **program.keywords)
+    known = Kept.nothing(lowered.out_info, (folds.train.shape[0], num_rows * num_seeds))
     if kept is not None:
         options = compiler_options(platform_of(mesh))
         device = jax.tree.leaves(data)[0].addressable_shards[0].device
@@ -187,57 +189,43 @@ def cross_validate(
         known = _as_the_first_process(known, mesh)
     total, num_kept = known.found.size, int(known.found.sum())
 
-    def report(stage: str, done: int, values: PyTree, remaining: float | None = None) -> None:
+    def report(stage: str, done: int, remaining: float | None = None) -> None:
         if progress is not None:
             # A copy: the listener may keep it while the next chunks fill the array.
-            partial = _scores(grid, jax.tree.map(np.copy, values), num_seeds) if done else None
+            values = jax.tree.map(np.copy, known.values)
+            partial = _scores(grid, values, num_seeds) if done else None
             elapsed = time.perf_counter() - start
             progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
 
     if num_kept == total:
-        report("run", total, known.values, 0.0)
+        report("run", total, 0.0)
         return _scores(grid, known.values, num_seeds)
-    report("compile", num_kept, known.values)
+    report("compile", num_kept)
     lowered.compile()
-    compiled_at = time.perf_counter()
-    report("run", num_kept, known.values)
-    chunks = [
-        to_chunk(fold, trials)
-        for fold, trials in missing_trials(known.found, num_devices * trials_at_once)
-    ]
-    values = known.values
-    for done, values in _filled(program, chunks, known):
+    compiled_at, done = time.perf_counter(), num_kept
+    report("run", done)
+    chunks = (deal(*one) for one in missing_trials(known.found, num_devices * trials_at_once))
+    for chunk, pending in dispatched(program, chunks):
+        scores = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
+        known.add(chunk.fold, chunk.trials, scores)
+        done += len(chunk.trials)
         rate = (time.perf_counter() - compiled_at) / (done - num_kept)
-        report("run", done, values, (total - done) * rate)
-    return _scores(grid, values, num_seeds)
+        report("run", done, (total - done) * rate)
+    return _scores(grid, known.values, num_seeds)
 
 
-def _at_once(trials_at_once: int | None, trials_per_fold: int, num_devices: int) -> int:
+def _at_once(trials_at_once: int | None, trials_per_fold: int, mesh: Mesh | None) -> int:
     if trials_at_once is None:
         # docs/speed.md, "How the time grows", has the measured times of 1, 2, 4, ... at once on a
         # CPU (`python -m experiments.speed growth`): none is a tenth quicker than 1, which takes
         # the least memory. Elsewhere a small run leaves most of a device idle: 16 is measured on
         # none, but what it takes of their memory is known from their compilers ("Memory" there:
         # for the CNN half a gigabyte of an H100, one of a TPU v5e).
-        trials_at_once = 1 if jax.default_backend() == "cpu" else 16
+        trials_at_once = 1 if platform_of(mesh) == "cpu" else 16
     check_positive_int("trials_at_once", trials_at_once)
     # No more than there are, but to the next power of two: a few trials more are the same program.
-    of_a_device = -(-trials_per_fold // num_devices)
+    of_a_device = -(-trials_per_fold // (1 if mesh is None else mesh.size))
     return min(trials_at_once, 2 ** (of_a_device - 1).bit_length())
-
-
-def _filled(program: Callable, chunks: list[Chunk], known: Kept) -> Iterator[tuple[int, PyTree]]:
-    """Runs the chunks; after each, how many trials are done and the scores with its own in."""
-    values, done = known.values, int(known.found.sum())
-    for chunk, pending in dispatched(program, chunks):
-        results = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
-        if values is None:
-            values = jax.tree.map(lambda r: np.full(known.found.shape, np.nan, r.dtype), results)
-        for all_values, new in zip(jax.tree.leaves(values), jax.tree.leaves(results), strict=True):
-            all_values[chunk.fold, chunk.trials] = new
-        known.add(chunk.fold, chunk.trials, results)
-        done += len(chunk.trials)
-        yield done, values
 
 
 def cross_validate_pure(

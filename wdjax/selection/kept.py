@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from wdjax.checkpoint.facts import json_bytes
+from wdjax.checkpoint.leaves import hash_of_array, host_leaves
 from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds
-from wdjax.selection.trials import on_host
 from wdjax.types import Batch
 
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -74,10 +74,8 @@ class KeptTrials:
         except OSError as error:
             self._give_up(error)
             return {}
-        found = (_parsed(line) for line in lines)
-        return {
-            line[0]: line[1] for line in found if line is not None and len(line[1]) == num_scores
-        }
+        whole = filter(None, map(_parsed, lines))
+        return {trial: scores for trial, scores in whole if len(scores) == num_scores}
 
     def write(self, scores: Iterable[tuple[str, list[float]]]) -> None:
         """Adds a line for each `(trial, scores)`."""
@@ -116,10 +114,18 @@ class Kept(NamedTuple):
     found: np.ndarray
     """`[fold, row * seed]`: whether it need not run."""
     values: PyTree
-    """Of the scores, every leaf `[fold, row * seed]`; NaN where not found."""
+    """The scores, every leaf `[fold, row * seed]`; NaN where not known yet."""
+
+    @classmethod
+    def nothing(cls, scores: PyTree, shape: tuple[int, int]) -> "Kept":
+        """No trial known, and none to keep; `scores` has the dtypes."""
+        values = jax.tree.map(lambda leaf: np.full(shape, np.nan, leaf.dtype), scores)
+        return cls(None, None, np.zeros(shape, bool), values)
 
     def add(self, fold: int, trials: np.ndarray, scores: PyTree) -> None:
-        """Keeps the finished `trials` of a fold, every leaf of `scores` in their order."""
+        """Takes in, and keeps, the finished `trials` of a fold, `scores` in their order."""
+        for values, new in zip(jax.tree.leaves(self.values), jax.tree.leaves(scores), strict=True):
+            values[fold, trials] = new
         if self.store is not None and self.names is not None:
             each = zip(*(leaf.tolist() for leaf in jax.tree.leaves(scores)), strict=True)
             names = self.names[fold, trials].tolist()
@@ -156,13 +162,10 @@ def find_kept(
     """
     data, folds, key = inputs
     num_rows = len(next(iter(numbers.values())))
-    shape = (folds.train.shape[0], num_rows * num_seeds)
-    leaves, structure = jax.tree.flatten(lowered.out_info)
-    values = [np.full(shape, np.nan, leaf.dtype) for leaf in leaves]
-    found = np.zeros(shape, bool)
-    nothing = Kept(None, None, found, jax.tree.unflatten(structure, values))
+    known = Kept.nothing(lowered.out_info, (folds.train.shape[0], num_rows * num_seeds))
+    leaves = jax.tree.leaves(known.values)
     if not leaves or any(leaf.dtype.kind != "f" for leaf in leaves):
-        return nothing
+        return known
     calls = calls_out(lowered.as_text())
     if calls:
         warnings.warn(
@@ -170,20 +173,20 @@ def find_kept(
             "so its trials are not kept; the run goes on without.",
             stacklevel=3,
         )
-        return nothing
+        return known
     names = trial_names(numbers, folds, num_seeds)
     store = KeptTrials(folder, program_name(lowered, (data, key), options, device))
-    known = store.read(len(leaves))
+    lines = store.read(len(leaves))
     find_nans = getattr(jax.config, "jax_debug_nans", False)
-    for place in np.ndindex(shape):
-        scores = known.get(str(names[place]))
+    for place in np.ndindex(names.shape):
+        scores = lines.get(str(names[place]))
         # Who looks for NaNs wants the trial that makes one to run.
         if scores is None or (find_nans and np.isnan(scores).any()):
             continue
-        found[place] = True
-        for leaf, score in zip(values, scores, strict=True):
+        known.found[place] = True
+        for leaf, score in zip(leaves, scores, strict=True):
             leaf[place] = score
-    return Kept(store, names, found, jax.tree.unflatten(structure, values))
+    return known._replace(store=store, names=names)
 
 
 def calls_out(text: str) -> set[str]:
@@ -196,55 +199,33 @@ def calls_out(text: str) -> set[str]:
 
 def program_name(lowered: Any, inputs: PyTree, options: Any, device: Any) -> str:
     """The hash of a lowered program, of `inputs` and of all that the results depend on besides."""
-    told = [
-        *(lowered.as_text(), jax.__version__, jaxlib.version.__version__, options),
+    return _hash(
+        *(lowered.as_text(), jax.__version__, jaxlib.version.__version__, repr(options)),
         *(device.platform, device.device_kind, device.client.platform_version),
         *map(_setting, ENVIRONMENT),
         *(str(getattr(jax.config, name, "")) for name in CONFIG),
         *((_processor(), num_cores()) if device.platform == "cpu" else ()),
-    ]
-    return _hash(*map(repr, told), *map(as_taken, jax.tree.leaves(inputs)))
-
-
-def as_taken(values: Any) -> Any:
-    """On the host, in the dtype in which a program takes them; a key stays as it is."""
-    if isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
-        return values
-    host = on_host(values) if isinstance(values, jax.Array) else np.asarray(values)
-    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+        {path: leaf.describe() for path, leaf in host_leaves(inputs).items()},
+    )
 
 
 def trial_names(numbers: Mapping[str, np.ndarray], folds: Folds, num_seeds: int) -> np.ndarray:
     """`[fold, row * seed]`: a name for each trial of a program on its data."""
-    columns = sorted(numbers.items())
+    num_rows = len(next(iter(numbers.values())))
     rows = [
-        _hash(*(part for name, values in columns for part in (name, values[row])))
-        for row in range(len(columns[0][1]))
+        {name: values[row].tobytes().hex() for name, values in sorted(numbers.items())}
+        for row in range(num_rows)
     ]
-    folds = jax.tree.map(as_taken, folds)
+    indices = [leaf.array for leaf in host_leaves(folds).values()]
     names = []
     for fold in range(len(folds.train)):
-        part = _hash(*(leaf[fold] for leaf in folds))
-        names.append([_hash(part, str(fold), r, str(s)) for r in rows for s in range(num_seeds)])
+        part = [hash_of_array(index[fold]) for index in indices]
+        names.append([_hash(part, fold, row, s) for row in rows for s in range(num_seeds)])
     return np.array(names)
 
 
 def _hash(*parts: Any) -> str:
-    """Of texts and host arrays, each with its length or dtype and shape; keys by their data."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            data = part.encode()
-            total.update(b"text %d " % len(data))
-            total.update(data)
-            continue
-        if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
-            total.update(f"key {jax.random.key_impl(part)} ".encode())
-            part = as_taken(jax.random.key_data(part))
-        host = np.ascontiguousarray(part)
-        total.update(f"array {host.dtype} {host.shape} ".encode())
-        total.update(host.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()[:32]
+    return hashlib.sha256(json_bytes({"parts": parts})).hexdigest()[:32]
 
 
 def _check(trial: str, hexed: list[str]) -> str:

@@ -69,14 +69,15 @@ class Chunk(NamedTuple):
     @classmethod
     def of(
         cls,
-        fold: int,
-        trials: np.ndarray,
         numbers: Mapping[str, np.ndarray],
         num_seeds: int,
+        fold: int,
+        trials: np.ndarray,
+        *,
         num_devices: int,
         trials_at_once: int,
     ) -> "Chunk":
-        """Deals the trials out like cards, `trials_at_once` at a time, a block."""
+        """Deals the trials of a grid out like cards, `trials_at_once` at a time, a block."""
         place = np.arange(len(trials))
         block, lane = np.divmod(place, trials_at_once)
         turn, device = np.divmod(block, num_devices)
@@ -118,9 +119,9 @@ def _run_chunk(
         shapes = jax.eval_shape(run, *block(0))
         scores = jax.tree.map(lambda s: jnp.zeros((MOST_BLOCKS, *s.shape), s.dtype), shapes)
 
-        def run_block(index, scores):
+        def run_block(index, so_far):
             new = run(*block(index))
-            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), scores, new)
+            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), so_far, new)
 
         scores = jax.lax.fori_loop(0, num_blocks[0], run_block, scores)
         return jax.tree.map(jnp.ravel, scores)
