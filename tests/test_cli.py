@@ -19,7 +19,6 @@ from wdjax.cli import _parser, main
 from wdjax.jobs import prepare, run, verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.runners import num_cores
-from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
 from wdjax.telemetry import PartTelemetry
@@ -68,11 +67,8 @@ def environment(tmp_path):
     return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": root}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The main job, small, on the digits: `(folder, process, expected devices)`."""
-    folder = tmp_path_factory.mktemp("finished")
-    words = "select --epochs 2 --folds 2 --seeds 2 --strengths 0 0.1 100 --batch-size 128 --out run"
+def run_in(folder, words):
+    """The command to its end, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "wdjax.cli", *words.split()],
         cwd=folder,
@@ -82,7 +78,15 @@ def finished(tmp_path_factory):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return folder, done
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The main job, small, on the digits: `(folder, process)`."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = "select --epochs 2 --folds 2 --seeds 2 --strengths 0 0.1 100 --batch-size 128 --out run"
+    return folder, run_in(folder, words)
 
 
 def test_the_main_job_ends_with_a_choice_in_its_first_line(finished):
@@ -251,15 +255,7 @@ def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     assert f"{finished.sum()} of {losses.size} trainings had finished" in results["headline"]
     assert "<html" in (tmp_path / "run/report.html").read_text()
     assert not list((tmp_path / "run").glob("*.tmp")) and printed == ""
-    again = subprocess.run(
-        [sys.executable, "-m", "wdjax.cli", *words.split(), "--overwrite"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert again.returncode == 0, again.stderr
+    again = run_in(tmp_path, f"{words} --overwrite")
     results = strict_json(tmp_path / "run/results.json")
     assert results["status"] == "complete" and finished.sum() <= results["kept"] < losses.size
     assert f"{results['kept']} of {losses.size} trainings had finished" in again.stderr
@@ -469,71 +465,3 @@ def test_every_option_is_explained_and_reaches_the_job():
     assert options.strengths == (0.0, 1e-3) and options.learning_rates == (0.1,)
     assert (options.seeds, options.devices, options.dropout) == (4, 1, 0.5)
     assert options.epochs is None and options.overwrite is False
-
-
-# The first line
-
-
-def headline_of(
-    losses, strengths, command="wdjax select", rates=(0.003,), decay="decoupled", rule="min"
-):
-    """The lines for fold means `losses[row][fold]`."""
-    scores = Scores(
-        grid_product(strength=strengths, learning_rate=rates),
-        {"loss": np.array(losses, np.float64)[:, :, None]},
-    )
-    return verdict.headline(scores, choose(scores, rule), decay, command)
-
-
-def test_the_first_line_says_what_the_evidence_allows():
-    inside = headline_of([[3.0, 3.1], [1, 1.1], [2, 2]], [0, 1, 2])
-    assert "at the smallest end of the grid" in inside[0]
-    inside = headline_of([[3.0, 3.1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
-    assert inside[0].startswith("Chosen strength 2 (decoupled): validation loss 1.050 +- 0.050")
-    assert "lower than at zero by 2 +- 0 (paired" in inside[0] and len(inside) == 1
-    tie = headline_of([[1.0, 3.0], [2, 2], [1.5, 2.2], [2, 2]], [0, 1, 2, 3])
-    assert "but it cannot be told from zero" in tie[0]
-    simple = [[1.0, 3.0], [0.5, 2.5], [1.25, 3.25], [9, 9]]
-    above = headline_of(simple, [0, 1, 2, 3], rule="one_standard_error")
-    assert above[0].startswith("Chosen strength 2 (decoupled): validation loss 2.2 +- 1.0, higher")
-    assert "higher than at zero by 0.25 +- 0 (paired" in above[0]
-    zero = headline_of([[1.0, 1.0], [2, 2]], [0, 1])
-    assert zero[0].startswith("No strength helped: zero has the lowest")
-    lost = headline_of([[np.nan, 1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
-    assert lost[0].startswith("Chosen strength 2 (decoupled): validation loss")
-    assert "zero" not in lost[0] and lost[1] == "1 of 4 candidates diverged and were left out."
-
-
-def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatch):
-    """With the strengths moved, the taken folder dropped, everything else kept."""
-    monkeypatch.chdir(tmp_path)
-    asked = "wdjax select --data wine --strengths 0 10 100 --out 'my run' --overwrite --seeds 2"
-    lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 10, 100], asked)
-    assert "at the largest end of the grid" in lines[0]
-    words = shlex.split(lines[1].removeprefix("The best may lie beyond. Try: "))
-    parsed = vars(_parser(jobs).parse_args(words[1:]))
-    del parsed["job"], parsed["fresh"]
-    options = SelectOptions(**parsed)
-    assert (options.data, options.seeds, options.out) == ("wine", 2, None)
-    assert options.strengths[0] == 0 and options.strengths[1] == 10
-    # 1e4 would remove 30 times the weight at a learning rate of 3e-3: it stops at the whole.
-    np.testing.assert_allclose(options.strengths[-1], 1 / 0.003, rtol=2e-3)
-    grid = prepare.strength_grid(options, prepare.prepare(options))
-    assert grid.num_rows == 11
-
-
-def test_where_nothing_lies_beyond_no_command_is_given():
-    lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 0.1, 1], decay="independent")
-    assert "at the largest end" in lines[0]
-    assert lines[1].startswith("Nothing lies beyond at this learning rate")
-    lines = headline_of([[3.0, 3.1], [1, 1], [2, 2]], [0, 0.1, 1], decay="independent")
-    assert "--strengths 0 0.001" in lines[1]
-
-
-def test_default_strengths_stop_where_a_step_removes_the_whole_weight(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for rates, largest in (((3e-3,), 100.0), ((3e-3, 0.1), 10.0)):
-        options = SelectOptions(learning_rates=rates, data="wine")
-        grid = prepare.strength_grid(options, prepare.prepare(options))
-        assert grid.shape["strength"] == 14
-        np.testing.assert_allclose(grid["strength"].max(), largest)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import re
@@ -52,11 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_jax(words)
     from wdjax import jobs
     from wdjax.checks import nearest
-    from wdjax.folder import cache_folder
-    from wdjax.runners import join_processes
 
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
-    command = shlex.join(["wdjax", *words])
     try:
         parsed, unknown = parser.parse_known_args(words)
         arguments = vars(parsed)
@@ -80,29 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             value, source, target = (arguments.pop(n) for n in ("value", "source", "target"))
             print(jobs.run_convert(value, source, target, jobs.ConvertOptions(**arguments)))
             return 0
-        kinds: dict[str, Any] = {
-            "select": jobs.SelectOptions,
-            "compare": jobs.CompareOptions,
-            "train": jobs.TrainOptions,
-        }
-        # What is kept changes no result, so it is the command's to say and in no run's options.
-        fresh = arguments.pop("fresh", True)
-        choosing = {} if job == "train" else {"kept": None if fresh else cache_folder() / "trials"}
-        options = kinds[job](**arguments)
-        if job == "train" and options.distributed is not None:
-            join_processes(options.distributed)
-        if job == "train" and options.resume is not None:
-            given = {n: v for n, v in arguments.items() if _is_given(n, words)}
-            options = jobs.resumed_options(options.resume, given)
-        runs: dict[str, Any] = {
-            "select": jobs.run_select,
-            "compare": jobs.run_compare,
-            "train": jobs.run_train,
-        }
-        run = runs[job]
-        with _Screen() as screen:
-            results = run(options, say=screen.say, watch=screen.watch, command=command, **choosing)
-        print(jobs.summary(results))
+        print(jobs.summary(_run(jobs, job, arguments, words)))
         return 0
     except ValueError as error:
         print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -113,6 +89,32 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("wdjax: stopped by Ctrl-C.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """Runs `select`, `compare` or `train` under the screen; their results."""
+    from wdjax.folder import cache_folder
+    from wdjax.runners import join_processes
+
+    runs: dict[str, Any] = {
+        "select": (jobs.SelectOptions, jobs.run_select),
+        "compare": (jobs.CompareOptions, jobs.run_compare),
+        "train": (jobs.TrainOptions, jobs.run_train),
+    }
+    kind, run = runs[job]
+    if job != "train":
+        # What is kept changes no result, so it is the command's to say and in no run's options.
+        fresh = arguments.pop("fresh")
+        run = functools.partial(run, kept=None if fresh else cache_folder() / "trials")
+    options = kind(**arguments)
+    if job == "train" and options.distributed is not None:
+        join_processes(options.distributed)
+    if job == "train" and options.resume is not None:
+        given = {n: v for n, v in arguments.items() if _is_given(n, words)}
+        options = jobs.resumed_options(options.resume, given)
+    with _Screen() as screen:
+        command = shlex.join(["wdjax", *words])
+        return run(options, say=screen.say, watch=screen.watch, command=command)
 
 
 class _Screen:
