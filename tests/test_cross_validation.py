@@ -6,13 +6,9 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType
+from small_trials import FIT_AND_SCORE, data_of, mesh_of
 
-from wdjax.losses import cross_entropy
-from wdjax.models import make_mlp
-from wdjax.penalties import l2_penalty
 from wdjax.selection.cross_validation import (
     Progress,
     cross_validate,
@@ -21,16 +17,7 @@ from wdjax.selection.cross_validation import (
 from wdjax.selection.folds import folds_from_splits, kfold, take
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.selection.trials import Chunk, map_trials, trial_program
-from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch
-
-
-def mesh_of(num_devices, *axes):
-    shape = (num_devices,) if not axes else tuple(axes)
-    names = tuple("ab"[: len(shape)])
-    kinds = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(shape, names, axis_types=kinds, devices=jax.devices()[:num_devices])
-
 
 # Grids
 
@@ -86,25 +73,6 @@ def test_only_strengths_must_not_be_negative():
 # Cross-validation
 
 
-def data_of(num_examples=22):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, num_examples)
-    x = rng.normal(size=(num_examples, 3)) + y[:, None]
-    return Batch(x.astype(np.float32), y.astype(np.int32), rng.uniform(0.5, 1.5, num_examples))
-
-
-MODEL = make_mlp(2, widths=(4,), dropout=0.2)
-FIT_AND_SCORE = make_fit_and_score(
-    make_fit(
-        MODEL,
-        cross_entropy,
-        make_tx=lambda h: optax.sgd(h["learning_rate"]),
-        make_penalty=lambda h: l2_penalty(h["strength"]),
-        num_epochs=2,
-        batch_size=4,
-    ),
-    make_score(MODEL, loss=cross_entropy),
-)
 GRID = grid_product(strength=[0.0, 0.1, 1.0], learning_rate=[0.1, 0.3])
 
 

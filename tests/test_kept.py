@@ -6,30 +6,19 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType
+from small_trials import FIT_AND_SCORE, data_of, mesh_of
 
-from wdjax.losses import cross_entropy
-from wdjax.models import make_mlp
-from wdjax.penalties import l2_penalty
 from wdjax.selection import kept as kept_module
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import grid_product
 from wdjax.selection.kept import KeptTrials, calls_out
-from wdjax.training import make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch
 
 RNG = np.random.default_rng(0)
 GRID = grid_product(strength=[0.0, 0.1, 1.0], learning_rate=[0.1, 0.3])
 TOTAL = 6 * 3 * 2
-
-
-def data_of(dtype=np.float32):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(22, 3)).astype(dtype)
-    return Batch(x, (x[:, 0] > 0).astype(np.int32), rng.uniform(0.5, 1.5, 22).astype(dtype))
 
 
 def make_cheap(scale=1.0, table=(0.0, 1.0)):
@@ -68,11 +57,6 @@ def assert_same_bits(found, expected):
         np.testing.assert_array_equal(found.values[name], values, err_msg=name)
 
 
-def mesh_of(num_devices):
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((num_devices,), ("a",), axis_types=(AxisType.Auto,), devices=devices)
-
-
 def lines_of(folder):
     (path,) = folder.iterdir()
     return path, [line for line in path.read_text().splitlines() if line]
@@ -107,21 +91,11 @@ def test_it_is_the_line_that_is_read_and_not_the_trial_that_is_run(tmp_path):
 
 def test_what_two_devices_kept_one_finds_not_but_gives_the_same_bits(tmp_path):
     """Theirs is another program. On two of them it is found again."""
-    model = make_mlp(2, widths=(4,), dropout=0.2)
-    fit = make_fit(
-        model,
-        cross_entropy,
-        make_tx=lambda h: optax.adam(h["learning_rate"]),
-        make_penalty=lambda h: l2_penalty(h["strength"]),
-        num_epochs=2,
-        batch_size=4,
-    )
-    train = make_fit_and_score(fit, make_score(model, loss=cross_entropy))
-    two, _ = run(tmp_path, train, mesh=mesh_of(2))
-    alone, events = run(tmp_path, train)
+    two, _ = run(tmp_path, FIT_AND_SCORE, mesh=mesh_of(2))
+    alone, events = run(tmp_path, FIT_AND_SCORE)
     assert events[0].kept == 0
     assert_same_bits(alone, two)
-    found, events = run(tmp_path, train, mesh=mesh_of(2))
+    found, events = run(tmp_path, FIT_AND_SCORE, mesh=mesh_of(2))
     assert events[0].kept == TOTAL
     assert_same_bits(found, two)
 
