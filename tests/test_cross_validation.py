@@ -195,6 +195,11 @@ def test_chunks_are_filled_up_and_the_filling_thrown_away(num_rows, trials_at_on
     assert events[-1].done == events[-1].total == 3 * num_rows
 
 
+def test_a_grid_may_hold_lists():
+    found = run_cheap({name: values.tolist() for name, values in GRID.items()})
+    jax.tree.map(np.testing.assert_array_equal, found.values, run_cheap().values)
+
+
 def test_a_mesh_of_several_axes_splits_over_all_of_them():
     found = run_cheap(mesh=mesh_of(2, 1, 2)).values
     jax.tree.map(np.testing.assert_array_equal, found, run_cheap().values)

@@ -169,7 +169,7 @@ def cross_validate(
     num_devices = 1 if mesh is None else mesh.size
     trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # On the host, in the dtype that a program takes.
-    numbers = {name: np.asarray(data_of(values)) for name, values in grid.items()}
+    numbers = {name: data_of(np.asarray(values)) for name, values in grid.items()}
     given = data, folds, key
     # On the device once, not once a chunk; on every device of a mesh.
     data, folds, key = _put(given, mesh)
