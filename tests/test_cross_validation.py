@@ -16,6 +16,7 @@ from wdjax.selection.cross_validation import (
 )
 from wdjax.selection.folds import folds_from_splits, kfold, take
 from wdjax.selection.grids import Grid, check_axis, grid_product
+from wdjax.selection.scores import HeldOut
 from wdjax.selection.trials import Chunk, map_trials, trial_program
 from wdjax.types import Batch
 
@@ -366,7 +367,10 @@ def test_other_trials_run_compiled_once_over_the_mesh():
         ),
         ({"data": Batch(np.ones((5, 3)), np.ones(5), np.ones(5))}, "points at row 21, .* has 5"),
         ({"data": Batch(np.ones((0, 3)), np.ones(0), np.ones(0))}, "at least one, in inputs"),
-        ({"fit_and_score": lambda h, t, v, k: {"loss": v.weights}}, "one score a run; ..loss.*8"),
+        (
+            {"fit_and_score": lambda h, t, v, k: {"loss": v.weights[:-1]}},
+            r"one score a run, or one number per held-out example.*\(8,\); loss has shape \(7,\)",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, words):
@@ -388,3 +392,77 @@ def test_folds_of_negative_rows_are_refused():
     folds = folds_from_splits([([0, 1], [-1, 2])])
     with pytest.raises(ValueError, match="`folds` points at row -1"):
         cross_validate(cheap, GRID, data_of(), folds, key=jax.random.key(1))
+
+
+# Single examples
+
+
+def own_losses(hparams, train, valid, key):
+    """One number per held-out example, known from its index and the trial's numbers."""
+    at = valid.targets * 10 + hparams["strength"] + jax.random.uniform(key)
+    return {"loss": at, "constant": jnp.float32(2.0)}
+
+
+def test_scores_of_single_examples_stand_under_their_index_and_average_to_the_score():
+    data = Batch(np.zeros((11, 2), "f4"), np.arange(11.0, dtype="f4"), np.ones(11, "f4"))
+    data.weights[4], data.weights[7] = 0, 2
+    folds = kfold(jax.random.key(0), 11, 3)
+    grid = grid_product(strength=[0.0, 0.5])
+    scores = cross_validate(own_losses, grid, data, folds, key=jax.random.key(1), num_seeds=2)
+    held_out = scores.held_out
+    assert set(held_out.values) == {"loss"}
+    each = held_out.values["loss"]
+    assert each.shape == (2, 3, 2, 4) and held_out.weights.shape == (3, 4)
+    assert sorted(held_out.examples[held_out.weights > 0]) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert not held_out.repeated and held_out.num_train.sum() == 2 * 10
+    for fold, seed in np.ndindex(3, 2):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), fold), seed)
+        noise = float(jax.random.uniform(key))
+        there = held_out.weights[fold] > 0
+        for row, strength in enumerate((0.0, 0.5)):
+            expected = held_out.examples[fold] * 10 + strength + noise
+            np.testing.assert_allclose(each[row, fold, seed][there], expected[there], rtol=1e-6)
+            mean = np.average(expected, weights=held_out.weights[fold])
+            np.testing.assert_allclose(scores.values["loss"][row, fold, seed], mean, rtol=1e-6)
+    assert (scores.values["constant"] == 2).all()
+
+
+def test_two_devices_and_a_cache_give_the_same_single_examples(tmp_path):
+    """With the project's own score; found again bit for bit, and trained nothing for it."""
+    arguments = (FIT_AND_SCORE, GRID, data_of(), kfold(jax.random.key(0), 22, 3))
+    one = cross_validate(*arguments, key=jax.random.key(1), kept=tmp_path)
+    assert one.held_out.values["loss"].shape[:2] == one.values["loss"].shape[:2]
+    assert one.higher_is_better == {"loss": False, "train_loss": False}
+    events = []
+    again = cross_validate(*arguments, key=jax.random.key(1), kept=tmp_path, progress=events.append)
+    assert events[-1].kept == events[-1].total
+    both = cross_validate(*arguments, key=jax.random.key(1), mesh=mesh_of(2))
+    for other in (again, both):
+        np.testing.assert_array_equal(
+            other.held_out.values["loss"], one.held_out.values["loss"], strict=True
+        )
+    weights = one.held_out.weights[None, :, None]
+    mean = (one.held_out.values["loss"] * weights).sum(-1) / weights.sum(-1)
+    np.testing.assert_allclose(mean, one.values["loss"], rtol=1e-5)
+
+
+def test_repeated_folds_are_known_as_such():
+    data, pairs = data_of(), [(np.arange(4, 22), np.arange(4)), (np.arange(6), np.arange(6, 22))]
+    assert not HeldOut.of(data, folds_from_splits(pairs)).repeated
+    assert HeldOut.of(data, folds_from_splits([*pairs, pairs[0]])).repeated
+
+
+@pytest.mark.parametrize(
+    "groups, words",
+    [
+        (np.arange(5), r"`groups` must have shape \(22,\), one group per example; got \(5,\)"),
+        (np.zeros(22, int), "group 0 is trained on and held out in fold 0; .*GroupKFold"),
+    ],
+)
+def test_groups_that_do_not_fit_the_folds_are_refused(groups, words):
+    with pytest.raises(ValueError, match=words):
+        cross_validate(
+            *(cheap, GRID, data_of(), kfold(jax.random.key(0), 22, 3)),
+            key=jax.random.key(1),
+            groups=groups,
+        )

@@ -11,14 +11,14 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights
 from wdjax.losses import regularized_loss, sound_weights, without_dead_rows
+from wdjax.measures import ScoreFn
+from wdjax.measures import is_correct as is_correct
+from wdjax.measures import make_score as make_score
 from wdjax.step import MeasureFn, TrainState, init_state, make_train_step
 from wdjax.types import Batch, ExampleLoss, Fit, HParams, Model, Parts, PenaltyFn, is_inexact
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
 """`fit(hparams, train, key) -> Fit`, pure."""
-
-ScoreFn = Callable[[Fit, Batch], PyTree]
-"""`score(fit, batch) -> scalar or tree of scalars`; of a loss, lower is better."""
 
 
 def make_fit(
@@ -154,64 +154,36 @@ def steps_per_epoch(train: Batch, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def make_score(model: Model, *, batch_size: int | None = None, **measures: Callable) -> ScoreFn:
-    """Builds `score(fit, batch) -> {name: weighted mean}`, evaluated without dropout.
-
-        score = sum_i w_i measure(f(params, x_i), y_i) / sum_i w_i
-
-    Example: `make_score(model, loss=cross_entropy, accuracy=is_correct)`.
-
-    Args:
-      model: its `apply` is called with `train=False`.
-      batch_size: rows at a time, which bounds memory; by default all at once.
-      measures: each `(outputs, targets) -> values[batch]`, one number per example.
-
-    Raises:
-      ValueError: at build, without a measure or for a batch size below 1.
-    """
-    if not measures:
-        raise ValueError("`make_score` needs at least one measure, such as loss=cross_entropy.")
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size)
-
-    def sums(fit, batch):
-        counts = batch.weights > 0
-        inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
-        outputs, _ = model.apply(fit.params, fit.model_state, inputs, key=None, train=False)
-        of = lambda m: jnp.sum(jnp.where(counts, batch.weights * m(outputs, targets), 0))
-        return {name: of(measure) for name, measure in measures.items()}
-
-    def score(fit: Fit, batch: Batch) -> dict[str, Array]:
-        batch = jax.tree.map(jnp.asarray, batch)
-        num_examples = batch.weights.shape[0]
-        if batch_size is None or batch_size >= num_examples:
-            totals = sums(fit, batch)
-        else:
-            blocks = jax.tree.map(functools.partial(_in_blocks, size=batch_size), batch)
-            totals = jax.lax.map(lambda block: sums(fit, block), blocks)
-            totals = {name: jnp.sum(values) for name, values in totals.items()}
-        denominator = jnp.sum(batch.weights)
-        return {name: t / jnp.where(denominator > 0, denominator, 1) for name, t in totals.items()}
-
-    return score
-
-
 def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, Batch, Array], Any]:
     """Builds `fit_and_score(hparams, train, valid, key)`, what `cross_validate` runs.
 
     Returns `score(fit, valid)`. If that is a dict, the same is taken on the training part, with
     `train_` before its names: the gap between the two is what decay is about. A run whose
     params or scores are not finite has diverged: every score of it is NaN, accuracy included.
+
+    With a score of `make_score`, the function's `by_example` gives the scores on the held-out part
+    example by example, and its `higher_is_better` their directions: `cross_validate` reads both.
     """
 
-    def fit_and_score(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+    def judge(hparams: HParams, train: Batch, valid: Batch, key: Array, on_valid: Callable) -> Any:
         result = fit(hparams, train, key)
-        scores = score(result, valid)
+        scores = on_valid(result, valid)
         if isinstance(scores, dict):
             on_train = {f"train_{name}": value for name, value in score(result, train).items()}
             scores = {**scores, **on_train}
         return nan_if_diverged(scores, result.params)
 
+    def fit_and_score(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+        return judge(hparams, train, valid, key, score)
+
+    def by_example(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+        return judge(hparams, train, valid, key, score.by_example)
+
+    if hasattr(score, "by_example"):
+        fit_and_score.by_example = by_example
+    directions = getattr(score, "higher_is_better", {})
+    both = {f"{part}{name}": up for part in ("", "train_") for name, up in directions.items()}
+    fit_and_score.higher_is_better = both
     return fit_and_score
 
 
@@ -220,13 +192,6 @@ def nan_if_diverged(scores: PyTree, params: PyTree) -> PyTree:
     numbers = [leaf for leaf in jax.tree.leaves((scores, params)) if is_inexact(leaf)]
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
     return jax.tree.map(lambda s: jnp.where(finite, s, jnp.nan), scores)
-
-
-def is_correct(logits: Array, targets: Array) -> Array:
-    """1.0 where the largest logit is the target's, else 0.0; `[batch, label] -> [batch]`."""
-    if targets.shape == logits.shape:
-        targets = jnp.argmax(targets, axis=-1)
-    return (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
 
 
 _RECORDED = ("loss", "data_loss", "penalty")
@@ -264,10 +229,3 @@ def _example_weights(
 
 def _first_rows(inputs: PyTree, num_rows: int) -> PyTree:
     return jax.tree.map(lambda x: x[:num_rows], inputs)
-
-
-def _in_blocks(leaf: Array, size: int) -> Array:
-    """`[batch, ...] -> [block, size, ...]`, the last block filled up with zeros (weight 0)."""
-    missing = -leaf.shape[0] % size
-    padded = jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
-    return padded.reshape(-1, size, *leaf.shape[1:])

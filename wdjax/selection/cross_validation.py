@@ -1,10 +1,9 @@
 """Cross-validation: grid x folds x seeds as one compiled program, called chunk by chunk."""
 
 import functools
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +19,12 @@ from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.runners import replicate
 from wdjax.selection.folds import Folds
 from wdjax.selection.kept import Kept, find_kept
+from wdjax.selection.scores import Grid, HeldOut, Scores
+from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
 from wdjax.selection.trials import (
     Chunk,
     FitAndScore,
+    TrialScores,
     compiler_options,
     dispatched,
     gather,
@@ -32,60 +34,7 @@ from wdjax.selection.trials import (
     platform_of,
     trial_program,
 )
-from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
-
-Grid = Mapping[str, Any]
-"""`{name: values[row]}`, such as `grid_product` builds."""
-
-
-class Scores(NamedTuple):
-    """What cross-validation found: every leaf of `values` is `[row, fold, seed]`.
-
-    NaN where that run diverged (or, in a partial result, has not finished). Rows are paired:
-    the key of a run depends on its fold and seed, never on its row.
-    """
-
-    grid: Grid
-    values: PyTree
-
-    def mean(self) -> PyTree:
-        """The mean over seeds and folds, `[row]`; NaN for a row with a diverged run."""
-        return jax.tree.map(lambda v: np.mean(np.asarray(v), axis=(1, 2)), self.values)
-
-    def standard_error(self) -> PyTree:
-        """The deviation of the fold means (ddof 1) / sqrt(folds), `[row]`."""
-        return jax.tree.map(lambda v: standard_error_over_folds(np.asarray(v)), self.values)
-
-    def table(self, marked: int | None = None) -> Table:
-        """One row a candidate: its numbers, then mean +- standard error of every score."""
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator="/") or "score"
-            for path, _ in jax.tree_util.tree_leaves_with_path(self.values)
-        ]
-        means, errors = jax.tree.leaves(self.mean()), jax.tree.leaves(self.standard_error())
-        rows = []
-        for row in range(len(means[0])):
-            numbers = [float(np.asarray(values)[row]) for values in self.grid.values()]
-            pairs = zip(means, errors, strict=True)
-            rows.append((*numbers, *(Estimate(float(m[row]), float(e[row])) for m, e in pairs)))
-        _, num_folds, num_seeds = np.shape(jax.tree.leaves(self.values)[0])
-        note = f"mean +- standard error over {num_folds} folds, {num_seeds} seeds each"
-        return Table((*self.grid, *names), tuple(rows), marked=marked, note=note)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists: `{"grid": {name: [row]}, "values": tree of [row][fold][seed]}`."""
-        lists = lambda x: np.asarray(x).tolist()
-        return {
-            "grid": {name: lists(values) for name, values in self.grid.items()},
-            "values": jax.tree.map(lists, self.values),
-        }
 
 
 class Progress(NamedTuple):
@@ -104,15 +53,6 @@ class Progress(NamedTuple):
     """Of `done`, those whose scores an earlier run had kept."""
 
 
-def standard_error_over_folds(values: np.ndarray) -> np.ndarray:
-    """`[row, fold, seed] -> [row]`: mean over seeds, deviation of the fold means / sqrt(folds)."""
-    fold_means = np.where(np.isfinite(values), values, np.nan).mean(axis=2)
-    num_folds = fold_means.shape[1]
-    if num_folds < 2:
-        return np.full(fold_means.shape[0], np.nan)
-    return fold_means.std(axis=1, ddof=1) / math.sqrt(num_folds)
-
-
 def cross_validate(
     fit_and_score: FitAndScore,
     grid: Grid,
@@ -125,6 +65,7 @@ def cross_validate(
     mesh: Mesh | None = None,
     progress: Callable[[Progress], None] | None = None,
     kept: str | os.PathLike[str] | None = None,
+    groups: Any = None,
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
 
@@ -138,8 +79,12 @@ def cross_validate(
     only the trials that are new.
 
     Args:
-      fit_and_score: pure, `(hparams, train, valid, key) -> scalar or tree of scalars`. It is a
-        static argument: pass the same function object again to find the compiled program.
+      fit_and_score: pure, `(hparams, train, valid, key) -> score or tree of scores`, each a scalar
+        or one number per held-out example (in the shape of `valid.weights`), whose weighted mean
+        then is the score. Single examples tell how much of a difference between two rows is due to
+        which examples were held out: `choose` needs them to be sure of a small one. What
+        `make_fit_and_score` builds gives them. It is a static argument: pass the same function
+        object again to find the compiled program.
       grid: `{name: values[row]}`; `hparams` is a dict of its rows' scalars.
       data: all examples; folds differ in rows and `weights`, never in shape.
       folds: from `kfold` or `folds_from_splits`.
@@ -156,15 +101,20 @@ def cross_validate(
         versions, compiler options and the devices' kind and number. One that is found is what the
         same program gave for the same numbers. By default none are. Several processes take what
         the first of them finds. The folder only grows; it may be deleted at any time.
+      groups: `[example]`, what examples that belong together share (the rows of a patient): they
+        vary together, so `choose` counts groups, not examples. Each must lie within one held-out
+        part (`folds_from_splits(GroupKFold(5).split(x, y, groups))`).
 
     Raises:
       ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
-        `num_seeds` or `trials_at_once` is below 1, a score is not a scalar, or weights are
-        negative, not finite, or all zero in a part of a fold.
+        `num_seeds` or `trials_at_once` is below 1, a score is neither a scalar nor one number per
+        held-out example, weights are negative, not finite, or all zero in a part of a fold, or a
+        group is trained on and held out in one fold.
     """
     start = time.perf_counter()
     num_rows = _checked_num_rows(grid)
     _check_folds(data, folds)
+    _check_groups(groups, data, folds)
     check_positive_int("num_seeds", num_seeds)
     num_devices = 1 if mesh is None else mesh.size
     trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
@@ -188,18 +138,22 @@ def cross_validate(
         known = find_kept(kept, lowered, numbers, given, num_seeds, options=options, device=device)
         known = _as_the_first_process(known, mesh)
     total, num_kept = known.found.size, int(known.found.sum())
+    directions = getattr(fit_and_score, "higher_is_better", {})
+    scores_of = functools.partial(
+        _scores, grid, HeldOut.of(*given[:2], groups), directions, num_seeds=num_seeds
+    )
 
     def report(stage: str, done: int, remaining: float | None = None) -> None:
         if progress is not None:
             # A copy: the listener may keep it while the next chunks fill the array.
             values = jax.tree.map(np.copy, known.values)
-            partial = _scores(grid, values, num_seeds) if done else None
+            partial = scores_of(values) if done else None
             elapsed = time.perf_counter() - start
             progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
 
     if num_kept == total:
         report("run", total, 0.0)
-        return _scores(grid, known.values, num_seeds)
+        return scores_of(known.values)
     report("compile", num_kept)
     lowered.compile()
     compiled_at, done = time.perf_counter(), num_kept
@@ -211,7 +165,7 @@ def cross_validate(
         done += len(chunk.trials)
         rate = (time.perf_counter() - compiled_at) / (done - num_kept)
         report("run", done, (total - done) * rate)
-    return _scores(grid, known.values, num_seeds)
+    return scores_of(known.values)
 
 
 def _at_once(trials_at_once: int | None, trials_per_fold: int, mesh: Mesh | None) -> int:
@@ -256,7 +210,7 @@ def cross_validate_pure(
 
         def one(row, seed):
             numbers = {name: values[row] for name, values in hparams.items()}
-            return one_trial(fit_and_score, numbers, train, valid, key, fold_index, seed)
+            return one_trial(fit_and_score, numbers, train, valid, key, fold_index, seed).means
 
         return jax.vmap(one)(row, seed)
 
@@ -287,13 +241,17 @@ def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.device_put(tree, everywhere) if shared else replicate(tree, mesh)
 
 
-def _scores(grid: Grid, values: PyTree, num_seeds: int) -> Scores:
-    return Scores(grid, jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values))
+def _scores(
+    grid: Grid, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
+) -> Scores:
+    means, examples = jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
+    return Scores(grid, means, held_out._replace(values=examples), directions)
 
 
 def _by_row_fold_seed(values, num_seeds):
-    """`[fold, row * seed] -> [row, fold, seed]`."""
-    return values.reshape(values.shape[0], -1, num_seeds).swapaxes(0, 1)
+    """`[fold, row * seed, ...] -> [row, fold, seed, ...]`."""
+    shape = (values.shape[0], -1, num_seeds, *values.shape[2:])
+    return values.reshape(shape).swapaxes(0, 1)
 
 
 def _checked_num_rows(grid: Grid) -> int:
@@ -339,3 +297,26 @@ def _check_folds(data: Batch, folds: Folds) -> None:
                     f"{int(np.argmax(empty))}: nothing would count there. Give some of its "
                     "examples a weight above 0, or make other folds."
                 )
+
+
+def _check_groups(groups: Any, data: Batch, folds: Folds) -> None:
+    if groups is None:
+        return
+    groups, num_examples = np.asarray(groups), np.shape(data.weights)[0]
+    if groups.shape != (num_examples,):
+        raise ValueError(
+            f"`groups` must have shape ({num_examples},), one group per example; got "
+            f"{groups.shape}."
+        )
+    if not all(map(is_known, folds)):
+        return
+    train, train_mask, valid, valid_mask = map(np.asarray, folds)
+    for fold in range(len(train)):
+        both = np.intersect1d(
+            groups[train[fold][train_mask[fold]]], groups[valid[fold][valid_mask[fold]]]
+        )
+        if both.size:
+            raise ValueError(
+                f"`groups`: group {both[0]} is trained on and held out in fold {fold}; split by "
+                "groups, such as folds_from_splits(GroupKFold(5).split(x, y, groups))."
+            )

@@ -1,5 +1,6 @@
 """Scores of finished trials, kept in a folder: what was trained once is not trained again."""
 
+import base64
 import functools
 import hashlib
 import json
@@ -52,6 +53,8 @@ class KeptTrials:
 
         {"trial": name, "scores": [a number a leaf, as float.hex], "check": hash of the two}
 
+    A leaf of single examples is `[dtype, base64 of its little-endian bytes]` in place of a number.
+
     Lines are appended, those of a chunk in one write: several runs may keep into one folder at a
     time, and a line that a kill or a full disk cut short is passed over. A folder that cannot be
     read or written keeps nothing, and is warned of once.
@@ -65,7 +68,7 @@ class KeptTrials:
         self.path = pathlib.Path(folder).expanduser() / f"{program}.jsonl"
         self._writes = True
 
-    def read(self, num_scores: int) -> dict[str, list[float]]:
+    def read(self, num_scores: int) -> dict[str, list[Any]]:
         """`{trial: scores}` of each undamaged line with `num_scores` of them, the last of each."""
         try:
             lines = self.path.read_bytes().splitlines()
@@ -77,13 +80,13 @@ class KeptTrials:
         whole = filter(None, map(_parsed, lines))
         return {trial: scores for trial, scores in whole if len(scores) == num_scores}
 
-    def write(self, scores: Iterable[tuple[str, list[float]]]) -> None:
+    def write(self, scores: Iterable[tuple[str, list[Any]]]) -> None:
         """Adds a line for each `(trial, scores)`."""
         if not self._writes:
             return
         lines = []
         for trial, numbers in scores:
-            hexed = [float(number).hex() for number in numbers]
+            hexed = [_text_of(score) for score in numbers]
             check = _check(trial, hexed)
             lines.append(json.dumps({"trial": trial, "scores": hexed, "check": check}))
         # A new line first: what a killed run left of its last one must not swallow it.
@@ -114,12 +117,15 @@ class Kept(NamedTuple):
     found: np.ndarray
     """`[fold, row * seed]`: whether it need not run."""
     values: PyTree
-    """The scores, every leaf `[fold, row * seed]`; NaN where not known yet."""
+    """The scores, every leaf `[fold, row * seed]` or, of single examples, `[fold, row * seed,
+    example]`; NaN where not known yet."""
 
     @classmethod
     def nothing(cls, scores: PyTree, shape: tuple[int, int]) -> "Kept":
-        """No trial known, and none to keep; `scores` has the dtypes."""
-        values = jax.tree.map(lambda leaf: np.full(shape, np.nan, leaf.dtype), scores)
+        """No trial known, and none to keep; `scores` has the dtypes, and the shapes after the
+        first axis."""
+        unknown = lambda leaf: np.full((*shape, *leaf.shape[1:]), np.nan, leaf.dtype)
+        values = jax.tree.map(unknown, scores)
         return cls(None, None, np.zeros(shape, bool), values)
 
     def add(self, fold: int, trials: np.ndarray, scores: PyTree) -> None:
@@ -127,7 +133,7 @@ class Kept(NamedTuple):
         for values, new in zip(jax.tree.leaves(self.values), jax.tree.leaves(scores), strict=True):
             values[fold, trials] = new
         if self.store is not None and self.names is not None:
-            each = zip(*(leaf.tolist() for leaf in jax.tree.leaves(scores)), strict=True)
+            each = zip(*map(list, jax.tree.leaves(scores)), strict=True)
             names = self.names[fold, trials].tolist()
             self.store.write((n, list(s)) for n, s in zip(names, each, strict=True))
 
@@ -180,8 +186,10 @@ def find_kept(
     find_nans = getattr(jax.config, "jax_debug_nans", False)
     for place in np.ndindex(names.shape):
         scores = lines.get(str(names[place]))
+        if scores is None or not _fit(scores, [leaf[place] for leaf in leaves]):
+            continue
         # Who looks for NaNs wants the trial that makes one to run.
-        if scores is None or (find_nans and np.isnan(scores).any()):
+        if find_nans and any(np.isnan(score).any() for score in scores):
             continue
         known.found[place] = True
         for leaf, score in zip(leaves, scores, strict=True):
@@ -228,17 +236,41 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(json_bytes({"parts": parts})).hexdigest()[:32]
 
 
-def _check(trial: str, hexed: list[str]) -> str:
+def _text_of(score: Any) -> Any:
+    if np.ndim(score) == 0:
+        return float(score).hex()
+    little = np.asarray(score, np.dtype(score.dtype).newbyteorder("<"))
+    return [little.dtype.str, base64.b64encode(little.tobytes()).decode()]
+
+
+def _score_of(text: Any) -> Any:
+    if isinstance(text, str):
+        return float.fromhex(text)
+    dtype, encoded = text
+    if dtype not in _DTYPES:
+        raise ValueError(f"no dtype of a score: {dtype!r}")
+    return np.frombuffer(base64.b64decode(encoded, validate=True), dtype)
+
+
+_DTYPES = ("<f2", "<f4", "<f8")
+
+
+def _fit(scores: list[Any], places: list[Any]) -> bool:
+    """Whether each score has the shape of its place."""
+    return all(np.shape(s) == np.shape(p) for s, p in zip(scores, places, strict=True))
+
+
+def _check(trial: str, hexed: list[Any]) -> str:
     return _hash(trial, *hexed)[:8]
 
 
-def _parsed(line: bytes) -> tuple[str, list[float]] | None:
+def _parsed(line: bytes) -> tuple[str, list[Any]] | None:
     try:
         told = json.loads(line)
         trial, hexed = told["trial"], told["scores"]
         if told["check"] != _check(trial, hexed):
             return None
-        return trial, [float.fromhex(number) for number in hexed]
+        return trial, [_score_of(text) for text in hexed]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -12,11 +12,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
+from wdjax.measures import example_means
 from wdjax.selection.folds import Folds, take
+from wdjax.selection.scores import leaf_names
 from wdjax.types import Batch
 
 FitAndScore = Callable[[Any, Batch, Batch, Array], Any]
-"""`fit_and_score(hparams, train, valid, key) -> scalar or tree of scalars`, pure."""
+"""`fit_and_score(hparams, train, valid, key) -> score or tree of scores`, pure: each a scalar, or
+one number per held-out example, in the shape of `valid.weights`."""
+
+
+class TrialScores(NamedTuple):
+    """What one trial gives, or many of them with leading axes."""
+
+    means: PyTree
+    """A scalar a score."""
+    examples: dict[str, Array]
+    """`[example]` of each score that came as one number per held-out example."""
+
 
 MOST_BLOCKS = 64
 """How many blocks of `trials_at_once` a device can run in one call of the trial program."""
@@ -124,7 +137,8 @@ def _run_chunk(
             return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), so_far, new)
 
         scores = jax.lax.fori_loop(0, num_blocks[0], run_block, scores)
-        return jax.tree.map(jnp.ravel, scores)
+        flat = lambda leaf: leaf.reshape(-1, *leaf.shape[1 + len(of_block) :])
+        return jax.tree.map(flat, scores)
 
     trials, shared = (numbers, seed, num_blocks), (train, valid, key, fold)
     return _split_trials(on_one_device, trials, shared, mesh)
@@ -167,18 +181,37 @@ def _split_trials(on_one_device, trials, shared, mesh):
     return over_devices(trials, shared)
 
 
-def one_trial(fit_and_score, numbers, train, valid, key, fold, seed):
+def one_trial(fit_and_score, numbers, train, valid, key, fold, seed) -> TrialScores:
     """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
     trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
-    scores = fit_and_score(numbers, train, valid, trial_key)
-    for path, score in jax.tree_util.tree_leaves_with_path(scores):
-        if jnp.shape(score) != ():
-            name = jax.tree_util.keystr(path) or "the score"
-            raise ValueError(
-                f"`fit_and_score` must return scalars, one score a run; {name} has shape "
-                f"{jnp.shape(score)}."
-            )
-    return jax.tree.map(lambda s: jnp.asarray(s, jnp.result_type(s, jnp.float32)), scores)
+    judge = getattr(fit_and_score, "by_example", fit_and_score)
+    scores = judge(numbers, train, valid, trial_key)
+    means, examples = [], {}
+    for name, score in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
+        score = jnp.asarray(score, jnp.result_type(score, jnp.float32))
+        if score.shape:
+            examples[name] = _by_example(name, score, valid.weights)
+            score = _weighted_mean(examples[name], valid.weights)
+        means.append(score)
+    return TrialScores(jax.tree.unflatten(jax.tree.structure(scores), means), examples)
+
+
+def _by_example(name: str, score: Array, weights: Array) -> Array:
+    """`[example]`, from one number per example or in the shape of the weights."""
+    if score.shape == weights.shape:
+        return example_means(score, weights)
+    if score.shape == weights.shape[:1]:
+        return jnp.where(weights.reshape(len(weights), -1).max(axis=1) > 0, score, 0)
+    raise ValueError(
+        "`fit_and_score` must return scalars, one score a run, or one number per held-out "
+        f"example, here shape {weights.shape}; {name} has shape {score.shape}."
+    )
+
+
+def _weighted_mean(score: Array, weights: Array) -> Array:
+    each = weights.astype(score.dtype).reshape(len(weights), -1).sum(axis=1)
+    total = jnp.sum(each)
+    return jnp.sum(each * score) / jnp.where(total > 0, total, 1)
 
 
 def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
