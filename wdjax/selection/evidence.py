@@ -395,7 +395,9 @@ def interval(
     # Training sets differ between folds, but two or three folds do not show how much.
     examples = np.diagonal(sums.covariance, axis1=-2, axis2=-1)
     examples = examples * {1: 2.0, 2: 2.0, 3: 1.25}.get(num_folds, 1.0)
-    folds = sums.fold_means.var(axis=-1, ddof=1) if num_folds > 1 else np.full_like(examples, np.inf)
+    folds = (
+        sums.fold_means.var(axis=-1, ddof=1) if num_folds > 1 else np.full_like(examples, np.inf)
+    )
     runs = sums.spread @ share**2 / num_seeds
     one_run = runs == 0
     runs = np.where(one_run, folds / num_folds, runs)
