@@ -1,4 +1,4 @@
-"""Intervals for gains: the recipe against plain loops, closed cases, refusals, small simulations."""
+"""Intervals for gains: the recipe against plain loops, closed cases, branches, refusals."""
 
 import math
 

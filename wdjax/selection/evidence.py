@@ -29,9 +29,9 @@ class Gains(NamedTuple):
     is `(-inf, inf)`; of one whose losses are the reference's, `[0, 0]`.
     """
 
-    mean: Float[np.ndarray, "row"]
-    low: Float[np.ndarray, "row"]
-    high: Float[np.ndarray, "row"]
+    mean: Float[np.ndarray, " row"]
+    low: Float[np.ndarray, " row"]
+    high: Float[np.ndarray, " row"]
     method: str
     """"examples" (both sources), "examples only" (a test part at one seed), "folds" (over folds
     alone), "none" (no interval)."""
@@ -141,7 +141,7 @@ def gains_by_example(
     2003; Banerjee 1960; Hall 1992; Bates et al. 2021, arXiv:2104.00673.
     """
     values, slots = _checked(differences, weights, groups, level, "differences")
-    finite = np.isfinite(values).all(axis=(1, 2))
+    finite = _finite(values)
     kept = values[finite]
     if finite.any() and slots.num_groups <= slots.num_folds:
         return _over_folds(_fold_means(values, slots).swapaxes(1, 2), level)
@@ -184,7 +184,7 @@ def confident_set(
     groups: ArrayLike | None = None,
     *,
     level: float = 0.95,
-) -> Bool[np.ndarray, "row"]:
+) -> Bool[np.ndarray, " row"]:
     """The rows that cannot be told from the best: it is among them with probability `level`.
 
     Row r leaves if some row's gain over r has a one-sided lower bound above 0. The bounds are
@@ -217,7 +217,7 @@ def confident_set(
     return _kept(values, level, low)
 
 
-def confident_set_over_folds(losses: ArrayLike, *, level: float = 0.95) -> Bool[np.ndarray, "row"]:
+def confident_set_over_folds(losses: ArrayLike, *, level: float = 0.95) -> Bool[np.ndarray, " row"]:
     """The rows that cannot be told from the best, from fold means alone.
 
     As `confident_set`, by the bounds of `gains_over_folds`, one-sided. With one fold no row can
@@ -503,7 +503,7 @@ def _fold_half_width(
 
 def _over_folds(differences: np.ndarray, level: float) -> Gains:
     """`gains_over_folds` of `[row, fold, seed]`."""
-    finite = np.isfinite(differences).all(axis=(1, 2))
+    finite = _finite(differences)
     kept = differences[finite]
     low, high = _ends_over_folds(kept, level, sides=2)
     method = "folds" if differences.shape[1] > 1 else "none"
@@ -536,7 +536,7 @@ def _kept(
             f"`level` of a confident set must be above 0.5, got level={level}: at or below it a "
             "one-sided bound lies above its own estimate."
         )
-    finite = np.isfinite(losses).all(axis=tuple(range(1, losses.ndim)))
+    finite = _finite(losses)
     if not finite.any():
         raise ValueError(
             "every row of `losses` diverged (no finite row), so none is best: lower the learning "
@@ -548,6 +548,11 @@ def _kept(
             gains = rows[row] - np.delete(rows, row, axis=0)
             kept[index] = not (low(gains, level) > 0).any()
     return kept
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Rows without a number that is not finite."""
+    return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
 
 
 def _gain(values: np.ndarray, slots: Slots) -> np.ndarray:
@@ -571,7 +576,7 @@ def _filled(
     """Rows that diverged put back, as NaN."""
     full = np.full((3, len(finite)), np.nan)
     full[:, finite] = mean, low, high
-    return Gains(*full, method if finite.any() else "none", level)
+    return Gains(full[0], full[1], full[2], method if finite.any() else "none", level)
 
 
 @functools.lru_cache(maxsize=4)
