@@ -196,10 +196,14 @@ def found_text(results: dict[str, Any], most: int | None = None) -> str:
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """The SHA-256 of what decides the numbers: `run.py` without its page, and what it uses of
-    `problems.py`. The configuration stands in `run.py`; comments and layout do not count.
+    """The SHA-256 of what decides the numbers: `run.py` without its page, the other files of
+    its folder, and what they use of `problems.py`. The configuration stands in `run.py`;
+    comments and layout do not count.
     """
     run = ast.parse((folder / "run.py").read_text(encoding="utf-8")).body[1:]
+    for path in sorted(folder.glob("*.py")):
+        if path.name not in ("run.py", "__main__.py", "problems.py"):
+            run += ast.parse(path.read_text(encoding="utf-8")).body
     shared = {}
     for node in ast.parse((ROOT / "problems.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):
