@@ -1,15 +1,52 @@
-"""The rules that choose a candidate, and say how sure they are."""
+"""The rules that choose a candidate, and what its scores allow to say of it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from wdjax.checks import check_one_of
-from wdjax.selection.cross_validation import Scores, standard_error_over_folds
+from wdjax.measures import direction_of
+from wdjax.selection.evidence import (
+    Gains,
+    confident_set,
+    confident_set_over_folds,
+    gains_by_example,
+    gains_over_folds,
+)
+from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
 RULES = ("min", "one_standard_error")
+
+
+class Gain(NamedTuple):
+    """How much better than zero, paired: positive is better, with a simultaneous interval."""
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    num_rows: int
+    """How many rows the interval holds for at once."""
+    method: str
+    """"examples": the error holds which examples were held out and which runs were made;
+    "folds": of fold means alone; "none": there is no interval."""
+
+    @property
+    def verdict(self) -> str:
+        """ "helps" if the interval lies above 0, "hurts" below, "equal" at 0, else "unclear"."""
+        if self.low == self.high == 0:
+            return "equal"
+        return "helps" if self.low > 0 else "hurts" if self.high < 0 else "unclear"
+
+    @property
+    def interval(self) -> str:
+        """`95 % interval 0.0012 to 0.0034`, or that there is none."""
+        if not np.isfinite([self.low, self.high]).all():
+            return f"no {self.level:.0%} interval".replace("%", " %")
+        low, high = (format_number(float(f"{end:.2g}")) for end in (self.low, self.high))
+        return f"{self.level * 100:g} % interval {low} to {high}"
 
 
 class Choice(NamedTuple):
@@ -21,6 +58,14 @@ class Choice(NamedTuple):
     standard_error: float
     rule: str
     reason: str
+    value: str = "loss"
+    """The score it was chosen by."""
+    higher_is_better: bool = False
+    gain: Gain | None = None
+    """Over the row that differs only in being at strength 0; None if there is none, it is that
+    row, or one of the two diverged."""
+    confident_set: tuple[int, ...] = ()
+    """The rows that cannot be told from the best: it is one of them with 95 % confidence."""
 
     def table(self) -> Table:
         """One row: the numbers chosen and what they score."""
@@ -34,58 +79,220 @@ class Choice(NamedTuple):
         return self.table()._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return self._asdict()
+        """The fields by name; the gain with its verdict."""
+        gain = None if self.gain is None else {**self.gain._asdict(), "verdict": self.gain.verdict}
+        return {**self._asdict(), "gain": gain, "confident_set": list(self.confident_set)}
 
 
 def choose(
-    scores: Scores, rule: str = "min", *, value: str = "loss", simpler: str = "strength"
+    scores: Scores,
+    rule: str = "min",
+    *,
+    value: str = "loss",
+    simpler: str = "strength",
+    higher_is_better: bool | None = None,
 ) -> Choice:
-    """Chooses the row of the grid with the lowest score, or the simplest one close to it.
+    """Chooses the row of the grid with the best score, or the simplest one close to it.
 
         m_row = mean over folds of the mean over seeds
         se_row = deviation of the fold means (ddof 1) / sqrt(folds)
 
-    `"min"` takes the row of lowest m (the first, if several tie). `"one_standard_error"` takes,
-    of the rows with m <= m_best + se_best, the one with the largest `simpler` (the lowest m, if
-    several tie). A row with a run that is not finite loses. `reason` says so in words where the
-    choice lies at an end of the grid, or where zero cannot be told from it: the paired
-    difference over folds, zero's minus the choice's, is within one standard error of 0.
+    `"min"` takes the row of best m (the first, if several tie). `"one_standard_error"` takes, of
+    the rows with m within se_best of m_best, the one with the largest `simpler` (the best m, if
+    several tie). A row with a run that is not finite loses.
+
+    Whether decay helped is another question than which row is best, and no rule answers it: the
+    best of many rows looks better than zero by luck alone. `gain` is the chosen row's paired gain
+    over the row of strength 0, with a 95 % interval that holds for all rows tried at once
+    (`wdjax.selection.evidence` has the recipe). Decay helps if it lies above 0, hurts if below,
+    and otherwise cannot be told from zero; `reason` says which, in words. The interval holds which
+    examples were held out and which runs (fold x seed) were made, where `scores` have single
+    examples; else the fold means alone, which tell less. Folds that hold an example out more than
+    once are not taken for independent. `confident_set` are the rows that cannot be told from the
+    best, by the same errors.
 
     Args:
-      scores: from `cross_validate`; lower is better.
-      rule: "min" or "one_standard_error".
+      scores: from `cross_validate`.
+      rule: "min" (the best mean, also of a score of which more is better) or
+        "one_standard_error".
       value: which score, where `scores.values` is a dict.
       simpler: the axis of the grid whose larger values make simpler models.
+      higher_is_better: the direction of the score, where `scores.higher_is_better` does not say
+        it; a `loss` is better when lower.
 
     Raises:
-      ValueError: for an unknown rule, value or axis, or if every row has diverged.
+      ValueError: for an unknown rule, value or axis, a score of unknown direction or a direction
+        that contradicts the score's own, or if every row has diverged.
 
-    Source: Breiman et al. 1984, section 3.4.3, for the one-standard-error rule.
+    Sources: Breiman et al. 1984, section 3.4.3, for the one-standard-error rule; Lei 2020,
+    arXiv:1703.07904, for the set.
     """
     check_one_of("rule", rule, RULES)
-    values = _score_named(scores.values, value)
-    means, errors = values.mean(axis=(1, 2)), standard_error_over_folds(values)
-    finite = np.isfinite(means)
-    if not finite.any():
-        raise ValueError(
-            "every run of the grid diverged (no finite score): lower the learning rate or the "
-            "largest strengths, or check the data."
-        )
-    ranked = np.where(finite, means, np.inf)
-    best = int(np.argmin(ranked))
-    index = best
+    judged = Judged.of(scores, value, higher_is_better)
     if rule == "one_standard_error":
-        index = _simplest_within(scores.grid, simpler, ranked, ranked[best] + errors[best])
-    hparams = {name: float(np.asarray(axis)[index]) for name, axis in scores.grid.items()}
-    return Choice(
-        index=index,
-        hparams=hparams,
-        mean=float(means[index]),
-        standard_error=float(errors[index]),
-        rule=rule,
-        reason=" ".join(_reasons(scores.grid, values, rule, best, index, simpler)),
-    )
+        check_one_of("simpler", simpler, scores.grid)
+    return judged.choose(rule, simpler, gains_over_zero([judged])[0], judged.confident())
+
+
+class Judged(NamedTuple):
+    """One score of a search, turned so that lower is better."""
+
+    grid: Mapping[str, Any]
+    losses: np.ndarray
+    """`[row, fold, seed]`, NaN where a run diverged."""
+    held_out: HeldOut | None
+    each: np.ndarray | None
+    """`[row, fold, seed, example]`, or None if single examples are not known, or not independent
+    over the folds."""
+    value: str
+    higher_is_better: bool
+
+    @classmethod
+    def of(cls, scores: Scores, value: str, higher_is_better: bool | None = None) -> "Judged":
+        """The score named `value`, with its direction.
+
+        Raises:
+          ValueError: for an unknown score or direction.
+        """
+        if isinstance(scores.values, dict):
+            check_one_of("value", value, scores.names)
+            name = value
+        elif len(scores.names) == 1:
+            name = scores.names[0]
+        else:
+            raise ValueError("`scores.values` must be one array or a dict of arrays by name.")
+        up = _direction(scores, name if name != "score" else "loss", higher_is_better)
+        sign = -1.0 if up else 1.0
+        held_out, each = scores.held_out, None
+        if held_out is not None and not held_out.repeated and name in held_out.values:
+            each = sign * np.asarray(held_out.values[name], np.float64)
+        return cls(scores.grid, sign * scores.of(name), held_out, each, value, up)
+
+    @property
+    def means(self) -> np.ndarray:
+        """`[row]`; infinite where a run diverged."""
+        means = self.losses.mean(axis=(1, 2))
+        return np.where(np.isfinite(means), means, np.inf)
+
+    @property
+    def overlap(self) -> float | None:
+        """Held-out examples per training example, of folds that are not independent."""
+        if self.held_out is None or not self.held_out.repeated:
+            return None
+        return float(((self.held_out.weights > 0).sum(axis=1) / self.held_out.num_train).mean())
+
+    def confident(self) -> tuple[int, ...]:
+        """The rows that cannot be told from the best."""
+        return confident_rows([self])[0]
+
+    def choose(
+        self, rule: str, simpler: str, gains: dict[int, Gain], confident: tuple[int, ...]
+    ) -> Choice:
+        """The rule's choice, with what is known of its gain.
+
+        Raises:
+          ValueError: if every row has diverged.
+        """
+        means, errors = self.means, standard_error_over_folds(self.losses)
+        if not np.isfinite(means).any():
+            raise ValueError(
+                "every run of the grid diverged (no finite score): lower the learning rate or the "
+                "largest strengths, or check the data."
+            )
+        best = int(np.argmin(means))
+        index = best
+        if rule == "one_standard_error":
+            index = _simplest_within(self.grid, simpler, means, means[best] + errors[best])
+        sign = -1.0 if self.higher_is_better else 1.0
+        choice = Choice(
+            index=index,
+            hparams={name: float(np.asarray(axis)[index]) for name, axis in self.grid.items()},
+            mean=float(sign * means[index]),
+            standard_error=float(errors[index]),
+            rule=rule,
+            reason="",
+            value=self.value,
+            higher_is_better=self.higher_is_better,
+            gain=gains.get(index),
+            confident_set=confident,
+        )
+        return choice._replace(reason=" ".join(self._reasons(choice, best, simpler, gains)))
+
+    def _reasons(self, choice: Choice, best: int, simpler: str, gains: dict[int, Gain]):
+        errors = standard_error_over_folds(self.losses)
+        kind = "Highest" if self.higher_is_better else "Lowest"
+        top = format_number(-self.means[best] if self.higher_is_better else self.means[best])
+        if choice.index == best:
+            yield f"{kind} mean score, {top}."
+        else:
+            yield (
+                f"Largest {simpler} within one standard error ({format_number(errors[best])}) of "
+                f"the {kind.lower()} mean score, {top}."
+            )
+        for name, end in beyond(self.grid, best, gains).items():
+            yield (
+                f"The best lies at an end of the grid: {end} {name} tried; there may be a better "
+                "one beyond, so widen the grid."
+            )
+        yield from _words_on_zero(self.grid, choice, gains)
+        diverged = int((~np.isfinite(self.means)).sum())
+        if diverged:
+            yield f"{diverged} of {len(self.means)} rows diverged and lose."
+
+
+def gains_over_zero(searches: Sequence[Judged]) -> list[dict[int, Gain]]:
+    """Of each search, `{row: its gain}` over its row of strength 0; simultaneous over all.
+
+    Rows without such a row, and the zero rows themselves, are left out; so are rows of which one
+    of the two diverged.
+    """
+    pairs = [
+        (which, row, zero)
+        for which, search in enumerate(searches)
+        for row in range(len(search.losses))
+        if (zero := row_of_zero(search.grid, row)) not in (None, row)
+        and np.isfinite(search.losses[[row, zero]]).all()
+    ]
+    found: list[dict[int, Gain]] = [{} for _ in searches]
+    if not pairs:
+        return found
+    gains = _gains(searches, [(searches[w], zero, row) for w, row, zero in pairs])
+    for (which, row, _), mean, low, high in zip(pairs, *gains[:3], strict=True):
+        found[which][row] = Gain(
+            float(mean), float(low), float(high), gains.level, len(pairs), gains.method
+        )
+    return found
+
+
+def _gains(searches: Sequence[Judged], pairs: list[tuple[Judged, Any, int]]) -> Gains:
+    """Of each `(search, reference row, row)`: by single examples if all searches have them."""
+    if all(search.each is not None for search in searches):
+        held_out = _shared(searches)
+        differences = np.stack([s.each[zero] - s.each[row] for s, zero, row in pairs])  # pyright: ignore[reportOptionalSubscript]
+        return gains_by_example(differences, held_out.weights, held_out.groups)
+    differences = np.stack([s.losses[zero] - s.losses[row] for s, zero, row in pairs])
+    return gains_over_folds(differences, overlap=searches[0].overlap)
+
+
+def confident_rows(searches: Sequence[Judged]) -> list[tuple[int, ...]]:
+    """Of each search, the rows that cannot be told from the best of all searches' rows."""
+    if not any(np.isfinite(search.means).any() for search in searches):
+        return [() for _ in searches]
+    if all(search.each is not None for search in searches):
+        held_out = _shared(searches)
+        each = np.concatenate([search.each for search in searches])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        inside = confident_set(each, held_out.weights, held_out.groups)
+    else:
+        losses = np.concatenate([search.losses for search in searches])
+        inside = confident_set_over_folds(losses, overlap=searches[0].overlap)
+    ends = np.cumsum([len(search.losses) for search in searches])[:-1]
+    return [tuple(np.flatnonzero(part).tolist()) for part in np.split(inside, ends)]
+
+
+def _shared(searches: Sequence[Judged]) -> HeldOut:
+    held_out = searches[0].held_out
+    assert held_out is not None
+    return held_out
 
 
 def paired_difference(values: np.ndarray, row: int, other: int) -> Estimate:
@@ -118,49 +325,75 @@ def end_of_grid(grid: Any, index: int, name: str) -> str | None:
     return {above[0]: "smallest", above[-1]: "largest"}.get(axis[index])
 
 
-def _score_named(values: Any, name: str) -> np.ndarray:
-    if isinstance(values, dict):
-        check_one_of("value", name, values)
-        values = values[name]
-    leaves = jax.tree.leaves(values)
-    if len(leaves) != 1:
-        raise ValueError("`scores.values` must be one array or a dict of arrays by name.")
-    scores = np.asarray(leaves[0], np.float64)
-    return np.where(np.isfinite(scores), scores, np.nan)
+def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
+    """`{axis: end}` of the axes at whose end the best row lies, so that a better may lie beyond.
+
+    Beyond the smallest strength there is zero: where the best row is known not to be better than
+    that, nothing better lies between.
+    """
+    found = {}
+    for name in grid:
+        end = end_of_grid(grid, best, name)
+        towards_zero = name == "strength" and end == "smallest" and best in gains
+        if end is not None and not (towards_zero and gains[best].verdict != "helps"):
+            found[name] = end
+    return found
+
+
+def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain]):
+    """Whether decay helped, in sentences."""
+    zero = row_of_zero(grid, choice.index)
+    if zero is None:
+        return
+    if zero == choice.index:
+        rivals = [row for row in gains if row_of_zero(grid, row) == zero]
+        unclear = [row for row in rivals if gains[row].verdict != "hurts"]
+        if rivals and not unclear:
+            yield "It is zero: decay hurts at every strength tried."
+        elif unclear:
+            yield (
+                f"It is zero, which cannot be told from {len(unclear)} of the {len(rivals)} "
+                "strengths tried beside it."
+            )
+        return
+    gain = choice.gain
+    if gain is None:
+        yield "There is no gain over zero to tell: zero diverged."
+        return
+    words = {
+        "helps": "Decay helps",
+        "hurts": "Decay hurts",
+        "equal": "It scores what zero scores, example by example",
+        "unclear": "It cannot be told from zero",
+    }
+    at_once = f", for {gain.num_rows} rows at once" if gain.num_rows > 1 else ""
+    yield (
+        f"{words[gain.verdict]}: the paired gain over zero is {format_number(gain.mean)}, "
+        f"{gain.interval}{at_once}."
+    )
+    if gain.method == "none":
+        yield "One fold has no error: take two or more."
+    elif gain.method == "folds":
+        yield "The interval is of fold means alone, which tell less than single examples would."
+
+
+def _direction(scores: Scores, name: str, told: bool | None) -> bool:
+    known = scores.higher_is_better.get(name, direction_of(name, None))
+    if told is not None and not isinstance(told, bool):
+        raise ValueError(f"`higher_is_better` must be True or False, got {told!r}.")
+    if told is None and known is None:
+        raise ValueError(
+            f"whether more of {name!r} is better is not known: pass higher_is_better=True or "
+            "False, or make the score of a Measure(function, higher_is_better)."
+        )
+    if None not in (told, known) and told != known:
+        raise ValueError(
+            f"`higher_is_better`={told}, but the score {name!r} is better when "
+            f"{'higher' if known else 'lower'}; leave the argument out."
+        )
+    return bool(known if told is None else told)
 
 
 def _simplest_within(grid: Any, simpler: str, ranked: np.ndarray, bound: float) -> int:
-    check_one_of("simpler", simpler, grid)
     size = np.where(ranked <= bound, np.asarray(grid[simpler], np.float64), -np.inf)
     return int(np.lexsort((ranked, -size))[0])
-
-
-def _reasons(grid, values, rule, best, index, simpler):
-    means, errors = values.mean(axis=(1, 2)), standard_error_over_folds(values)
-    if rule == "min" or index == best:
-        yield f"Lowest mean score, {format_number(means[best])}."
-    else:
-        yield (
-            f"Largest {simpler} within one standard error ({format_number(errors[best])}) of the "
-            f"lowest mean score, {format_number(means[best])}."
-        )
-    for name in grid:
-        end = end_of_grid(grid, index, name)
-        if end is not None:
-            yield (
-                f"It lies at an end of the grid: {end} {name} tried; the best may lie beyond, "
-                "so widen the grid."
-            )
-    zero = row_of_zero(grid, index)
-    if zero == index:
-        yield "It is zero: no strength tried scored lower."
-    elif zero is not None and np.isfinite(means[zero]):
-        gain = paired_difference(values, zero, index)
-        if not abs(gain.mean) > gain.standard_error:
-            yield (
-                f"It cannot be told from zero: the paired difference is {gain}, "
-                "within one standard error."
-            )
-    diverged = int((~np.isfinite(means)).sum())
-    if diverged:
-        yield f"{diverged} of {len(means)} rows diverged and lose."

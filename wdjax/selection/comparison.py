@@ -10,16 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of
-from wdjax.selection.choice import Choice, choose
-from wdjax.selection.cross_validation import (
-    FitAndScore,
-    Grid,
-    Progress,
-    Scores,
-    cross_validate,
-    standard_error_over_folds,
-)
+from wdjax.selection.choice import RULES, Choice, Judged, confident_rows, gains_over_zero
+from wdjax.selection.cross_validation import FitAndScore, Progress, cross_validate
 from wdjax.selection.folds import Folds
+from wdjax.selection.scores import Grid, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 from wdjax.types import Batch
 
@@ -28,7 +22,7 @@ class Comparison(NamedTuple):
     """Choices side by side, each at its best numbers; prints as a table, the best one marked."""
 
     value: str
-    """The score compared; lower is better."""
+    """The score compared."""
     baseline: str
     """The choice that the differences are taken from."""
     chosen: dict[str, Choice]
@@ -37,9 +31,21 @@ class Comparison(NamedTuple):
     """All that was run, choice by choice."""
 
     @property
+    def higher_is_better(self) -> bool:
+        """The direction of the score."""
+        return self.chosen[self.baseline].higher_is_better
+
+    @property
     def best(self) -> str:
-        """The choice of the lowest mean score (the first, if several tie)."""
-        return min(self.chosen, key=lambda name: self.chosen[name].mean)
+        """The choice of the best mean score (the first, if several tie)."""
+        sign = -1 if self.higher_is_better else 1
+        return min(self.chosen, key=lambda name: sign * self.chosen[name].mean)
+
+    @property
+    def told_apart(self) -> list[str]:
+        """The choices known to be worse than the best: with 95 % confidence the best of all rows
+        tried, of all choices, is none of theirs."""
+        return [name for name, choice in self.chosen.items() if not choice.confident_set]
 
     def difference(self, name: str, other: str | None = None) -> Estimate:
         """`name` minus `other` (the baseline), paired over folds: mean and standard error.
@@ -93,13 +99,13 @@ class Comparison(NamedTuple):
             f"candidates tried: {candidates}; the best of more of them looks better by luck alone",
         ]
         for name in self.chosen:
+            if name == self.best:
+                continue
             gap = self.difference(name, self.best)
-            if name != self.best and not abs(gap.mean) > gap.standard_error:
-                notes.append(
-                    f"{name} cannot be told from {self.best}: {gap}, within one standard error."
-                )
+            words = "is worse than" if name in self.told_apart else "cannot be told from"
+            notes.append(f"{name} {words} {self.best} ({gap}), by the 95 % set of all rows tried.")
         for name, choice in self.chosen.items():
-            if "end of the grid" in choice.reason:
+            if "at an end of the grid" in choice.reason:
                 numbers = ", ".join(f"{k} {format_number(v)}" for k, v in choice.hparams.items())
                 notes.append(f"{name} lies at an end of its grid ({numbers}): widen it.")
         return "\n".join(notes)
@@ -123,6 +129,8 @@ class Comparison(NamedTuple):
             "value": self.value,
             "baseline": self.baseline,
             "best": self.best,
+            "higher_is_better": self.higher_is_better,
+            "told_apart": self.told_apart,
             "choices": choices,
         }
 
@@ -142,11 +150,18 @@ def compare(
     mesh: Mesh | None = None,
     progress: Callable[[str, Progress], None] | None = None,
     kept: str | os.PathLike[str] | None = None,
+    groups: Any = None,
+    higher_is_better: bool | None = None,
+    simpler: str = "strength",
 ) -> Comparison:
     """Compares choices (optimisers, augmentations, structures), each at the best of its numbers.
 
         best_c = choose(cross_validate(c, grid_c), rule)
         difference_c = mean over folds of (score_c(best_c) - score_b(best_b)), b the baseline
+
+    Which choices are worse than the best is told by all rows of all choices together: the set of
+    rows that cannot be told from the best of them (see `choose`) holds none of theirs. The
+    interval of a choice's gain over its zero holds for all these rows at once too.
 
     A choice makes a program, a number an axis: every choice is one cross-validation over its own
     grid. All see the same folds and the keys of (fold, seed), so two choices of one model start
@@ -160,7 +175,7 @@ def compare(
       data: all examples.
       folds: from `kfold` or `folds_from_splits`.
       key: of the runs, see `cross_validate`.
-      value: which score decides, where they are a dict; lower is better.
+      value: which score decides, where they are a dict.
       baseline: the choice that differences are taken from; by default the first.
       rule: how each choice's numbers are chosen, see `choose`.
       num_seeds: runs per row and fold.
@@ -168,10 +183,14 @@ def compare(
       mesh: see `cross_validate`.
       progress: called with the choice's name and a `Progress`.
       kept: a folder, see `cross_validate`.
+      groups: of the examples, see `cross_validate`.
+      higher_is_better: see `choose`.
+      simpler: see `choose`.
 
     Raises:
       ValueError: for fewer than two choices, grids that are not those of the choices, an unknown
-        baseline, rule or value, or a choice of which every run diverged.
+        baseline, rule or value, a score of unknown direction, or a choice of which every run
+        diverged.
     """
     if len(choices) < 2:
         raise ValueError(
@@ -180,7 +199,8 @@ def compare(
     grids = _grids(choices, grid)
     baseline = next(iter(choices)) if baseline is None else baseline
     check_one_of("baseline", baseline, choices)
-    scores, chosen = {}, {}
+    check_one_of("rule", rule, RULES)
+    scores = {}
     for name, fit_and_score in choices.items():
         listener = None if progress is None else _named(progress, name)
         scores[name] = cross_validate(
@@ -194,12 +214,43 @@ def compare(
             mesh=mesh,
             progress=listener,
             kept=kept,
+            groups=groups,
         )
+    return compare_scores(
+        scores,
+        rule,
+        value=value,
+        baseline=baseline,
+        simpler=simpler,
+        higher_is_better=higher_is_better,
+    )
+
+
+def compare_scores(
+    scores: Mapping[str, Scores],
+    rule: str = "min",
+    *,
+    value: str = "loss",
+    baseline: str | None = None,
+    simpler: str = "strength",
+    higher_is_better: bool | None = None,
+) -> Comparison:
+    """The comparison of choices whose cross-validations have been run, on the same folds.
+
+    Raises:
+      ValueError: as `compare`.
+    """
+    baseline = next(iter(scores)) if baseline is None else baseline
+    judged = {name: Judged.of(s, value, higher_is_better) for name, s in scores.items()}
+    searches = list(judged.values())
+    gains, confident = gains_over_zero(searches), confident_rows(searches)
+    chosen = {}
+    for name, own_gains, inside in zip(judged, gains, confident, strict=True):
         try:
-            chosen[name] = choose(scores[name], rule, value=value)
+            chosen[name] = judged[name].choose(rule, simpler, own_gains, inside)
         except ValueError as error:
             raise ValueError(f"choice {name!r}: {error}") from None
-    return Comparison(value, baseline, chosen, scores)
+    return Comparison(value, baseline, chosen, dict(scores))
 
 
 def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, Grid]:

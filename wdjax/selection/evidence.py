@@ -152,7 +152,9 @@ def gains_by_example(
     return _filled(finite, _gain(kept, slots), low, high, "examples", level)
 
 
-def gains_over_folds(differences: ArrayLike, *, level: float = 0.95) -> Gains:
+def gains_over_folds(
+    differences: ArrayLike, *, level: float = 0.95, overlap: float | None = None
+) -> Gains:
     """Intervals from fold means alone, where no example-wise losses are to be had.
 
         mean_r +- t_{K-1}(1 - (1 - level) / (2 rows)) sqrt(s_r^2 (1/K + 1/(K-1)))
@@ -167,6 +169,8 @@ def gains_over_folds(differences: ArrayLike, *, level: float = 0.95) -> Gains:
       differences: `[row, fold, seed]`, the reference's score minus the row's where lower is
         better; the reference itself is none of the rows.
       level: of the intervals together, 0 < level < 1.
+      overlap: held-out examples per training example, in place of 1 / (K - 1): of folds that hold
+        an example out more than once (repeated or drawn at random), which are not independent.
 
     Raises:
       ValueError: for another number of axes, no row, no fold, no seed, a level outside (0, 1).
@@ -175,7 +179,7 @@ def gains_over_folds(differences: ArrayLike, *, level: float = 0.95) -> Gains:
     """
     _check_level(level)
     values = _axes("differences", differences, ("row", "fold", "seed"))
-    return _over_folds(values, level)
+    return _over_folds(values, level, overlap)
 
 
 def confident_set(
@@ -217,7 +221,9 @@ def confident_set(
     return _kept(values, level, low)
 
 
-def confident_set_over_folds(losses: ArrayLike, *, level: float = 0.95) -> Bool[np.ndarray, " row"]:
+def confident_set_over_folds(
+    losses: ArrayLike, *, level: float = 0.95, overlap: float | None = None
+) -> Bool[np.ndarray, " row"]:
     """The rows that cannot be told from the best, from fold means alone.
 
     As `confident_set`, by the bounds of `gains_over_folds`, one-sided. With one fold no row can
@@ -226,6 +232,7 @@ def confident_set_over_folds(losses: ArrayLike, *, level: float = 0.95) -> Bool[
     Args:
       losses: `[row, fold, seed]`, lower is better.
       level: 0.5 < level < 1.
+      overlap: as in `gains_over_folds`.
 
     Raises:
       ValueError: as `gains_over_folds`; if every row diverged; for a level of 0.5 or less.
@@ -233,7 +240,8 @@ def confident_set_over_folds(losses: ArrayLike, *, level: float = 0.95) -> Bool[
     Sources: Lei 2020, arXiv:1703.07904; Nadeau & Bengio 2003.
     """
     _check_level(level)
-    return _kept(_axes("losses", losses, ("row", "fold", "seed")), level, _low_over_folds)
+    low = functools.partial(_low_over_folds, overlap=overlap)
+    return _kept(_axes("losses", losses, ("row", "fold", "seed")), level, low)
 
 
 def test_gain(
@@ -492,39 +500,47 @@ def _told(
 
 
 def _fold_half_width(
-    variance: np.ndarray, num_folds: int, rows: int, level: float, sides: int
+    variance: np.ndarray,
+    num_folds: int,
+    rows: int,
+    level: float,
+    sides: int,
+    overlap: float | None = None,
 ) -> np.ndarray:
     """Nadeau & Bengio's half width for the variance of fold means, Bonferroni over the rows."""
     if num_folds < 2:
         return np.full_like(variance, np.inf)
     quantile = -special.stdtrit(num_folds - 1, (1 - level) / sides / rows)
-    return quantile * np.sqrt(variance * (1 / num_folds + 1 / (num_folds - 1)))
+    overlap = 1 / (num_folds - 1) if overlap is None else overlap
+    return quantile * np.sqrt(variance * (1 / num_folds + overlap))
 
 
-def _over_folds(differences: np.ndarray, level: float) -> Gains:
+def _over_folds(differences: np.ndarray, level: float, overlap: float | None = None) -> Gains:
     """`gains_over_folds` of `[row, fold, seed]`."""
     finite = _finite(differences)
     kept = differences[finite]
-    low, high = _ends_over_folds(kept, level, sides=2)
+    low, high = _ends_over_folds(kept, level, sides=2, overlap=overlap)
     method = "folds" if differences.shape[1] > 1 else "none"
     return _filled(finite, kept.mean(axis=(1, 2)), low, high, method, level)
 
 
 def _ends_over_folds(
-    differences: np.ndarray, level: float, sides: int
+    differences: np.ndarray, level: float, sides: int, overlap: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, num_folds, _ = differences.shape
     mean, fold_means = differences.mean(axis=(1, 2)), differences.mean(axis=2)
     variance = fold_means.var(axis=1, ddof=1) if num_folds > 1 else np.full(rows, np.inf)
-    half = _fold_half_width(variance, num_folds, max(rows, 1), level, sides)
+    half = _fold_half_width(variance, num_folds, max(rows, 1), level, sides, overlap)
     told = np.isfinite(half) & (half > ROUNDING * np.abs(mean))
     identical = (differences == 0).all(axis=(1, 2)) & (num_folds > 1)
     half = np.where(identical, 0.0, np.where(told, half, np.inf))
     return mean - half, mean + half
 
 
-def _low_over_folds(differences: np.ndarray, level: float) -> np.ndarray:
-    return _ends_over_folds(differences, level, sides=1)[0]
+def _low_over_folds(
+    differences: np.ndarray, level: float, overlap: float | None = None
+) -> np.ndarray:
+    return _ends_over_folds(differences, level, sides=1, overlap=overlap)[0]
 
 
 def _kept(
