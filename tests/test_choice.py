@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from wdjax.selection.choice import choose, end_of_grid, row_of_zero
-from wdjax.selection.cross_validation import Scores, standard_error_over_folds
 from wdjax.selection.grids import grid_product
+from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
 
 # Scores
 
@@ -116,18 +117,32 @@ def test_if_every_row_diverged_there_is_no_choice():
 @pytest.mark.parametrize(
     "strengths, words",
     [
-        ([1, 0.5, 2, 3], "at an end of the grid: smallest strength tried; the best may lie beyond"),
-        ([0, 1, 2, 3], "smallest strength"),
+        ([1, 0.5, 2, 3], "at an end of the grid: smallest strength tried; there may be a better"),
         ([0, 3, 2, 1], "largest strength"),
+        # Not known to be better than zero, so nothing better is known to lie between the two.
+        ([0, 1, 2, 3], None),
         ([0, 2, 1, 3], None),
         ([2, 0, 1, 3], None),
     ],
 )
 def test_a_choice_at_an_end_of_the_grid_says_so_and_zero_is_no_end(strengths, words):
-    """The second row is the best. The smallest above zero is an end as well."""
+    """The second row is the best. The smallest above zero is an end as well, if it helps."""
     reason = choose(scores_of(FOUR, strength=strengths)).reason
     assert ("end of the grid" in reason) == (words is not None)
     assert words is None or words in reason
+
+
+def test_the_smallest_strength_is_an_end_if_it_is_known_to_help():
+    clear = by_fold([9, 9.1, 9, 9.1], [2, 2, 2, 2.1], [2.5, 2.5, 2.5, 2.5])
+    reason = choose(scores_of(clear, strength=[0, 1, 2])).reason
+    assert "end of the grid: smallest strength" in reason and "Decay helps" in reason
+
+
+def test_the_end_of_the_grid_is_that_of_the_best_row_not_of_the_rules_choice():
+    """One standard error takes the largest strength of many that tie: nothing lies beyond it."""
+    tie = by_fold([9] * 4, [2, 2, 4, 4.0], [2.5, 2.5, 4.4, 4.5])
+    choice = choose(scores_of(tie, strength=[0, 1, 2]), "one_standard_error")
+    assert choice.hparams == {"strength": 2.0} and "largest strength tried" not in choice.reason
 
 
 def test_ends_are_told_for_every_axis_of_two_values_or_more():
@@ -141,20 +156,141 @@ def test_ends_are_told_for_every_axis_of_two_values_or_more():
     assert end_of_grid(grid_product(strength=[0, 1]), 1, "strength") is None
 
 
-def test_zero_that_cannot_be_told_from_the_choice_is_said_with_the_paired_difference():
-    """Differences over folds 1, -0.5, 1, -0.5: mean 0.25, standard error 0.433."""
+def test_of_fold_means_alone_the_gain_has_the_interval_of_the_corrected_t():
+    """Differences over folds 1, -0.5, 1, -0.5: mean 0.25, deviation 0.866, two rows beside zero:
+    half width t_3(1 - 0.025 / 2) * 0.866 * sqrt(1/4 + 1/3)."""
     values = by_fold([3, 1.5, 5, 3.5], [2, 2, 4, 4], [9] * 4)
-    reason = choose(scores_of(values, strength=[0, 1, 2])).reason
-    assert "cannot be told from zero: the paired difference is 0.25 +- 0.43" in reason
-    clear = by_fold([3, 3, 5, 5.1], [2, 2, 4, 4], [9] * 4)
-    assert "told from zero" not in choose(scores_of(clear, strength=[0, 1, 2])).reason
-
-
-def test_zero_chosen_is_said():
-    values = by_fold([2, 2, 4, 4], [5] * 4, [6] * 4)
-    assert "It is zero: no strength tried scored lower" in (
-        choose(scores_of(values, strength=[0, 1, 2])).reason
+    choice = choose(scores_of(values, strength=[0, 1, 2]))
+    half = stats.t.ppf(1 - 0.0125, 3) * np.sqrt(0.75) * np.sqrt(1 / 4 + 1 / 3)
+    np.testing.assert_allclose(choice.gain[:3], (0.25, 0.25 - half, 0.25 + half))
+    assert (choice.gain.verdict, choice.gain.method, choice.gain.num_rows) == (
+        "unclear",
+        "folds",
+        2,
     )
+    assert "cannot be told from zero: the paired gain over zero is 0.25, 95 % interval" in (
+        choice.reason
+    )
+    assert choice.confident_set == (0, 1)
+    clear = by_fold([3, 3, 5, 5.1], [2, 2, 4, 4], [9] * 4)
+    choice = choose(scores_of(clear, strength=[0, 1, 2]))
+    assert choice.gain.verdict == "helps" and "Decay helps: the paired" in choice.reason
+
+
+def test_one_fold_has_no_error_and_says_so():
+    choice = choose(scores_of(np.array([[[3.0]], [[2.0]]]), strength=[0, 1]))
+    assert choice.gain.verdict == "unclear" and choice.confident_set == (0, 1)
+    assert "no 95 % interval" in choice.reason and "One fold has no error" in choice.reason
+
+
+def test_zero_chosen_is_said_and_a_tie_is_not_called_harm():
+    tie = by_fold([2, 2, 4, 4], [2, 2.5, 4, 4], [6] * 4)
+    reason = choose(scores_of(tie, strength=[0, 1, 2])).reason
+    assert "It is zero, which cannot be told from any of the 2 strengths tried" in reason
+    harm = by_fold([2, 2, 4, 4], [5, 5, 7, 7.1], [6, 6, 8, 8.1])
+    reason = choose(scores_of(harm, strength=[0, 1, 2])).reason
+    assert "It is zero: decay hurts at every strength tried" in reason
+
+
+def test_decay_can_be_chosen_and_hurt():
+    """One standard error takes strength 1, which is a little worse in every fold."""
+    values = by_fold([2, 2, 4, 4], [2.1, 2.1, 4.1, 4.101], [9] * 4)
+    choice = choose(scores_of(values, strength=[0, 1, 2]), "one_standard_error")
+    assert choice.hparams == {"strength": 1.0} and choice.gain.verdict == "hurts"
+    assert "Decay hurts: the paired gain over zero is -0.1" in choice.reason
+
+
+# Single examples
+
+
+def by_example(gains, noise=0.3, num_folds=5, num_seeds=3, num_examples=200, seed=0, **axes):
+    """Scores with single examples: row r is lower by `gains[r]`, noise apart."""
+    rng = np.random.default_rng(seed)
+    shape = (len(gains), num_folds, num_seeds, num_examples)
+    hard = rng.gamma(1.0, size=(1, num_folds, 1, num_examples))
+    each = hard - np.reshape(gains, (-1, 1, 1, 1)) + noise * rng.normal(size=shape)
+    index = np.arange(num_folds * num_examples).reshape(num_folds, num_examples)
+    held_out = HeldOut(
+        {"loss": each},
+        index,
+        np.ones(index.shape),
+        None,
+        np.full(num_folds, (num_folds - 1) * num_examples),
+    )
+    return Scores(grid_product(**axes), {"loss": each.mean(-1)}, held_out)
+
+
+def test_single_examples_tell_a_gain_that_fold_means_do_not():
+    """Folds differ in how hard they are and not in the gain: paired examples see it, and their
+    interval holds the truth for both rows."""
+    scores = by_example([0.0, 0.05, 0.06], strength=[0, 1, 2])
+    choice = choose(scores)
+    assert choice.gain.method == "examples" and choice.gain.verdict == "helps"
+    assert choice.gain.low < 0.06 < choice.gain.high
+    assert "95 % interval" in choice.reason and "fold means alone" not in choice.reason
+    assert 0 not in choice.confident_set and choice.index in choice.confident_set
+
+
+def test_a_gain_is_to_the_zero_that_shares_all_other_numbers():
+    """Rows (0, a), (0, b), (1, a), (1, b): at b everything is better by 1, which is no gain."""
+    scores = by_example([0.0, 1.0, 0.0, 1.0], strength=[0, 1], rate=[0.1, 0.2])
+    gain = choose(scores).gain or choose(scores, "one_standard_error").gain
+    assert gain.num_rows == 2 and gain.low < 0 < gain.high and gain.verdict == "unclear"
+
+
+def test_repeated_folds_are_not_counted_as_independent():
+    """The same five folds ten times over know no more than once: the interval does not shrink by
+    the root of ten, and single examples, each now held out ten times, are not used."""
+    scores = by_example([0.0, 0.02], num_examples=40, strength=[0, 1])
+    once = choose(scores._replace(held_out=None)).gain
+    held_out = scores.held_out
+    again = lambda x: np.concatenate([x] * 10, axis=0)
+    repeated = scores._replace(
+        values={"loss": np.concatenate([scores.values["loss"]] * 10, axis=1)},
+        held_out=held_out._replace(
+            values={"loss": np.concatenate([held_out.values["loss"]] * 10, axis=1)},
+            examples=again(held_out.examples),
+            weights=again(held_out.weights),
+            num_train=again(held_out.num_train),
+        ),
+    )
+    gain = choose(repeated).gain
+    assert gain.method == "folds"
+    deviation = scores.values["loss"].mean(2)
+    deviation = np.tile(deviation[0] - deviation[1], 10).std(ddof=1)
+    half = stats.t.ppf(0.975, 49) * deviation * np.sqrt(1 / 50 + 1 / 4)
+    np.testing.assert_allclose((gain.high - gain.low) / 2, half)
+    assert gain.high - gain.low > (once.high - once.low) / 2
+
+
+# Directions
+
+
+def test_of_an_accuracy_more_is_better():
+    values = {"accuracy": by_fold([0.5] * 4, [0.9, 0.9, 0.8, 0.8], [0.7] * 4)}
+    scores = Scores(grid_product(strength=[0, 1, 2]), values, None, {"accuracy": True})
+    choice = choose(scores, value="accuracy")
+    assert choice.index == 1 and choice.mean == pytest.approx(0.85) and choice.gain.mean > 0
+    assert choice.reason.startswith("Highest mean score, 0.85.")
+    simple = {"accuracy": by_fold([0.5] * 4, [0.9, 0.9, 0.8, 0.8], [0.83] * 4)}
+    simple = Scores(scores.grid, simple, None, {"accuracy": True})
+    assert choose(simple, "one_standard_error", value="accuracy").index == 2
+    told = choose(scores._replace(higher_is_better={}), value="accuracy", higher_is_better=True)
+    assert told.index == 1
+
+
+@pytest.mark.parametrize(
+    "known, told, words",
+    [
+        ({}, None, "more of 'accuracy' is better is not known: pass higher_is_better=True or"),
+        ({"accuracy": True}, False, "`higher_is_better`=False, but the score 'accuracy' is better"),
+        ({}, "max", "`higher_is_better` must be True or False, got 'max'"),
+    ],
+)
+def test_a_score_of_unknown_or_contradicted_direction_is_refused(known, told, words):
+    scores = Scores(grid_product(strength=[0, 1]), {"accuracy": np.ones((2, 3, 1))}, None, known)
+    with pytest.raises(ValueError, match=words):
+        choose(scores, value="accuracy", higher_is_better=told)
 
 
 def test_a_zero_that_diverged_is_no_tie():

@@ -91,7 +91,7 @@ def test_a_comparison_prints_and_becomes_json(key):
     found = compare(choices, grid_product(strength=[1, 2]), DATA, FOLDS, key=key)
     text = str(found)
     assert "difference: to a, paired over folds" in text
-    assert "<b> cannot be told from a: 0 +- 0" in text
+    assert "<b> cannot be told from a (0 +- 0), by the 95 % set of all rows tried" in text
     assert "&lt;b&gt;" in found._repr_html_()
     plain = json.loads(to_json(found.to_dict()))
     assert plain["best"] == "a"

@@ -418,7 +418,7 @@ def test_the_set_over_folds_drops_what_is_worse_in_every_fold_by_far():
 def test_a_test_parts_interval_holds_examples_and_seeds():
     d, weights = drawn(1, 1, 4, 200, skewed=True)[0, 0], holes(2, 200, unequal=True)[1]
     groups = RNG.integers(0, 60, 200)
-    found = evidence.test_gain(d, weights, groups)
+    found = evidence.gain_on_test(d, weights, groups)
     total = weights.sum()
     gain = sum(weights[i] * d[s, i] for s in range(4) for i in range(200)) / total / 4
     x = dict.fromkeys(groups[weights > 0].tolist(), 0.0)
@@ -434,15 +434,15 @@ def test_a_test_parts_interval_holds_examples_and_seeds():
     assert found.method == "examples" and found.mean == pytest.approx(gain)
     assert found.low[0] == pytest.approx(gain - h / c * max(c, j(c)))
     assert found.high[0] == pytest.approx(gain + h / c * max(c, -j(-c)))
-    error = evidence.test_error(d, weights, groups)
+    error = evidence.error_on_test(d, weights, groups)
     assert error == pytest.approx(math.sqrt(v + u))
 
 
 def test_a_test_part_at_one_seed_says_that_it_holds_the_examples_only():
     d = RNG.standard_normal((1, 90)) + 1
-    found = evidence.test_gain(d, np.ones(90))
+    found = evidence.gain_on_test(d, np.ones(90))
     assert found.method == "examples only" and found.low[0] > 0
-    assert evidence.test_error(d, np.ones(90)) == pytest.approx(d.std(ddof=1) / 90**0.5)
+    assert evidence.error_on_test(d, np.ones(90)) == pytest.approx(d.std(ddof=1) / 90**0.5)
 
 
 def test_ninety_rows_never_give_an_error_of_0_unless_all_losses_are_the_same():
@@ -450,16 +450,16 @@ def test_ninety_rows_never_give_an_error_of_0_unless_all_losses_are_the_same():
     right = np.repeat((np.arange(90) < 82)[None], 5, axis=0)
     share = 82 / 90
     expected = math.sqrt(share * (1 - share) / 89)
-    assert evidence.test_error(right, np.ones(90)) == pytest.approx(expected)
-    assert evidence.test_error(np.ones((5, 90)), np.ones(90)) == 0
+    assert evidence.error_on_test(right, np.ones(90)) == pytest.approx(expected)
+    assert evidence.error_on_test(np.ones((5, 90)), np.ones(90)) == 0
     two = np.ones(2)
-    assert math.isnan(evidence.test_error(np.array([[1.0, 0.0]]), two, np.array([3, 3])))
-    assert math.isnan(evidence.test_error(np.array([[1.0, np.nan]]), two))
+    assert math.isnan(evidence.error_on_test(np.array([[1.0, 0.0]]), two, np.array([3, 3])))
+    assert math.isnan(evidence.error_on_test(np.array([[1.0, np.nan]]), two))
 
 
 def test_a_test_part_without_a_difference_is_equal_and_a_constant_one_cannot_be_told():
     same, constant, one, lost = (
-        evidence.test_gain(d, np.ones(5))
+        evidence.gain_on_test(d, np.ones(5))
         for d in (np.zeros((2, 5)), np.ones((2, 5)), np.ones((1, 5)), np.full((1, 5), np.nan))
     )
     assert (same.low[0], same.high[0]) == (0, 0)
@@ -491,10 +491,10 @@ D, W = np.zeros((2, 3, 2, 4)), np.ones((3, 4))
         (lambda: evidence.confident_set(D, W, level=0.5), "above 0.5, got level=0.5"),
         (lambda: evidence.confident_set(D * np.nan, W), "every row of `losses` diverged"),
         (lambda: evidence.confident_set_over_folds(D), r"`losses` must be \[row, fold, seed\]"),
-        (lambda: evidence.test_gain(D, W), r"`differences` must be \[seed, example\]"),
-        (lambda: evidence.test_gain(D[0, 0], W[0, :3]), r"`weights` must have shape \(4,\)"),
-        (lambda: evidence.test_error(D[0, 0], -W[0]), "finite and >= 0"),
-        (lambda: evidence.test_gain(D[0, 0], W[0], level=95.0), "got level=95.0"),
+        (lambda: evidence.gain_on_test(D, W), r"`differences` must be \[seed, example\]"),
+        (lambda: evidence.gain_on_test(D[0, 0], W[0, :3]), r"`weights` must have shape \(4,\)"),
+        (lambda: evidence.error_on_test(D[0, 0], -W[0]), "finite and >= 0"),
+        (lambda: evidence.gain_on_test(D[0, 0], W[0], level=95.0), "got level=95.0"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_way_out(call, words):

@@ -25,22 +25,79 @@ def headline_of(
 
 
 def test_the_first_line_says_what_the_evidence_allows():
-    inside = headline_of([[3.0, 3.1], [1, 1.1], [2, 2]], [0, 1, 2])
-    assert "at the smallest end of the grid" in inside[0]
-    inside = headline_of([[3.0, 3.1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
-    assert inside[0].startswith("Chosen strength 2 (decoupled): validation loss 1.050 +- 0.050")
-    assert "lower than at zero by 2 +- 0 (paired" in inside[0] and len(inside) == 1
+    """Of four folds whose differences are nearly alike, or are not."""
+    helps = headline_of(
+        [[3, 3.1, 3, 3.1], [2, 2, 2, 2], [1, 1.1, 1, 1], [2, 2, 2, 2]], [0, 1, 2, 3]
+    )
+    assert helps[0].startswith(
+        "Decay helps: at strength 2 (decoupled) the validation loss is 1.025 +-"
+    )
+    assert "lower than at zero by 2.02 (95 % interval 1.8 to 2.2, for all 3 strengths" in helps[0]
+    assert helps[1:] == [
+        "One seed: what another run would give is judged by the folds alone. Three seeds "
+        "(--seeds 3) tell smaller gains.",
+        "The interval is of fold means alone: single examples were not scored.",
+    ]
     tie = headline_of([[1.0, 3.0], [2, 2], [1.5, 2.2], [2, 2]], [0, 1, 2, 3])
-    assert "but it cannot be told from zero" in tie[0]
-    simple = [[1.0, 3.0], [0.5, 2.5], [1.25, 3.25], [9, 9]]
+    assert tie[0].startswith("Chosen strength 2 (decoupled), which cannot be told from zero: ")
+    simple = [[1, 3, 1, 3], [0.8, 2.8, 0.8, 2.8], [1.1, 3.1, 1.1, 3.101], [9, 9, 9, 9]]
     above = headline_of(simple, [0, 1, 2, 3], rule="one_standard_error")
-    assert above[0].startswith("Chosen strength 2 (decoupled): validation loss 2.2 +- 1.0, higher")
-    assert "higher than at zero by 0.25 +- 0 (paired" in above[0]
+    assert above[0].startswith(
+        "Decay hurts: at strength 2 (decoupled) the validation loss is 2.10 +-"
+    )
+    assert "higher than at zero by 0.1 (95 % interval 0.09" in above[0]
     zero = headline_of([[1.0, 1.0], [2, 2]], [0, 1])
-    assert zero[0].startswith("No strength helped: zero has the lowest")
+    assert zero[0].startswith(
+        "Zero has the lowest validation loss 1 +- 0, but cannot be told from any of the 1"
+    )
+    harm = headline_of([[1, 1, 1, 1], [2, 2, 2, 2.1]], [0, 1])
+    assert harm[0].startswith("Decay hurts: zero has the lowest validation loss 1 +- 0, and every")
     lost = headline_of([[np.nan, 1], [2, 2], [1, 1.1], [2, 2]], [0, 1, 2, 3])
     assert lost[0].startswith("Chosen strength 2 (decoupled): validation loss")
-    assert "zero" not in lost[0] and lost[1] == "1 of 4 candidates diverged and were left out."
+    assert "; zero diverged" in lost[0]
+    assert lost[-1] == "1 of 4 candidates diverged and were left out."
+
+
+def test_where_loss_and_accuracy_prefer_other_strengths_both_are_said():
+    """By more than the errors of either; else nothing is said."""
+    loss = [[3, 3.1, 3, 3], [1, 1.1, 1, 1], [2, 2.1, 2, 2.1]]
+    accuracy = [[0.5, 0.51, 0.5, 0.5], [0.7, 0.71, 0.7, 0.7], [0.9, 0.9, 0.89, 0.91]]
+    grid = grid_product(strength=[0, 1, 2], learning_rate=[0.003])
+    values = lambda rows: np.array(rows, np.float64)[:, :, None]
+    scores = Scores(
+        grid,
+        {"loss": values(loss), "accuracy": values(accuracy)},
+        None,
+        {"accuracy": True, "loss": False},
+    )
+    lines = verdict.headline(scores, choose(scores), "decoupled", "wdjax select")
+    assert lines[1].startswith("The accuracy prefers strength 2 (validation accuracy 0.90")
+    assert "--choose-by accuracy" in lines[1]
+    other = verdict.headline(scores, choose(scores, value="accuracy"), "decoupled", "")
+    assert "higher than at zero by 0.398 (95" in other[0]
+    assert other[1].startswith("The loss prefers strength 1")
+    alike = scores._replace(values={**scores.values, "accuracy": -scores.values["loss"]})
+    assert "prefers" not in "".join(verdict.headline(alike, choose(alike), "decoupled", ""))
+
+
+def test_the_test_part_speaks_beside_the_folds_with_examples_and_seeds_in_its_error():
+    rng = np.random.default_rng(0)
+    each = {"test_loss": rng.gamma(1.0, size=(1, 90)) + np.zeros((3, 90))}
+    scores = {"train_loss": np.zeros(3), "test_loss": each["test_loss"].mean(1)}
+    errors = verdict.errors_on_test(each, scores, np.ones(90))
+    alone = each["test_loss"][0].std(ddof=1) / np.sqrt(90)
+    np.testing.assert_allclose(errors["test_loss"], alone, rtol=1e-6)
+    at_zero = {"test_loss": each["test_loss"] + 0.1 + 0.01 * rng.normal(size=(3, 90))}
+    gains = verdict.gains_on_test(each, at_zero, np.ones(90), {"loss": False})
+    assert gains["test_loss"]["verdict"] == "helps"
+    refit = {
+        "chosen": {**scores, "errors": errors, "gains": gains},
+        "zero": {"test_loss": at_zero["test_loss"].mean(1)},
+    }
+    chosen = choose(Scores(grid_product(strength=[0, 1]), {"loss": np.array([[[2.0]], [[1.0]]])}))
+    sentence = verdict.sentence_on_test(refit, chosen)
+    assert sentence.startswith("Not chosen on: test loss 1.09 +- 0.11 instead of 1.188 at")
+    assert "at zero, lower by 0.0992 (95 % interval 0.09" in sentence
 
 
 def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatch):
@@ -48,8 +105,8 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     asked = "wdjax select --data wine --strengths 0 10 100 --out 'my run' --overwrite --seeds 2"
     lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 10, 100], asked)
-    assert "at the largest end of the grid" in lines[0]
-    words = shlex.split(lines[1].removeprefix("The best may lie beyond. Try: "))
+    assert lines[1].startswith("The best mean lies at the largest strength tried; the best may lie")
+    words = shlex.split(lines[1].partition("Try: ")[2])
     parsed = vars(_parser(jobs).parse_args(words[1:]))
     del parsed["job"], parsed["fresh"]
     options = SelectOptions(**parsed)
@@ -63,9 +120,9 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
 
 def test_where_nothing_lies_beyond_no_command_is_given():
     lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 0.1, 1], decay="independent")
-    assert "at the largest end" in lines[0]
-    assert lines[1].startswith("Nothing lies beyond at this learning rate")
-    lines = headline_of([[3.0, 3.1], [1, 1], [2, 2]], [0, 0.1, 1], decay="independent")
+    assert "Nothing lies beyond at this learning rate" in lines[1]
+    rows = [[3.0, 3.1, 3, 3], [1, 1, 1, 1], [2, 2, 2, 2]]
+    lines = headline_of(rows, [0, 0.1, 1], decay="independent")
     assert "--strengths 0 0.001" in lines[1]
 
 

@@ -98,10 +98,10 @@ class Score:
     def __call__(self, fit: Fit, batch: Batch) -> dict[str, Array]:
         """The weighted mean of each measure, a scalar."""
         batch = jax.tree.map(jnp.asarray, batch)
-        values, weights = self._values(fit, batch), _wide(batch.weights)
-        denominator = jnp.sum(weights)
-        mean = lambda v: jnp.sum(weights * v) / jnp.where(denominator > 0, denominator, 1)
-        return {name: mean(v) if _per_example(self.measures[name]) else v for name, v in values}
+        return {
+            name: weighted_mean(v, batch.weights) if _per_example(self.measures[name]) else v
+            for name, v in self._values(fit, batch)
+        }
 
     def by_example(self, fit: Fit, batch: Batch) -> dict[str, Array]:
         """Each measure `[batch]`, one number per example (its mean over time, weighted, where
@@ -191,6 +191,15 @@ def example_means(values: Any, weights: Any) -> Array:
         return values
     total = jnp.sum(weights, axis=axes)
     return jnp.sum(weights * values, axis=axes) / jnp.where(total > 0, total, 1)
+
+
+def weighted_mean(values: Any, weights: Any) -> Array:
+    """`sum w v / sum w` over all axes; `[batch]` values take each row's summed weight."""
+    weights, values = _wide(weights), _wide(values)
+    if values.ndim < weights.ndim:
+        weights = jnp.sum(weights, axis=tuple(range(values.ndim, weights.ndim)))
+    total = jnp.sum(weights)
+    return jnp.sum(weights * values) / jnp.where(total > 0, total, 1)
 
 
 def _per_example(measure: Any) -> bool:

@@ -28,6 +28,7 @@ from wdjax.data.augment import (
 )
 from wdjax.decay import corrected_rate, decay_weights, decoupled_rate, independent_rate
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
+from wdjax.measures import Score, is_correct, make_score
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
 from wdjax.parts.features import (
@@ -45,11 +46,8 @@ from wdjax.step import MeasureFn, Metrics, StepFn, TrainState, make_train_step
 from wdjax.telemetry import measure_parts
 from wdjax.training import (
     FitFn,
-    ScoreFn,
-    is_correct,
     make_fit,
     make_fit_and_score,
-    make_score,
     steps_per_epoch,
 )
 from wdjax.types import Batch, Fit, HParams, Model, Parts, PenaltyFn, Schedule, Strength
@@ -372,7 +370,7 @@ def recipe_penalty(recipe: Recipe, hparams: HParams, inputs: Any) -> PenaltyFn |
     return penalty_of(hparams["strength"], parts)
 
 
-def recipe_score(recipe: Recipe) -> ScoreFn:
+def recipe_score(recipe: Recipe) -> Score:
     """The recipe's measures: `loss`, and `accuracy` of a classification."""
     measures = {"loss": LOSSES[recipe.loss]}
     if recipe.loss == "cross_entropy":
@@ -404,6 +402,12 @@ def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Arr
         train, valid = recipe_scale(recipe, train, valid)
         return plain(hparams, train, valid, key)
 
+    def by_example(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+        train, valid = recipe_scale(recipe, train, valid)
+        return plain.by_example(hparams, train, valid, key)
+
+    fit_and_score.by_example = by_example
+    fit_and_score.higher_is_better = plain.higher_is_better
     return fit_and_score
 
 

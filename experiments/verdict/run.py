@@ -14,11 +14,10 @@ import hashlib
 import json
 import pathlib
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments import common
 from experiments.verdict import simulate
 from experiments.verdict.simulate import Setting
 from wdjax.selection import evidence

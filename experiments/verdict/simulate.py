@@ -320,7 +320,7 @@ def judge_test(rng, num, s):
     one = s._replace(rows=2, folds=1)
     for _ in range(num):
         drawn = _test_part(rng, one)
-        found = evidence.test_gain(*drawn[:2])
+        found = evidence.gain_on_test(*drawn[:2])
         held += found.low[0] <= drawn[2] <= found.high[0]
         claims += found.low[0] > drawn[2] or found.high[0] < drawn[2]
     return {"covered, one": held, "false": claims}

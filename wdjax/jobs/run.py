@@ -28,7 +28,14 @@ from wdjax.jobs.prepare import (
 )
 from wdjax.jobs.stream import check_not_streamed, run_stream
 from wdjax.jobs.telemetry import telemetry_results
-from wdjax.jobs.verdict import headline, score_rows
+from wdjax.jobs.verdict import (
+    errors_on_test,
+    gains_on_test,
+    headline,
+    score_rows,
+    sentence_on_test,
+)
+from wdjax.measures import weighted_mean
 from wdjax.report.figures import import_drawing
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
@@ -73,6 +80,7 @@ def run_select(
     num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
+    check_one_of("choose_by", options.choose_by, recipes.recipe_score(prepared.recipe).measures)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     stratified = recipe.loss == "cross_entropy"
     arrays.check_folds(choose_data, options.folds, stratify=stratified)
@@ -108,6 +116,7 @@ def run_select(
         chosen = _judge(results, scores, options, command)
         rows = _refit_rows(grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
+        _add_test(results, chosen)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), options.decay)
         clock.lap("refit")
     except KeyboardInterrupt:
@@ -160,12 +169,19 @@ def _judge(results: dict[str, Any], scores: Scores, options: SelectOptions, comm
     """The choice, and what there is to say of it, into the results."""
     results["scores"] = scores.values
     results["table"] = score_rows(scores)
-    choices = {rule: choose(scores, rule) for rule in RULES}
+    choices = {rule: choose(scores, rule, value=options.choose_by) for rule in RULES}
     results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
+    results["higher_is_better"] = dict(scores.higher_is_better)
     lines = headline(scores, choices[options.rule], options.decay, command)
     results["headline"] = lines[0]
     results["advice"] = [*lines[1:], *_about_noise(options)]
     return choices[options.rule]
+
+
+def _add_test(results: dict[str, Any], chosen: Choice) -> None:
+    """What the test part says, beside what the choice was made on."""
+    test = sentence_on_test(results["refit"], chosen)
+    results["headline"] = f"{results['headline']} {test}".rstrip()
 
 
 def run_train(
@@ -250,23 +266,33 @@ def refit_runs(
         train, test = recipes.recipe_scale(recipe, train, test)
         curves = lambda fit: score(fit, test)["loss"]
         fit = recipes.recipe_fit(recipe, curves, measured=measured)(hparams, train, key)
-        scores = {f"test_{name}": value for name, value in score(fit, test).items()}
+        each = {f"test_{name}": value for name, value in score.by_example(fit, test).items()}
+        scores = {
+            name: weighted_mean(v, test.weights) if v.shape else v for name, v in each.items()
+        }
         scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
         learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
-        scores = nan_if_diverged(scores, fit.params)
-        return scores, learning, fit.history.get("measured"), fit._replace(history={})
+        scores, each = nan_if_diverged((scores, each), fit.params)
+        return scores, each, learning, fit.history.get("measured"), fit._replace(history={})
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
     keys = _repeated_keys(key, num_seeds, len(rows))
-    scores, curves, telemetry, fits = map_trials(
+    scores, each, curves, telemetry, fits = map_trials(
         one_run, (hparams, keys), (data, test), mesh=prepared.mesh
     )
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
         own = slice(i * num_seeds, (i + 1) * num_seeds)
-        pick = lambda tree, own=own: jax.tree.map(lambda v: np.asarray(v)[own], tree)
+        pick = lambda tree, own=own: jax.tree.map(lambda x, own=own: np.asarray(x)[own], tree)
         runs[name] = {"hparams": numbers, **pick(scores), "curves": pick(curves)}
+        runs[name] |= {"errors": errors_on_test(pick(each), pick(scores), test.weights)}
+        if name != "zero" and "zero" in rows:
+            zero = list(rows).index("zero") * num_seeds
+            at_zero = {n: part[zero : zero + num_seeds] for n, part in each.items()}
+            runs[name]["gains"] = gains_on_test(
+                pick(each), at_zero, test.weights, score.higher_is_better
+            )
         if measured:
             runs[name]["measured"] = {p: pick(part)._asdict() for p, part in telemetry.items()}
     if watch is not None:

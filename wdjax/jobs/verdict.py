@@ -2,14 +2,24 @@
 
 import math
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from wdjax.jobs.prepare import whole_weight_strength
 from wdjax.report.runs import over_seeds
-from wdjax.selection.choice import Choice, end_of_grid, paired_difference, row_of_zero
-from wdjax.selection.cross_validation import Grid, Scores, standard_error_over_folds
+from wdjax.selection.choice import (
+    Choice,
+    Gain,
+    Judged,
+    beyond,
+    choose,
+    gains_over_zero,
+    row_of_zero,
+)
+from wdjax.selection.evidence import error_on_test, gain_on_test
+from wdjax.selection.scores import Grid, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
 
@@ -26,54 +36,166 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[str]:
-    """What the evidence allows, in one line, then what to do next, a line each."""
-    strength, lines = chosen.hparams["strength"], []
-    values = np.asarray(scores.values["loss"], np.float64)
-    score = Estimate(chosen.mean, chosen.standard_error)
-    zero = row_of_zero(scores.grid, chosen.index)
-    end = end_of_grid(scores.grid, chosen.index, "strength")
-    gain = None if zero in (None, chosen.index) else paired_difference(values, zero, chosen.index)
-    if gain is not None and not math.isfinite(gain.mean):
-        gain = None  # Zero diverged: it can be told apart, but not by a number.
-    told_apart = gain is not None and abs(gain.mean) > gain.standard_error
-    at = f"strength {format_number(strength)} ({decay})"
-    if zero == chosen.index:
-        first = f"No strength helped: zero has the lowest validation loss, {score}"
-    elif gain is not None and not told_apart:
-        first = (
-            f"Chosen {at}, but it cannot be told from zero: validation loss {score}, "
-            f"{_below(gain)} (paired over folds)"
-        )
-    elif end is not None:
-        first = f"Chosen {at}, at the {end} end of the grid: validation loss {score}"
+    """What the evidence allows, in one line, then what to do next, a line each.
+
+    Decay helps, or hurts, if the interval of the choice's paired gain over zero, which holds for
+    all rows tried at once, excludes zero; otherwise it cannot be told from zero (`choose`).
+    """
+    judged = Judged.of(scores, chosen.value)
+    gains = gains_over_zero([judged])[0]
+    first = f"{_first_words(judged, chosen, gains, decay)}{_other_numbers(scores.grid, chosen)}."
+    lines = [_other_score(scores, chosen)] if _other_score(scores, chosen) else []
+    ends = beyond(scores.grid, int(np.argmin(judged.means)), gains)
+    if "strength" in ends:
         most = whole_weight_strength(decay, float(np.max(scores.grid["learning_rate"])))
-        wider = wider_command(command, scores.grid, end, most)
+        wider = wider_command(command, scores.grid, ends["strength"], most)
+        where = f"The best mean lies at the {ends['strength']} strength tried"
         lines.append(
-            f"The best may lie beyond. Try: {wider}"
+            f"{where}; the best may lie beyond. Try: {wider}"
             if wider
-            else "Nothing lies beyond at this learning rate: a step would remove the whole weight."
+            else f"{where}. Nothing lies beyond at this learning rate: a step would remove the "
+            "whole weight."
         )
-    else:
-        first = f"Chosen {at}: validation loss {score}"
-        first += f", {_below(gain)} (paired over folds)" if gain else ""
-    learning_rates = np.unique(np.asarray(scores.grid["learning_rate"]))
+    _, num_folds, num_seeds = judged.losses.shape
+    if num_seeds == 1 and num_folds > 1:
+        lines.append(
+            "One seed: what another run would give is judged by the folds alone. Three seeds "
+            "(--seeds 3) tell smaller gains."
+        )
+    if chosen.gain is not None and chosen.gain.method == "folds":
+        lines.append("The interval is of fold means alone: single examples were not scored.")
+    diverged = int((~np.isfinite(judged.means)).sum())
+    if diverged:
+        lines.append(f"{diverged} of {len(judged.means)} candidates diverged and were left out.")
+    return [first, *lines]
+
+
+def _first_words(judged: Judged, chosen: Choice, gains: Mapping[int, Gain], decay: str) -> str:
+    named = f"validation {chosen.value}"
+    estimate = Estimate(chosen.mean, chosen.standard_error)
+    score = f"{named} {estimate}"
+    at = f"strength {format_number(chosen.hparams['strength'])} ({decay})"
+    zero = row_of_zero(judged.grid, chosen.index)
+    if zero == chosen.index:
+        rivals = [gain for row, gain in gains.items() if row_of_zero(judged.grid, row) == zero]
+        unclear = sum(gain.verdict != "hurts" for gain in rivals)
+        best = "highest" if chosen.higher_is_better else "lowest"
+        if rivals and not unclear:
+            return f"Decay hurts: zero has the {best} {score}, and every strength tried is worse"
+        some = "any" if unclear == len(rivals) else unclear
+        told = f", but cannot be told from {some} of the {len(rivals)} strengths tried"
+        return f"Zero has the {best} {score}{told if unclear else ''}"
+    gain = chosen.gain
+    if gain is None:
+        return f"Chosen {at}: {score}" + ("; zero diverged" if zero is not None else "")
+    words = {
+        "helps": f"Decay helps: at {at} the {named} is {estimate}",
+        "hurts": f"Decay hurts: at {at} the {named} is {estimate}",
+        "equal": f"Chosen {at}, which scores what zero scores: {score}",
+        "unclear": f"Chosen {at}, which cannot be told from zero: {score}",
+    }[gain.verdict]
+    at_once = f", for all {gain.num_rows} strengths at once" if gain.num_rows > 1 else ""
+    return f"{words}, {_side(gain, chosen)} than at zero by {_size(gain)}{at_once})"
+
+
+def _side(gain: Gain, chosen: Choice) -> str:
+    return "higher" if (gain.mean > 0) == chosen.higher_is_better else "lower"
+
+
+def _size(gain: Gain) -> str:
+    """`0.0112 (95 % interval 0.0031 to 0.0193`: of the size, so the interval is turned with it."""
+    turned = gain
+    if gain.mean < 0:
+        turned = gain._replace(mean=-gain.mean, low=-gain.high, high=-gain.low)
+    return f"{format_number(float(f'{turned.mean:.3g}'))} ({turned.interval}"
+
+
+def _other_numbers(grid: Grid, chosen: Choice) -> str:
+    words = ""
     for name in ("example_slope", "part_slope"):
         if name in chosen.hparams:
-            first += f", {name.replace('_', ' ')} {format_number(chosen.hparams[name])}"
+            words += f", {name.replace('_', ' ')} {format_number(chosen.hparams[name])}"
+    learning_rates = np.unique(np.asarray(grid["learning_rate"]))
     if len(learning_rates) == 1:
-        first += f". It holds at the one learning rate tried, {learning_rates[0]:g}"
-    else:
-        first += f". Learning rate {format_number(chosen.hparams['learning_rate'])}"
-    diverged = int(np.sum(~np.isfinite(values.mean(axis=(1, 2)))))
-    if diverged:
-        lines.append(f"{diverged} of {len(values)} candidates diverged and were left out.")
-    return [first + ".", *lines]
+        return f"{words}. It holds at the one learning rate tried, {learning_rates[0]:g}"
+    return f"{words}. Learning rate {format_number(chosen.hparams['learning_rate'])}"
 
 
-def _below(gain: Estimate) -> str:
-    """How far below zero's loss; a rule that likes simple models may choose one above."""
-    side = "higher" if gain.mean < 0 else "lower"
-    return f"{side} than at zero by {Estimate(abs(gain.mean), gain.standard_error)}"
+def _other_score(scores: Scores, chosen: Choice) -> str:
+    """Where loss and accuracy prefer strengths that differ by more than their errors, both."""
+    if "accuracy" not in scores.names or "loss" not in scores.names:
+        return ""
+    name = "accuracy" if chosen.value == "loss" else "loss"
+    other = choose(scores, chosen.rule, value=name)
+    if other.index in chosen.confident_set or chosen.index in other.confident_set:
+        return ""
+    return (
+        f"The {name} prefers strength {format_number(other.hparams['strength'])} (validation "
+        f"{name} {Estimate(other.mean, other.standard_error)}), by more than the errors of either; "
+        f"--choose-by {name} chooses by it."
+    )
+
+
+def errors_on_test(
+    each: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], weights: Any
+) -> dict[str, float]:
+    """Standard errors of a refit's means on the test part: its examples and its seeds.
+
+    `each` holds `[seed, example]`, `scores` `[seed]`. The gap's holds the test part's examples
+    and the seeds; the training part is the one there is.
+    """
+    weights = _by_row(weights)
+    errors = {n: error_on_test(v, weights) for n, v in each.items() if np.ndim(v) == 2}
+    train = np.asarray(scores["train_loss"], np.float64)[:, None]
+    errors["gap"] = error_on_test(np.asarray(each["test_loss"], np.float64) - train, weights)
+    return errors
+
+
+def gains_on_test(
+    each: Mapping[str, np.ndarray],
+    at_zero: Mapping[str, np.ndarray],
+    weights: Any,
+    higher_is_better: Mapping[str, bool],
+) -> dict[str, dict[str, Any]]:
+    """The paired gain over zero on the test part, by measure: `Gain` as a dict, and its verdict.
+
+    The test part had no say in the choice, so nothing is corrected for.
+    """
+    gains = {}
+    for name, values in each.items():
+        measure = name.removeprefix("test_")
+        if np.ndim(values) != 2 or measure not in higher_is_better:
+            continue
+        sign = -1.0 if higher_is_better[measure] else 1.0
+        differences = sign * (np.asarray(at_zero[name], np.float64) - values)
+        found = gain_on_test(differences, _by_row(weights))
+        mean, low, high = (float(part[0]) for part in found[:3])
+        gain = Gain(mean, low, high, found.level, 1, found.method)
+        gains[name] = {**gain._asdict(), "verdict": gain.verdict}
+    return gains
+
+
+def _by_row(weights: Any) -> np.ndarray:
+    weights = np.asarray(weights, np.float64)
+    return weights.reshape(len(weights), -1).sum(axis=1)
+
+
+def sentence_on_test(refit: Mapping[str, Any], chosen: Choice) -> str:
+    """What the test part says of the choice, in a sentence; nothing was chosen on it."""
+    name = f"test_{chosen.value}"
+    runs = {run: refit[run] for run in ("chosen", "zero") if name in refit.get(run, {})}
+    means = {run: float(np.mean(np.asarray(one[name], np.float64))) for run, one in runs.items()}
+    if not runs or not math.isfinite(means["chosen"]):
+        return "On the test part the refit diverged." if runs else ""
+    error = runs["chosen"].get("errors", {}).get(name, math.nan)
+    words = f"Not chosen on: {name.replace('_', ' ')} {Estimate(means['chosen'], error)}"
+    told = runs["chosen"].get("gains", {}).get(name)
+    if told is None or chosen.hparams["strength"] == 0 or not math.isfinite(told["mean"]):
+        return f"{words}."
+    gain = Gain(**{field: told[field] for field in Gain._fields})
+    few = "" if gain.method == "examples" else "; one seed, so of the examples alone"
+    at_zero = format_number(float(f"{means['zero']:.4g}"))
+    return f"{words} instead of {at_zero} at zero, {_side(gain, chosen)} by {_size(gain)}{few})."
 
 
 def wider_command(command: str, grid: Grid, end: str, most: float = math.inf) -> str | None:
@@ -136,12 +258,17 @@ def refit_table(results: dict[str, Any]) -> Table:
     rows = []
     for name, run in runs.items():
         gap = np.asarray(run["test_loss"], float) - np.asarray(run["train_loss"], float)
-        estimates = [over_seeds(cell) for cell in (*(run[m] for m in measured), gap)]
+        errors = run.get("errors", {})
+        estimates = [
+            _with_error(over_seeds(run[m] if m != "gap" else gap), errors.get(m))
+            for m in (*measured, "gap")
+        ]
         rows.append((name, run["hparams"]["strength"], *estimates))
     num_seeds = len(runs["chosen"]["test_loss"])
     noisy = results["config"]["label_noise"]
     clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
-    spread = f"mean +- standard error over {num_seeds} seeds" if num_seeds > 1 else "one seed"
+    spread = "mean +- standard error over the test examples"
+    spread += f" and {num_seeds} seeds" if num_seeds > 1 else "; one seed"
     scaled = results["config"]["loss"] == "squared_error"
     unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
     return Table(
@@ -150,3 +277,8 @@ def refit_table(results: dict[str, Any]) -> Table:
         marked=0 if len(rows) > 1 else None,
         note=f"{results['data']['num_test']} test examples{clean}; {spread}{unit}",
     )
+
+
+def _with_error(over_seeds: Estimate, error: float | None) -> Estimate:
+    """The mean, with the error that holds the test part's examples too where it is known."""
+    return over_seeds if error is None else over_seeds._replace(standard_error=error)

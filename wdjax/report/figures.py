@@ -105,11 +105,13 @@ def draw_series(
     axis: str,
     marks: Sequence[Mark] = (),
     level: float | None = None,
+    shaded: Sequence[float] = (),
 ) -> str:
     """Lines over a number of the grid, each with its band of one standard error.
 
     A cross at the top stands for a point without a score, an arrow for one off the scale. The
-    marks are rules of thin ink with their names above; `level` is a dotted horizontal line.
+    marks are rules of thin ink with their names above; `level` is a dotted horizontal line; behind
+    the values that are `shaded` the ground is darker.
     """
     scale = make_scale(np.concatenate([s.x for s in series]))
 
@@ -118,6 +120,7 @@ def draw_series(
         bands = [v for s in shown for v in (s.mean, s.mean - s.error, s.mean + s.error)]
         _limit(ax, [*bands, np.array([] if level is None else [level])])
         _horizontal(ax, scale, axis)
+        _shade(ax, np.unique(np.concatenate([s.x for s in series])), shaded, scale)
         if level is not None:
             ax.axhline(level, color=MUTED, lw=0.7, ls=(0, (1, 2)), zorder=1)
         _draw_marks(ax, marks, scale)
@@ -139,6 +142,20 @@ def draw_series(
     above = bool(marks) or not all(np.isfinite(_shown(s).mean).all() for s in series)
     right, top = 64.0 if len(series) > 1 else 14.0, 56.0 if above else 30.0
     return _draw(name, title, description, paint, right=right, top=top)
+
+
+def _shade(ax: Any, values: np.ndarray, shaded: Sequence[float], scale: Scale) -> None:
+    """A ground behind the shaded ones of all `values`, halfway to their neighbours."""
+    places = scale.place(values)
+    if not len(shaded) or len(places) < 2:
+        return
+    between = (places[1:] + places[:-1]) / 2
+    first, last = places[0] - (between[0] - places[0]), places[-1] + (places[-1] - between[-1])
+    edges = np.concatenate([[first], between, [last]])
+    inside = np.isin(values, shaded)
+    for run in np.split(np.arange(len(values)), np.flatnonzero(np.diff(inside)) + 1):
+        if inside[run[0]]:
+            ax.axvspan(edges[run[0]], edges[run[-1] + 1], color=MUTED, alpha=0.13, lw=0, zorder=0)
 
 
 def draw_epochs(
@@ -191,10 +208,12 @@ def draw_heat(
     values: np.ndarray,
     lower_is_better: bool,
     marked: tuple[int, int] | None,
+    outlined: Sequence[tuple[int, int]] = (),
 ) -> str:
     """A cell for each pair of values `[down, across]`, stronger in colour the better it is.
 
-    Cells hold their number where there is room for it; a cross stands for no score.
+    Cells hold their number where there is room for it; a cross stands for no score. The marked
+    cell has a frame, those `outlined` a dashed one together.
     """
     num_down, num_across = values.shape
     height = max(HEIGHT, 74.0 + 16.0 * num_down)
@@ -213,6 +232,16 @@ def draw_heat(
                 if num_across <= 8:
                     text = format_number(float(f"{values[i, j]:.3g}"))
                     ax.text(j, i, text, ha="center", va="center", fontsize=8, color=INK)
+        for i, j in outlined:
+            # A side is drawn where the cell beyond it is not outlined too.
+            for (a, b), xs, ys in (
+                ((i - 1, j), (j - 0.5, j + 0.5), (i - 0.5, i - 0.5)),
+                ((i + 1, j), (j - 0.5, j + 0.5), (i + 0.5, i + 0.5)),
+                ((i, j - 1), (j - 0.5, j - 0.5), (i - 0.5, i + 0.5)),
+                ((i, j + 1), (j + 0.5, j + 0.5), (i - 0.5, i + 0.5)),
+            ):
+                if (a, b) not in outlined:
+                    ax.plot(xs, ys, color=INK, lw=0.9, ls=(0, (3, 2)), zorder=2)
         if marked is not None:
             corner = (marked[1] - 0.5, marked[0] - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=INK, lw=1.5, zorder=3))

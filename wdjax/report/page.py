@@ -190,7 +190,9 @@ def _final_runs(results: Mapping[str, Any], heading: str) -> Iterable[str]:
     if bought:
         yield _paragraph(bought)
     yield _scrolling(runs_table(runs))
-    yield _paragraph("Mean \u00b1 standard error over seeds, where there are several.", "quiet")
+    held = any(run.get("errors") for run in runs.values())
+    over = "of the test part over its examples and the seeds" if held else "over seeds"
+    yield _paragraph(f"Mean \u00b1 standard error {over}, where there are several.", "quiet")
     yield from _figures(run_figures(runs), "No learning curves in these results.")
 
 

@@ -35,7 +35,7 @@ def runs_table(runs: Runs) -> Table:
         (
             *([WORDS.get(name, name)] if named else ()),
             *((run.get("hparams") or {}).get(number) for number in numbers),
-            *(over_seeds(run[score]) if _is_score(run.get(score)) else None for score in scores),
+            *(_estimate(run, score) if _is_score(run.get(score)) else None for score in scores),
         )
         for name, run in runs.items()
     )
@@ -44,14 +44,39 @@ def runs_table(runs: Runs) -> Table:
     return Table(tuple(name.replace("_", " ") for name in headers), rows, marked=marked)
 
 
+def _estimate(run: Mapping[str, Any], score: str) -> Estimate:
+    """Over the seeds; of the test part with the error that holds its examples too, if known."""
+    error = (run.get("errors") or {}).get(score)
+    plain = over_seeds(run[score])
+    return plain._replace(standard_error=error) if isinstance(error, int | float) else plain
+
+
 def what_decay_bought(runs: Runs) -> str:
-    """The test loss of the chosen run less that without decay, seed by seed, in a sentence."""
+    """The test loss of the chosen run less that without decay, in a sentence.
+
+    With the interval of the paired gain if the results have it (older ones do not): it holds the
+    test part's examples and the seeds.
+    """
     chosen, zero = (_floats((runs.get(name) or {}).get("test_loss")) for name in ("chosen", "zero"))
     strength = ((runs.get("chosen") or {}).get("hparams") or {}).get("strength")
     if chosen.shape != zero.shape or not np.isfinite(chosen - zero).all() or not len(chosen):
         return ""
     if strength == 0:
         return "The rule chose a strength of 0: the chosen run is the one without decay."
+    at = "" if strength is None else f" at strength {format_number(strength)}"
+    gain = ((runs["chosen"].get("gains") or {}).get("test_loss")) or {}
+    if all(isinstance(gain.get(name), int | float) for name in ("mean", "low", "high")):
+        mean, low, high = (gain[name] for name in ("mean", "low", "high"))
+        side = "lower" if mean > 0 else "higher"
+        low, high = (low, high) if mean > 0 else (-high, -low)
+        sure = low > 0 or high < 0
+        holds = "examples and seeds" if gain.get("method") == "examples" else "examples alone"
+        return (
+            f"The test loss{at} is {format_number(float(f'{abs(mean):.3g}'))} {side} than without "
+            f"decay (95 % interval {format_number(float(f'{low:.2g}'))} to "
+            f"{format_number(float(f'{high:.2g}'))}, of {holds})"
+            + ("." if sure else ": it cannot be told from no decay.")
+        )
     difference = over_seeds(list(chosen - zero))
     size = abs(difference.mean)
     amount = Estimate(size, difference.standard_error)
@@ -60,7 +85,6 @@ def what_decay_bought(runs: Runs) -> str:
     doubt = ""
     if len(chosen) > 1 and size < 2 * difference.standard_error:
         doubt = " That is less than two standard errors: seeds alone could do this."
-    at = "" if strength is None else f" at strength {format_number(strength)}"
     return f"The test loss{at} is {amount} {direction} than without decay ({seeds}).{doubt}"
 
 

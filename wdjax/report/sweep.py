@@ -25,6 +25,12 @@ class Sweep(NamedTuple):
     choices: dict[str, int]
     chosen: int | None
     partial: bool
+    value: str = "loss"
+    """The score that the choice was made by."""
+    confident: tuple[int, ...] = ()
+    """The rows that cannot be told from the best."""
+    higher_is_better: Mapping[str, bool] = {}
+    """The directions that the results tell."""
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -62,7 +68,15 @@ def read_sweep(results: Mapping[str, Any]) -> Sweep | None:
         and 0 <= choice["index"] < len(rows)
     }
     chosen = choices.get(str(results.get("rule")))
-    return Sweep(rows, axes, metrics, choices, chosen, results.get("status") == "partial")
+    told = (results.get("choices") or {}).get(str(results.get("rule"))) or {}
+    confident = told.get("confident_set") if isinstance(told, Mapping) else None
+    confident = confident if isinstance(confident, list) else []
+    inside = tuple(i for i in confident if isinstance(i, int) and 0 <= i < len(rows))
+    value = str(told.get("value", "loss")) if isinstance(told, Mapping) else "loss"
+    directions = results.get("higher_is_better")
+    directions = directions if isinstance(directions, Mapping) else {}
+    partial = results.get("status") == "partial"
+    return Sweep(rows, axes, metrics, choices, chosen, partial, value, inside, directions)
 
 
 def _order(metric: str) -> tuple[bool, bool, bool]:
@@ -270,7 +284,11 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
         ]
     marks = _marks(sweep, metric, rows)
     level = None
-    if metric == "loss" and "min" in sweep.choices and "one_standard_error" in sweep.choices:
+    if (
+        metric == sweep.value == "loss"
+        and "min" in sweep.choices
+        and "one_standard_error" in sweep.choices
+    ):
         best = sweep.choices["min"]
         level = means[best] + errors[best]
     caption = f"Mean over folds against {name}"
@@ -282,6 +300,14 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
         caption += "; the band is"
     caption += " one standard error." if sweep.choices or not others else "."
     caption += " Rings mark what the rules chose." if marks else ""
+    shaded = []
+    if metric == sweep.value and sweep.confident:
+        inside = np.array([r for r in rows if r in sweep.confident], int)
+        if others:
+            column = sweep.column(others[0])
+            inside = inside[column[inside] == column[_anchor(sweep)]]
+        shaded = sweep.column(axis)[inside].tolist()
+        caption += f" Shaded: what cannot be told from the best {words} with 95 % confidence."
     if level is not None and math.isfinite(level):
         caption += " Dotted: the lowest mean plus its standard error."
     return Figure(
@@ -293,6 +319,7 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
             axis=name,
             marks=marks,
             level=level if level is not None and math.isfinite(level) else None,
+            shaded=shaded,
         ),
         caption + _edges(sweep, *(s.mean for s in series)) + _held(sweep, free),
     )
@@ -372,7 +399,9 @@ def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
     values = np.full((len(ups), len(rights)), np.nan)
     values[i, j] = means[rows]
     place = np.flatnonzero(rows == sweep.chosen) if sweep.chosen is not None else []
-    lower = metric not in _HIGHER_IS_BETTER
+    lower = not sweep.higher_is_better.get(metric, metric in _HIGHER_IS_BETTER)
+    cells = {int(r): (int(a), int(b)) for r, a, b in zip(rows, i, j, strict=True)}
+    outlined = [cells[r] for r in sweep.confident if r in cells] if metric == sweep.value else []
     words = metric.replace("_", " ")
     return Figure(
         figures.draw_heat(
@@ -385,9 +414,11 @@ def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
             values=values,
             lower_is_better=lower,
             marked=(int(i[place[0]]), int(j[place[0]])) if len(place) else None,
+            outlined=outlined,
         ),
         f"Mean {words}; stronger colour is {'lower' if lower else 'higher'}, and better."
         + (" The frame is the choice." if len(place) else "")
+        + (" Dashed: what cannot be told from the best." if outlined else "")
         + _edges(sweep, means[rows])
         + _held(sweep, free),
     )

@@ -90,7 +90,7 @@ def choose(
     *,
     value: str = "loss",
     simpler: str = "strength",
-    higher_is_better: bool | None = None,
+    higher_is_better: Any = None,
 ) -> Choice:
     """Chooses the row of the grid with the best score, or the simplest one close to it.
 
@@ -148,7 +148,7 @@ class Judged(NamedTuple):
     higher_is_better: bool
 
     @classmethod
-    def of(cls, scores: Scores, value: str, higher_is_better: bool | None = None) -> "Judged":
+    def of(cls, scores: Scores, value: str, higher_is_better: Any = None) -> "Judged":
         """The score named `value`, with its direction.
 
         Raises:
@@ -352,7 +352,8 @@ def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain]):
             yield "It is zero: decay hurts at every strength tried."
         elif unclear:
             yield (
-                f"It is zero, which cannot be told from {len(unclear)} of the {len(rivals)} "
+                "It is zero, which cannot be told from "
+                f"{'any' if len(unclear) == len(rivals) else len(unclear)} of the {len(rivals)} "
                 "strengths tried beside it."
             )
         return
@@ -377,7 +378,7 @@ def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain]):
         yield "The interval is of fold means alone, which tell less than single examples would."
 
 
-def _direction(scores: Scores, name: str, told: bool | None) -> bool:
+def _direction(scores: Scores, name: str, told: Any) -> bool:
     known = scores.higher_is_better.get(name, direction_of(name, None))
     if told is not None and not isinstance(told, bool):
         raise ValueError(f"`higher_is_better` must be True or False, got {told!r}.")

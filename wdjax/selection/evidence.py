@@ -244,7 +244,7 @@ def confident_set_over_folds(
     return _kept(_axes("losses", losses, ("row", "fold", "seed")), level, low)
 
 
-def test_gain(
+def gain_on_test(
     differences: ArrayLike,
     weights: ArrayLike,
     groups: ArrayLike | None = None,
@@ -291,7 +291,7 @@ def test_gain(
     return Gains(sums.gain, low, high, "examples" if num_seeds > 1 else "examples only", level)
 
 
-def test_error(values: ArrayLike, weights: ArrayLike, groups: ArrayLike | None = None) -> float:
+def error_on_test(values: ArrayLike, weights: ArrayLike, groups: ArrayLike | None = None) -> float:
     """The standard error of one model's mean on a test part: its examples, and its runs.
 
         sqrt(G / (G - 1) sum_g X_g^2 / W^2 + var_s(mean of seed s) / S)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from wdjax.measures import example_means
+from wdjax.measures import example_means, weighted_mean
 from wdjax.selection.folds import Folds, take
 from wdjax.selection.scores import leaf_names
 from wdjax.types import Batch
@@ -191,7 +191,7 @@ def one_trial(fit_and_score, numbers, train, valid, key, fold, seed) -> TrialSco
         score = jnp.asarray(score, jnp.result_type(score, jnp.float32))
         if score.shape:
             examples[name] = _by_example(name, score, valid.weights)
-            score = _weighted_mean(examples[name], valid.weights)
+            score = weighted_mean(examples[name], valid.weights)
         means.append(score)
     return TrialScores(jax.tree.unflatten(jax.tree.structure(scores), means), examples)
 
@@ -206,12 +206,6 @@ def _by_example(name: str, score: Array, weights: Array) -> Array:
         "`fit_and_score` must return scalars, one score a run, or one number per held-out "
         f"example, here shape {weights.shape}; {name} has shape {score.shape}."
     )
-
-
-def _weighted_mean(score: Array, weights: Array) -> Array:
-    each = weights.astype(score.dtype).reshape(len(weights), -1).sum(axis=1)
-    total = jnp.sum(each)
-    return jnp.sum(each * score) / jnp.where(total > 0, total, 1)
 
 
 def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
