@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_digits
 
 from wdjax.decay import (
     adamw,
@@ -45,6 +46,18 @@ KERNELS = {"kernel*": 1.0, "*": 0.0}
 
 decoupled = lambda: decoupled_decay(LAM, schedule, parts=KERNELS)
 corrected = lambda: corrected_decay(LAM, schedule, ETA, parts=KERNELS)
+
+
+def keras_adamw(eps=1e-7):
+    """Keras's epsilon stands beside the root of the second moment before its correction."""
+    scheduled = lambda count: eps / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    return optax.chain(
+        optax.inject_hyperparams(optax.scale_by_adam)(eps=scheduled),
+        optax.scale_by_learning_rate(schedule),
+        decoupled(),
+    )
+
+
 METHODS = {
     "torch_adamw": lambda: adamw(schedule, decoupled()),
     "timm_sgdw": lambda: sgdw(schedule, decoupled()),
@@ -52,6 +65,7 @@ METHODS = {
     "timm_adamc": lambda: adamw(schedule, corrected()),
     "timm_lion": lambda: lion(schedule, decoupled()),
     "keras_adamw": lambda: adamw(schedule, decoupled(), eps=1e-14),
+    "keras_adamw_epsilon": keras_adamw,
     # Keras' momentum holds the learning rates of its own steps: velocity <- 0.9 velocity - eta g.
     "keras_sgdw": lambda: optax.chain(
         optax.scale_by_learning_rate(schedule), optax.trace(0.9), decoupled()
@@ -171,6 +185,65 @@ def test_constrained_regularisation_is_that_of_its_authors(method, x64):
 def test_every_number_is_compared():
     muons = {"torch_muon", "torch_muon_wide"}
     assert set(NUMBERS["weights"]) == set(METHODS) | set(COUPLED) | set(problem.BOUNDS) | muons
+
+
+def digits_gradients(x, y, step, w):
+    """Of an MLP's cross-entropy on 32 digits, in NumPy: pixels that are never on have none."""
+    rows = np.random.default_rng(step).choice(len(y), 32, replace=False)
+    x, y = x[rows] / 16, y[rows]
+    before = x @ w["first"] + w["bias"]
+    hidden = np.maximum(before, 0)
+    logits = hidden @ w["second"]
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y]) / 32
+    back = (p @ w["second"].T) * (before > 0)
+    return {"first": x.T @ back, "bias": back.sum(axis=0), "second": hidden.T @ p}
+
+
+def train_on_digits(update, num_steps=150):
+    """`update(step, grads, w) -> w`, from the same small network."""
+    rng = np.random.default_rng(0)
+    w = {"first": rng.normal(size=(64, 16)) / 8, "bias": np.zeros(16)}
+    w["second"] = rng.normal(size=(16, 10)) / 4
+    x, y = load_digits(return_X_y=True)
+    for step in range(num_steps):
+        w = update(step, digits_gradients(x, y, step, w), w)
+    return w
+
+
+def test_on_a_network_passing_kerass_epsilon_is_not_keras_and_its_schedule_is(x64):
+    """The rule of `keras/src/optimizers/adam.py` (3.15): the weights of hidden units and pixels
+    whose gradients are about as small as epsilon go elsewhere."""
+    eta, lam, moments = 0.01, 0.1, {}
+
+    def keras(step, grads, w):
+        t, after = step + 1, {}
+        for name, g in grads.items():
+            m, v = moments.get(name, (0.0, 0.0))
+            m, v = m + (g - m) * (1 - 0.9), v + (g**2 - v) * (1 - 0.999)
+            moments[name] = m, v
+            alpha = eta * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            kept = w[name] - eta * lam * w[name]
+            after[name] = kept - alpha * m / (np.sqrt(v) + 1e-7)
+        return after
+
+    def ours(adam):
+        tx = optax.chain(adam, optax.scale_by_learning_rate(eta), decoupled_decay(lam, eta))
+        state, step_once = [None], jax.jit(tx.update)
+
+        def update(step, grads, w):
+            state[0] = tx.init(w) if step == 0 else state[0]
+            updates, state[0] = step_once(grads, state[0], w)
+            return {name: w[name] + np.asarray(updates[name]) for name in w}
+
+        return update
+
+    theirs = train_on_digits(keras)
+    apart = lambda w: max(np.abs(w[name] - theirs[name]).max() for name in w)
+    assert apart(train_on_digits(ours(optax.scale_by_adam(eps=1e-7)))) > 0.03
+    scheduled = lambda count: 1e-7 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    same = ours(optax.inject_hyperparams(optax.scale_by_adam)(eps=scheduled))
+    assert apart(train_on_digits(same)) < 1e-9
 
 
 @pytest.mark.slow

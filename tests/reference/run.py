@@ -173,6 +173,9 @@ def methods():
         "keras_adamw": lambda: run_keras(
             lambda: keras.optimizers.AdamW(learning_rate=ETA, weight_decay=LAM, epsilon=1e-14)
         ),
+        "keras_adamw_epsilon": lambda: run_keras(
+            lambda: keras.optimizers.AdamW(learning_rate=ETA, weight_decay=LAM)  # 1e-7
+        ),
         "keras_sgdw": lambda: run_keras(
             lambda: keras.optimizers.SGD(learning_rate=ETA, momentum=0.9, weight_decay=LAM)
         ),
