@@ -74,9 +74,11 @@ def decay_weights(
 
     Raises:
       ValueError: at build, for a rate that is not a scalar, or is known and negative, not
-        finite or >= 2 (each step would overshoot and grow the weights); in `init`, for parts or
-        a reference tree that do not fit the params; in `update`, when `params` is missing; in
-        both, for a schedule that is known to give such a rate.
+        finite or >= 2 (at 2 a weight only changes sign, above 2 each step grows it; beside
+        steps of eta on a loss of curvature h the bound is eta h + c < 2, which nothing here
+        knows); in `init`, for parts or a reference tree that do not fit the params; in
+        `update`, when `params` is missing; in both, for a schedule that is known to give such
+        a rate.
 
     Warns:
       UserWarning: if a known rate is in [1, 2): the weights change sign at every step; in `init`,
@@ -313,8 +315,8 @@ def _check_overshoot(rate: Any, multipliers: list) -> None:
     removed = float(rate) * max((float(m) for m in multipliers), default=0.0)
     if removed >= 2:
         raise ValueError(
-            f"a step would remove {removed:g} times the weight; at 2 and above each step grows "
-            "it. Lower the strength, the learning rate or the multiplier."
+            f"a step would remove {removed:g} times the weight; at 2 it only changes sign, above "
+            "2 each step grows it. Lower the strength, the learning rate or the multiplier."
         )
     if removed >= 1:
         warnings.warn(
