@@ -69,7 +69,7 @@ def test_multipliers_follow_their_recurrence(name, x64):
 
 
 def test_it_settles_where_the_constraint_is_tight_and_the_gradients_balance(x64):
-    """min |w - a|^2 / 2 subject to |w|^2 <= k: w = a sqrt(k) / |a|, when |a|^2 > k."""
+    """On |w - a|^2 / 2 with |z|^2 <= k < |a|^2: z = a sqrt(k) / |a|, and w = (1 - 2 lambda) z."""
     a, bound = np.array([3.0, 4.0]), 4.0
     tx = optax.chain(optax.sgd(0.05), constrained_decay(0.02, fixed_bound(bound)))
 

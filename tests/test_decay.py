@@ -133,9 +133,23 @@ def test_under_plain_descent_coupled_and_decoupled_are_one_and_momentum_parts_th
         assert np.allclose(inside, beside, rtol=1e-12) == equal
 
 
-def test_inside_adam_the_strength_of_a_penalty_cancels_and_beside_it_does_not(x64):
-    """Loshchilov & Hutter: without a data gradient coupled Adam moves by eta * sign(w) at every
-    strength; the decoupled form removes eta * strength * w."""
+def test_a_schedule_leaves_the_two_one_and_airbenchs_coupled_strength_is_not_the_independent(x64):
+    """airbench passes wd / peak to SGD as `weight_decay`: without momentum a step at the peak
+    removes wd, as `independent_decay(wd, schedule / peak)`; with its momentum they part."""
+    wd, w = 0.02, np.array([5.0, -5.0, 0.5])
+    grad = towards(np.array([1.0, -2.0, 3.0]))
+    schedule = reference.cosine_schedule(ETA, T)
+    shape = optax.cosine_decay_schedule(1.0, T)
+    for momentum, equal in ((None, True), (0.85, False)):
+        sgd = optax.sgd(COSINE, momentum=momentum)
+        independent = train(optax.chain(sgd, independent_decay(wd, shape)), w, grad, T)
+        airbench = reference.sgd(w, grad, schedule, momentum=momentum or 0.0, l2=wd / ETA)
+        assert np.allclose(independent, airbench, rtol=1e-12) == equal
+
+
+def test_inside_adam_a_penalty_alone_moves_as_its_sign_and_decay_beside_it_by_its_strength(x64):
+    """Loshchilov & Hutter: without a data gradient, and far above epsilon, coupled Adam's first
+    step is eta * sign(w) at every strength; the decoupled form removes eta * strength * w."""
     w = jnp.array([2.0, -3.0])
     adam = optax.adam(0.01, eps=1e-15)
     for strength in (0.1, 0.001):
@@ -184,8 +198,9 @@ def test_the_fixed_point_of_decay_to_the_initial_params_is_that_of_its_penalty(x
     )
 
 
-def test_cautious_decay_rests_at_the_unpenalised_minimum_and_decoupled_at_the_ridge_point(x64):
-    """On |w - a|^2 / 2 the ridge point is a / (1 + lambda)."""
+def test_without_noise_cautious_decay_ends_at_the_loss_minimum_decoupled_at_the_ridge_point(x64):
+    """On |w - a|^2 / 2 the ridge point is a / (1 + lambda). With eta = 0.1 the minimum is reached
+    from the side of zero, where the gate is shut; it is no fixed point (test_derivations)."""
     a, w = jnp.array([1.0, -2.0, 3.0]), jnp.array([5.0, -5.0, 0.5])
     sgd = optax.sgd(0.1)
     ridge = train(optax.chain(sgd, decoupled_decay(LAM, 0.1)), w, towards(a), 500)

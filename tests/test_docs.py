@@ -106,6 +106,34 @@ def test_every_test_that_the_pages_name_exists():
     assert named and named <= defined
 
 
+def test_every_statement_of_the_derivations_is_proven_in_float64_or_quoted_with_its_source():
+    """A statement begins with its number in bold and ends with the tests that prove it."""
+    test_files = {path.name: path.read_text("utf-8") for path in ROOT.glob("tests/test_*.py")}
+    proofs = test_files["test_derivations.py"]
+    assert "autouse=True)\ndef float64(x64):" in proofs
+    in_float64 = set(re.findall(r"def (test_\w+)", proofs))
+    for text in test_files.values():
+        in_float64 |= set(re.findall(r"def (test_\w+)\([^)]*\bx64\b[^)]*\)", text))
+    sections = re.split(r"^## ", read("derivations.md"), flags=re.MULTILINE)[1:]
+    for number, section in enumerate(sections, start=1):
+        _, *statements = re.split(r"^(?=\*\*\d+\.\d+)", section, flags=re.MULTILINE)
+        labels = [re.match(r"\*\*(\d+\.\d+)", text)[1] for text in statements]
+        assert labels == [f"{number}.{i}" for i in range(1, len(statements) + 1)] and labels
+        for label, text in zip(labels, statements, strict=True):
+            *_, proof = text.strip().split("\n\n")
+            tests = re.findall(r"`(test_\w+)`", proof)
+            proven = proof.startswith("*Test:*") and tests
+            quoted = re.match(r"\*Quoted:\* \S", proof)
+            assert proven or quoted, f"{label} has neither a test nor a source"
+            assert set(tests) <= in_float64, f"{label}: {set(tests) - in_float64} not in float64"
+
+
+def test_every_proof_of_a_derivation_is_named_by_a_statement():
+    proofs = (ROOT / "tests" / "test_derivations.py").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", read("derivations.md")))
+    assert set(re.findall(r"def (test_\w+)", proofs)) <= named
+
+
 def test_every_fault_has_a_row_with_a_test_that_provokes_it():
     rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", read("faults.md"), re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 32))

@@ -50,8 +50,8 @@ def regularized_loss(
       example_loss: `(outputs, targets) -> losses`, in the shape of `batch.weights`.
       penalty: `params -> scalar`, such as `l2_penalty(1e-4)`; added once.
       part_weights: multipliers m in any form of `parts`: each leaf then sees its own data loss,
-        gradient `m * dL/dw`, value unchanged. The penalty is not touched. (A constant m does
-        nothing under Adam, which divides it out.)
+        gradient `m * dL/dw`, value unchanged. The penalty is not touched. (Adam divides a
+        constant m out: without a penalty it does nothing, with one it is a penalty / m.)
       normalize: "weights" or "count".
 
     Returns:

@@ -77,7 +77,8 @@ DIRECTIONS = {
 MOMENTUM = {"adam": 0.9, "sgd": 0.0, "momentum": 0.9, "lion": 0.957}
 """How alike the steps of each optimiser are, as telemetry reads it: the correlation of neighbours
 in a geometric sequence. Lion's is the one whose sum is that of its own correlations, `2/pi
-arcsin(0.350 * 0.99^(k-1))` at distance k, from its 0.9 and 0.99."""
+arcsin(0.350 * 0.99^(k-1))` at distance k, from its 0.9 and 0.99: at rates far below 0.01, where its
+memory of a hundred steps is short beside the decay's (docs/derivations.md, 5.4)."""
 
 AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
     "crop": lambda side: random_crop(max(1, side // 8)),

@@ -184,7 +184,10 @@ def cautious_decay(
 
         update <- update - eta_t * strength * m_leaf * 1[update * params <= 0] * params
 
-    Its fixed points are those of the unpenalised loss. A weight without an update decays.
+    A weight without an update decays, so a minimum of the loss is not at rest: it goes to
+    (1 - c) w. Steps that do not overshoot (eta h < 1 on a curvature h) and have no noise come to it
+    from the side of zero, where the gate is shut; under gradient noise that outweighs the pull the
+    gate is open half the time, which is decay of half the strength.
 
     Args:
       strength: >= 0, per step and learning rate; a number (traced or not) or a schedule.
