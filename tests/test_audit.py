@@ -320,6 +320,7 @@ def test_part_weights_that_adam_cancels():
     report = audit(a_tree(), ADAM_AND_DECAY(), **how)
     (warning,) = report.warnings
     assert warning.kind == "part weights cancel" and "`scale_by_parts`" in warning.text
+    assert "do nothing, or divide the strength of a penalty" in warning.text
     assert warning.paths == ("hidden/bias", "hidden/kernel")
     plain = sgd_with(decoupled_decay(0.1, 0.1, parts=matrices_only))
     assert "part weights cancel" not in kinds(audit(a_tree(), plain, **how))

@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 WITH_CODE = ("guide", "migration", "extending", "articles")
+IN_CHINESE = ("articles", "conventions", "derivations")
+"""Pages with a twin: `articles.zh.md` is `articles.md`."""
 BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)#]+)[^)]*\)")
 
@@ -73,15 +75,45 @@ def test_no_page_has_code_that_no_test_runs():
     assert with_code - elsewhere == set(WITH_CODE)
 
 
-def test_the_chinese_twin_has_the_same_sections_code_and_links():
-    one, other = read("articles.md"), read("articles.zh.md")
+@pytest.mark.parametrize("page", IN_CHINESE)
+def test_the_chinese_twin_has_the_same_sections_formulas_code_and_links(page):
+    one, other = read(f"{page}.md"), read(f"{page}.zh.md")
     assert BLOCK.findall(one) == BLOCK.findall(other)
-    outline = lambda text: re.findall(r"^(#+ [\d.-]*)", re.sub(BLOCK, "", text), re.MULTILINE)
-    assert outline(one) == outline(other)
-    twins = {"articles.md": "articles.zh.md", "articles.zh.md": "articles.md"}
-    assert sorted(LINK.findall(one)) == sorted(twins.get(x, x) for x in LINK.findall(other))
-    tests = lambda text: re.findall(r"`(test_\w+)`", text)
-    assert tests(one) == tests(other)
+    one, other = (BLOCK.sub("", text) for text in (one, other))
+    for what in (
+        r"^(#+ [\d.-]*)",  # headings, by their numbers
+        r"^\*\*(\d+\.\d+)",  # statements
+        r"^    .*$",  # formulas
+        r"^> .*$",  # quoted formulas
+        r"`(test_\w+)`",
+        r"`(wdjax[^`]*|[\w.]+\([^`]*\))`",  # calls
+    ):
+        assert re.findall(what, one, re.MULTILINE) == re.findall(what, other, re.MULTILINE)
+    numbers = lambda text: sorted(re.findall(r"\d+\.\d+(?:e-?\d+)?", text))
+    assert numbers(one) == numbers(other)
+    rows = lambda text: [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert rows(one) == rows(other)
+    english = lambda text: sorted(x.replace(".zh.md", ".md") for x in LINK.findall(text))
+    assert english(one) == english(other)
+    # A page leads to the Chinese version of another where there is one.
+    leads_to = {x for x in LINK.findall(other) if x in {f"{twin}.md" for twin in IN_CHINESE}}
+    assert leads_to == {f"{page}.md"} and f"{page}.zh.md" in LINK.findall(one)
+
+
+def test_the_article_page_counts_the_questions_that_the_faq_answers():
+    asked = re.findall(r"^\d+\. \*\*([^*]+)\*\*", read("faq.md"), re.MULTILINE)
+    assert f"({len(set(asked))} different ones: how to choose the coefficient is in both)" in (
+        read("articles.md")
+    )
+    assert [q for q in set(asked) if asked.count(q) > 1] == ["How is the coefficient chosen?"]
+    assert f"不同的有 {len(set(asked))} 个" in read("articles.zh.md")
+
+
+def test_the_chinese_pages_use_one_word_for_each_thing():
+    """The field's words; the other word for weight decay stands once, where it is named."""
+    pages = "".join(BLOCK.sub("", read(f"{page}.zh.md")) for page in IN_CHINESE)
+    assert pages.count("权值") == pages.count("又称权值衰减") == 1
+    assert "部件权重" not in pages and " epoch " not in pages and "默默" not in pages
 
 
 def test_every_page_is_in_the_table_of_contents():

@@ -272,8 +272,9 @@ def _warnings(
     warn(
         "part weights cancel",
         lambda leaf: leaf.row.path in cancelled,
-        "constant part weights on the data loss do nothing under an optimiser that divides by the "
-        "gradient's size (Adam): {leaves}. Scale the update after it instead, with "
+        "constant part weights on the data loss cancel under an optimiser that divides by the "
+        "gradient's size (Adam): {leaves}. They do nothing, or divide the strength of a penalty in "
+        "the loss. Scale the update after it instead, with "
         "`scale_by_parts`, or weigh the penalty or the decay.",
     )
     warn(
