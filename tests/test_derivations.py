@@ -24,6 +24,7 @@ from wdjax.decay import (
     decoupled_decay,
     fixed_bound,
     huber_decay,
+    proximal_elastic_net,
     proximal_group_lasso,
     proximal_l1,
     proximal_l2,
@@ -191,6 +192,10 @@ def test_some_decay_always_helps_a_noisy_estimate_and_the_best_is_d_s2_over_n_w2
     rng = np.random.default_rng(4)
     x = np.linalg.qr(rng.normal(size=(n, d)))[0] * np.sqrt(n)
     truth = rng.normal(size=d)
+    noise = np.sqrt(s2) * rng.normal(size=n)
+    estimate = np.linalg.solve(x.T @ x / n + 0.2 * np.eye(d), x.T @ (x @ truth + noise) / n)
+    seen = x.T @ noise / np.sqrt(n)  # of variance s2 along each direction
+    np.testing.assert_allclose(estimate, (truth + seen / np.sqrt(n)) / 1.2, rtol=1e-11)
     error = functools.partial(ridge_error, x, truth, s2)
     for lam in (0.0, 0.2, 3.0):
         formula = ((lam * truth) ** 2 + s2 / n).sum() / (1 + lam) ** 2
@@ -486,9 +491,14 @@ def cautious_run(eta_h, c, a, w, num_steps, noise=None):
 
 def test_the_minimum_of_the_loss_is_no_rest_of_cautious_decay():
     """With eta h = 1, c = 0.1, a = 2: at the minimum the update is 0, the gate is open and w goes
-    to (1 - c) a; from there the step is whole again. So 2.0, 1.8, 2.0, ..."""
+    to (1 - c) a; from there the step is whole again. So 2.0, 1.8, 2.0, ... Where rounding ends the
+    approach on a itself, as at eta h = 0.9, it begins anew from 1.8."""
     expected = cautious_run(1.0, 0.1, 2.0, 2.0, 6)
     np.testing.assert_allclose(expected, [1.8, 2.0, 1.8, 2.0, 1.8, 2.0], rtol=1e-12)
+    path = cautious_run(0.9, 0.1, 2.0, 1.5, 200)
+    (landed,) = np.nonzero(path[:-1] == 2.0)
+    assert len(landed) > 3
+    np.testing.assert_allclose(path[landed + 1], 1.8, rtol=1e-12)
     tx = optax.chain(optax.sgd(0.5), cautious_decay(0.2, 0.5))
     for steps in (1, 2, 3):
         found, _ = run(tx, np.array([2.0]), lambda w, t: 2.0 * (w - 2.0), steps)
@@ -496,16 +506,18 @@ def test_the_minimum_of_the_loss_is_no_rest_of_cautious_decay():
 
 
 def test_below_eta_h_of_one_cautious_decay_approaches_the_minimum_from_the_side_of_zero():
-    """There the update pushes away from zero, so the gate is shut: w - a shrinks by 1 - eta h a
-    step, from below and once it is below; decay only changed the way there."""
-    for start in (0.5, 1.9, 5.0):
-        path = cautious_run(0.2, 0.05, 2.0, start, 100)
-        below = path[path < 2.0]
-        np.testing.assert_allclose((below[1:41] - 2) / (below[:40] - 2), 0.8, rtol=1e-6)
-        np.testing.assert_allclose(path[-1], 2.0, rtol=1e-6)
-        tx = optax.chain(optax.sgd(0.1), cautious_decay(0.5, 0.1))
-        found, _ = run(tx, np.array([start]), lambda w, t: 2.0 * (w - 2.0), 100)
-        np.testing.assert_allclose(found, path[-1], rtol=1e-12)
+    """There the update pushes away from zero, so the gate is shut: once below a, w - a shrinks by
+    1 - eta h a step, whatever c is while eta h + c < 2; decay only changed the way there."""
+    for eta_h, c in ((0.2, 0.05), (0.2, 1.5), (0.9, 0.9)):
+        for start in (0.5, 1.9, 5.0, 100.0, -7.0):
+            path = cautious_run(eta_h, c, 2.0, start, 150)
+            (inside,) = np.nonzero((path > 0) & (path < 2.0))
+            below = path[inside[0] :][:10]
+            np.testing.assert_allclose((below[1:] - 2) / (below[:-1] - 2), 1 - eta_h, rtol=1e-6)
+            assert np.abs(path - 2).min() < 1e-9
+    tx = optax.chain(optax.sgd(0.1), cautious_decay(0.5, 0.1))
+    found, _ = run(tx, np.array([5.0]), lambda w, t: 2.0 * (w - 2.0), 30)
+    np.testing.assert_allclose(found, cautious_run(0.2, 0.05, 2.0, 5.0, 30)[-1], rtol=1e-12)
 
 
 def test_under_noise_cautious_decay_rests_at_the_ridge_point_of_half_its_strength():
@@ -535,6 +547,21 @@ def test_huber_decay_is_the_gradient_of_its_penalty_and_takes_at_most_c_delta():
 
 
 # 7. Proximal steps.
+
+
+def test_the_thresholds_meet_the_conditions_of_their_minimum_exactly():
+    """Where y is not zero the derivative `y - z + c1 sign(y) + c2 y` is; where it is, the slopes on
+    its two sides, `-z - c1` and `-z + c1`, differ in sign. All is convex, so y is the minimum."""
+    z = np.concatenate([np.random.default_rng(12).normal(size=40), [0.0, 0.3, -0.3]])
+    w = jnp.asarray(z)
+    for l1, l2 in ((0.6, 0.0), (0.0, 0.8), (0.6, 0.8)):
+        tx = proximal_elastic_net(l1, l2, 0.5)
+        y = z + np.asarray(tx.update(0 * w, tx.init(w), w)[0])
+        c1, c2, moved = l1 / 2, l2 / 2, y != 0
+        slopes = y - z + c1 * np.sign(y) + c2 * y
+        np.testing.assert_allclose(slopes[moved], 0, atol=1e-15)
+        assert (-z - c1 <= 0)[~moved].all() and (-z + c1 >= 0)[~moved].all()
+        assert (~moved).any() and moved.any()
 
 
 def test_the_group_step_ends_at_the_minimum_that_no_try_beats():
@@ -602,13 +629,18 @@ def test_without_convexity_a_proximal_step_may_rest_at_a_worse_of_two_points():
 # 8. A bound.
 
 
-def cpr_loop(a, k, eta, pace, num_steps):
-    """`z = w - eta (w - a); lam <- max(0, lam + pace (|z|^2 - k)); w = z - 2 lam z`, in NumPy."""
+SQUARES = (lambda z: z @ z, lambda z: 2 * z)
+MAGNITUDES = (lambda z: np.abs(z).sum(), np.sign)
+
+
+def cpr_loop(a, k, eta, pace, num_steps, measure=SQUARES):
+    """`z = w - eta (w - a); lam <- max(0, lam + pace (R(z) - k)); w = z - lam grad R(z)`."""
     w, lam, z = np.ones_like(a), 0.0, None
+    value, gradient = measure
     for _ in range(num_steps):
         z = w - eta * (w - a)
-        lam = max(0.0, lam + pace * (z @ z - k))
-        w = z - lam * 2 * z
+        lam = max(0.0, lam + pace * (value(z) - k))
+        w = z - lam * gradient(z)
     return w, z, lam
 
 
@@ -625,6 +657,9 @@ def test_cpr_rests_with_z_at_the_bound_w_inside_it_and_a_multiplier_of_lam_over_
     found, state = run(tx, np.ones(2), lambda w, t: w - a, 6000)
     np.testing.assert_allclose(found, w, rtol=1e-9)
     np.testing.assert_allclose(state[1].multipliers, lam, rtol=1e-9)
+    w, z, lam = cpr_loop(a, k, eta, 0.01, 6000, MAGNITUDES)
+    np.testing.assert_allclose(np.abs(z).sum(), k, rtol=1e-9)
+    np.testing.assert_allclose(w - a, -(lam / eta) * np.sign(z), rtol=1e-9)
     w, z, lam = cpr_loop(a, k, 1e-3, 2e-4, 60_000)
     np.testing.assert_allclose(np.linalg.norm(w), 2.0, rtol=2e-3)
     np.testing.assert_allclose(lam / 1e-3, (5 / 2 - 1) / 2, rtol=5e-3)  # w - a = -2 mu w at |w| = 2

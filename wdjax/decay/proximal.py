@@ -40,10 +40,10 @@ def proximal_step(
         prox(z, c) = argmin_y 1/2 |y - z|^2 + c * R(y)
 
     The metric is Euclidean, also after Adam: the threshold of every weight is the same, it is
-    not divided by the root of Adam's second moment. After plain descent the fixed points are
-    the minima of loss + penalty; after Adam they are not, the zeros are exact in both. Goes after
-    the learning rate in the chain. Weights that reach zero are zero exactly; at c = 0 the update
-    is unchanged bit by bit.
+    not divided by the root of Adam's second moment. After plain descent the fixed points on a
+    convex loss are the minima of loss + penalty; after Adam they are not, the zeros are exact in
+    both. Goes after the learning rate in the chain. Weights that reach zero are zero exactly; at
+    c = 0 the update is unchanged bit by bit.
 
     Args:
       rates: c_1, c_2, ...: numbers (traced or not) or schedules, such as `decoupled_rate`.
