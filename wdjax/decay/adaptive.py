@@ -68,10 +68,11 @@ def constrained_decay(
         update <- update - lambda * grad R(z)
 
     n is the number of weights of the leaf (1 for `standard_deviation`). Below its bound a leaf is
-    free; above, its multiplier grows until it comes back. At rest R(z) is the bound and the weights
-    lie inside it, `params = z - lambda * grad R(z)`; under plain descent the multiplier that
-    balances the loss is lambda / learning rate. No learning rate enters. Goes after the learning
-    rate in the chain.
+    free; above, its multiplier grows until it comes back. No learning rate enters. Goes after
+    the learning rate in the chain.
+
+    At rest R(z) is the bound and the weights lie inside it, `params = z - lambda * grad R(z)`;
+    under plain descent the multiplier that balances the loss is lambda / learning rate.
 
     Args:
       multiplier_rate: >= 0, how fast multipliers follow; a number, may be traced. The paper's: 1.

@@ -17,9 +17,12 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
         update <- m_leaf * update
 
     Goes after the preconditioner: `optax.chain(optax.scale_by_adam(), scale_by_parts(parts),
-    optax.scale_by_learning_rate(eta), decay)`. Before it, or on a loss without a penalty, Adam
-    divides a constant multiplier out again. Before the decay it leaves that alone; after it, it
-    scales both. Multipliers may be traced.
+    optax.scale_by_learning_rate(eta), decay)`. Before it, or on the data loss, Adam divides a
+    constant multiplier out again. Before the decay it leaves that alone; after it, it scales
+    both. Multipliers may be traced.
+
+    (On the data loss beside a penalty, what is divided out of the one divides the other: a constant
+    m is then a penalty of strength / m.)
 
     Args:
       parts: how much each leaf counts (`wdjax.parts.resolve_parts`); 0.0 stops a part.
