@@ -4,12 +4,15 @@ import inspect
 import json
 import pathlib
 import re
+import sys
 import textwrap
 
 import wdjax
 from wdjax.tables import Estimate, format_number
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # The experiments stand beside the package, not in it.
+from experiments import table as claims_table  # noqa: E402
 
 project = "wdjax"
 author = "the wdjax authors"
@@ -76,20 +79,20 @@ def experiments():
 
 
 def table():
-    """A line a result: the claim, whether it holds, and its program."""
-    lines = ["| claim | verdict | measured |", "| --- | --- | --- |"]
-    for folder in experiments():
-        for results in results_of(folder):
-            device = f"{results['device']['count']} {results['device']['platform'].upper()}"
-            verdict = f"[{results['verdict']}](../experiments/{folder.name}/run.py)"
-            claim = results["claim"].replace("|", "/")
-            date = results["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
-            lines.append(f"| {claim} | {verdict} | {date}, {device} |")
+    """A line a claim: whether it holds, alone and with Holm's correction over all, its program."""
+    lines = ["| claim | verdict | with Holm's correction | measured |", "| --- | --- | --- | --- |"]
+    for row in claims_table.claim_rows():
+        results = row["results"]
+        device = f"{results['device']['count']} {results['device']['platform'].upper()}"
+        verdict = f"[{row['verdict']}](../experiments/{row['folder']}/run.py)"
+        claim = f"{row['name']}: {row['text']}".replace("|", "/")
+        date = results["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
+        lines.append(f"| {claim} | {verdict} | {row['holm_verdict']} | {date}, {device} |")
     return "\n".join(lines)
 
 
 def figures():
-    """A section an experiment: why, the numbers, the figure, the command."""
+    """A section an experiment: what was found, the numbers, the figure, the command."""
     sections = []
     for folder in experiments():
         for path in sorted(folder.glob("results*.json"), reverse=True):  # The CPU's first.
@@ -97,7 +100,11 @@ def figures():
             on = "" if path.stem == "results" else f" ({results['device']['kind']})"
             sections += [
                 f"### {results['title']}{on}",
-                f"Claim: {results['claim']} **{results['verdict']}**: {results['because']}",
+                f"Claim: {results['claim']}",
+                "\n".join(
+                    f"- {one['finding']} ({one['name']}: **{one['verdict']}**)"
+                    for one in results["claims"]
+                ),
                 "\n".join(f"- {number(one)}" for one in results["found"]),
             ]
             figure = path.stem.replace("results", "figure") + ".svg"

@@ -1,9 +1,12 @@
-"""What every experiment shares: its page, its estimates, its verdict, its files.
+"""What every experiment shares: its page, its estimates, its files.
 
 An experiment is a folder with `run.py`, whose docstring is the page: a title, then paragraphs
-`Claim:`, `Source:`, `Would change:`, `Run:`, `Found:`. `measure(config) -> Findings` does the
-work, `draw(values, figure)` the picture. `Run:` and `Found:` are written by the program, and so
-is `results.json`: no number stands in a page that the results do not hold.
+`Claim:`, `Source:`, `Would change:`, perhaps `Note:`, `Run:`, `Found:`. `measure(config) ->
+Findings` does the work, `draw(values, figure)` the picture. `CLAIMS` says what is judged, by
+which numbers, and `derived(results)` computes those that follow from others; both are applied
+to `results.json` as it stands, so that a verdict can be computed again without a run. `Would
+change:`, `Run:` and `Found:` are written by the program, and so is `results.json`: no number
+stands in a page that the results do not hold.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -20,20 +24,22 @@ import pathlib
 import re
 import textwrap
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from wdjax.tables import Estimate, to_json
+from experiments import claims as rules
+from experiments.claims import Claim, Measurement, exact  # noqa: F401
+from wdjax.tables import to_json
 
 ROOT = pathlib.Path(__file__).parent
-LABELS = ("Claim", "Source", "Would change", "Run", "Found")
-VERDICTS = ("holds", "holds in part", "fails", "undecided")
+LABELS = ("Claim", "Source", "Would change", "Note", "Run", "Found")
 PACKAGES = ("wdjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
-CLEAR = 2.0
-"""Standard errors beyond which an estimate counts as different from its bound."""
+JUDGING = ("CLAIMS", "derived")
+"""Names of `run.py` that read numbers and decide none."""
 
 # A CPU is split into its cores before JAX starts: independent runs then take one core each.
 with contextlib.suppress(RuntimeError):
@@ -41,34 +47,10 @@ with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
-class Measurement(NamedTuple):
-    """One number found; `standard_error` is None where it is an exact count (n = 1)."""
-
-    what: str
-    mean: float
-    standard_error: float | None
-    n: int
-
-    def __str__(self) -> str:
-        if self.standard_error is None:
-            return f"{self.what} {Estimate(self.mean, math.nan)} (exact)"
-        return f"{self.what} {Estimate(self.mean, self.standard_error)} (n={self.n})"
-
-    def clearly_above(self, bound: float = 0.0) -> bool:
-        """Whether the mean lies above the bound by more than two standard errors."""
-        return self.mean - CLEAR * (self.standard_error or 0.0) > bound
-
-    def clearly_below(self, bound: float = 0.0) -> bool:
-        """Whether the mean lies below the bound by more than two standard errors."""
-        return self.mean + CLEAR * (self.standard_error or 0.0) < bound
-
-
 class Findings(NamedTuple):
-    """What an experiment says: the headline numbers, the verdict, why, and all the rest."""
+    """What an experiment measured: the numbers that claims are about, and all the rest."""
 
     found: list[Measurement]
-    verdict: str
-    because: str
     values: dict[str, Any]
     """Everything behind the headline: curves for the figure, standard errors included."""
     extremes: list[dict[str, Any]] = []
@@ -89,21 +71,11 @@ def over_seeds(what: str, values: Any) -> Measurement:
     return Measurement(what, float(values.mean()), float(error), len(values))
 
 
-def exact(what: str, value: float) -> Measurement:
-    """A count, which has no error."""
-    return Measurement(what, float(value), None, 1)
-
-
 def curve(values: Any) -> dict[str, list[float]]:
     """`values[..., seed]` as `{"mean": [...], "standard_error": [...]}` for a figure."""
     values = np.asarray(values, np.float64)
     error = values.std(axis=-1, ddof=1) / math.sqrt(values.shape[-1])
     return {"mean": values.mean(axis=-1).tolist(), "standard_error": error.tolist()}
-
-
-def verdict(holds: bool, fails: bool) -> str:
-    """`holds`, `fails`, or `undecided` where neither is clear."""
-    return "holds" if holds else "fails" if fails else "undecided"
 
 
 def extreme(measure: str, better: str, zero: Any, chosen: Any, largest: Any) -> dict[str, Any]:
@@ -125,6 +97,8 @@ def main(
     draw: Callable[[dict[str, Any], Any], None],
     config: Any,
     quick: Any,
+    claims: Sequence[Claim] = (),
+    derived: Callable[[dict[str, Any]], list[Measurement]] | None = None,
 ) -> None:
     """Runs an experiment from its command: `python -m experiments.NAME.run [--quick] [--out DIR]`.
 
@@ -146,13 +120,14 @@ def main(
     seconds = time.perf_counter() - start
     results = _results(folder, chosen, findings, seconds, arguments.quick)
     results["fingerprint"] = code
+    results = judge(json.loads(to_json(results)), claims, derived)
     out.mkdir(parents=True, exist_ok=True)
     mark = device_mark(results["device"])
     (out / f"results{mark}.json").write_text(to_json(results) + "\n", encoding="utf-8")
     draw_svg(draw, results["values"], out / f"figure{mark}.svg")
     if out == folder and not mark:
         write_page(folder, results)
-    print(f"{folder.name}: {results['verdict']}. {results['because']}")
+    print(f"{folder.name}: {found_text(results)}")
     print("\n".join(f"  {line}" for line in map(str, findings.found)))
     print(f"  {seconds:.0f} s; wrote {out}")
 
@@ -160,18 +135,13 @@ def main(
 def _results(
     folder: pathlib.Path, config: Any, findings: Findings, seconds: float, quick: bool
 ) -> dict[str, Any]:
-    if findings.verdict not in VERDICTS:
-        raise ValueError(f"a verdict must be one of {VERDICTS}, got {findings.verdict!r}.")
     page = read_page(folder)
     return {
-        "schema": 1,
+        "schema": 2,
         "name": folder.name,
         "title": page["title"],
         "claim": page["Claim"],
         "source": page["Source"],
-        "would_change": page["Would change"],
-        "verdict": findings.verdict,
-        "because": findings.because,
         "found": [m._asdict() for m in findings.found],
         "extremes": findings.extremes,
         "date": datetime.date.today().isoformat(),
@@ -190,17 +160,60 @@ def command(folder: pathlib.Path) -> str:
     return f"python -m experiments {folder.name}"
 
 
-def found_text(results: dict[str, Any], most: int | None = None) -> str:
-    """The headline numbers in one line, as the page shows them; the table the first of them."""
-    return "; ".join(str(Measurement(**m)) for m in results["found"][:most])
+def numbers_of(results: dict[str, Any], module: Any) -> list[Measurement]:
+    """What was found, and what `derived` of the experiment's module makes of it."""
+    derived = getattr(module, "derived", None)
+    found = [Measurement(**m) for m in results["found"]]
+    return found + (derived(results) if derived else [])
+
+
+def judge(
+    results: dict[str, Any],
+    claims: Sequence[Claim],
+    derived: Callable[[dict[str, Any]], list[Measurement]] | None = None,
+) -> dict[str, Any]:
+    """The results with the verdict of every claim, from their numbers alone."""
+    numbers = numbers_of(results, types.SimpleNamespace(derived=derived))
+    return results | {"claims": [rules.judge(claim, numbers) for claim in claims]}
+
+
+def load(folder: pathlib.Path) -> types.ModuleType:
+    """The experiment's module."""
+    spec = importlib.util.spec_from_file_location(
+        f"experiments.{folder.name}.run", folder / "run.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def p_text(p: float) -> str:
+    """`p = 0.012`, `p < 0.0001`, or `counted` where there is nothing random."""
+    return "counted" if p == 0 else "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def found_text(results: dict[str, Any]) -> str:
+    """What was found, a sentence a claim, as the page shows it."""
+    told = (
+        f"{one['finding'].rstrip('.')} ({one['name']} {one['verdict']}, {p_text(one['p'])})."
+        for one in results["claims"]
+    )
+    return " ".join(told)
+
+
+def would_change_text(results: dict[str, Any]) -> str:
+    """The rule of every claim."""
+    return "; ".join(f"{one['name']}: {one['rule']}" for one in results["claims"]) + "."
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """The SHA-256 of what decides the numbers: `run.py` without its page, the other files of
-    its folder, and what they use of `problems.py`. The configuration stands in `run.py`;
-    comments and layout do not count.
+    """The SHA-256 of what decides the numbers: `run.py` without its page and its claims, the
+    other files of its folder, and what they use of `problems.py`. The configuration stands in
+    `run.py`; comments and layout do not count.
     """
-    run = ast.parse((folder / "run.py").read_text(encoding="utf-8")).body[1:]
+    body = ast.parse((folder / "run.py").read_text(encoding="utf-8")).body[1:]
+    run = [node for node in body if not _judges(node)]
     for path in sorted(folder.glob("*.py")):
         if path.name not in ("run.py", "__main__.py", "problems.py"):
             run += ast.parse(path.read_text(encoding="utf-8")).body
@@ -219,6 +232,18 @@ def fingerprint(folder: pathlib.Path) -> str:
                 waiting.append(shared[name])
     nodes = [*run, *(used[name] for name in sorted(used))]
     return hashlib.sha256("".join(map(_canonical, nodes)).encode()).hexdigest()[:16]
+
+
+def _judges(node: ast.stmt) -> bool:
+    """Whether a statement only says what is judged: claims, numbers that follow from others, the
+    names imported for them, and the command line, which passes them on."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name in JUDGING
+    if isinstance(node, ast.Assign):
+        return all(getattr(target, "id", "") in JUDGING for target in node.targets)
+    return isinstance(node, ast.If) or (
+        isinstance(node, ast.ImportFrom) and node.module == "experiments.claims"
+    )
 
 
 def _canonical(node: Any) -> str:
@@ -273,7 +298,7 @@ def read_page(folder: pathlib.Path) -> dict[str, str]:
         label: one_line(words)
         for label, words in zip(paragraphs[::2], paragraphs[1::2], strict=True)
     }
-    missing = [label for label in LABELS if label not in page]
+    missing = [label for label in LABELS if label not in page and label != "Note"]
     if missing:
         raise ValueError(f"the page of {folder.name}/run.py lacks {', '.join(missing)}.")
     return page
@@ -281,7 +306,7 @@ def read_page(folder: pathlib.Path) -> dict[str, str]:
 
 def page_text(page: dict[str, str]) -> str:
     """The docstring of a page."""
-    paragraphs = [_paragraph(f"{label}: {page[label]}") for label in LABELS]
+    paragraphs = [_paragraph(f"{label}: {page[label]}") for label in LABELS if label in page]
     return f'"""{page["title"]}\n\n' + "\n".join(paragraphs) + '\n"""\n'
 
 
@@ -298,10 +323,18 @@ def run_text(results: dict[str, Any]) -> str:
     )
 
 
+def written(results: dict[str, Any]) -> dict[str, str]:
+    """The paragraphs of a page that follow from its results."""
+    return {
+        "Would change": would_change_text(results),
+        "Run": run_text(results),
+        "Found": found_text(results),
+    }
+
+
 def write_page(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """Writes `Run:` and `Found:` of the page from the results."""
-    found = f"{results['verdict']}. {results['because']} {found_text(results)}."
-    page = read_page(folder) | {"Run": run_text(results), "Found": found}
+    """Writes what the page says of its results."""
+    page = read_page(folder) | written(results)
     path = folder / "run.py"
     source = path.read_text(encoding="utf-8")
     end = source.index('"""\n', 3) + 4

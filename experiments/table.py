@@ -2,13 +2,24 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
-from experiments.common import ROOT, found_text, read_page, write_page
+from experiments import claims
+from experiments.common import (
+    ROOT,
+    Measurement,
+    device_mark,
+    judge,
+    load,
+    p_text,
+    read_page,
+    write_page,
+)
 from wdjax.tables import to_json
 
 SHOWN = 3
-"""Numbers of a claim in the table; the page has them all."""
+"""Numbers of a claim in the table; its results have them all."""
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -18,16 +29,46 @@ def all_results() -> list[tuple[pathlib.Path, dict[str, Any]]]:
     return [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
+def rows_of(folder: str) -> list[str]:
+    """`q01_q02_gap` -> ["Q1", "Q2"]: the claims of the articles that a folder's name tells."""
+    leading = re.match(r"((?:[qs]\d+_)*)", folder)
+    names = leading[1].split("_") if leading else []
+    return [f"{name[0].upper()}{int(name[1:])}" for name in names if name]
+
+
+def claim_rows() -> list[dict[str, Any]]:
+    """Every claim with its verdict, and that under Holm's correction over all claims.
+
+    The claims of one kind of device are one family: another device is the same experiment again.
+    """
+    rows = [
+        {**claim, "folder": folder.name, "results": results}
+        for folder, results in all_results()
+        for claim in results["claims"]
+    ]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(device_mark(row["results"]["device"]), []).append(row)
+    for family in families.values():
+        for row, p in zip(family, claims.holm([row["p"] for row in family]), strict=True):
+            row["holm_p"] = p
+            row["holm_verdict"] = row["verdict"] if p < claims.LEVEL else "undecided"
+    return rows
+
+
 def table_text() -> str:
-    """The table: claim, what was found, verdict, date, command, folder."""
-    head = ["claim", "found (mean +- standard error)", "verdict", "date", "device", "command"]
+    """The table: claim, the numbers that decide it, both verdicts, date, device, command."""
+    head = ["claim", "numbers (mean +- standard error)", "verdict", "with Holm's correction"]
+    head += ["date", "device", "command"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for folder, results in all_results():
+    for row in claim_rows():
+        results = row["results"]
         device = f"{results['device']['count']} {results['device']['platform'].upper()}"
         cells = [
-            f"[{folder.name.split('_')[0].upper()}]({folder.name}/run.py) {results['claim']}",
-            f"{results['because']} {found_text(results, SHOWN)}",
-            f"**{results['verdict']}**",
+            f"[{row['name']}]({row['folder']}/run.py) {row['text']}",
+            numbers_text(row["numbers"]),
+            f"**{row['verdict']}**, {p_text(row['p'])}",
+            f"**{row['holm_verdict']}**, {p_text(row['holm_p'])}",
             results["date"],
             f"{device}, {results['seconds']:.0f} s",
             f"`{results['command']}`",
@@ -36,14 +77,20 @@ def table_text() -> str:
     return "\n".join(lines)
 
 
+def numbers_text(numbers: list[dict[str, Any]]) -> str:
+    """The first numbers of a claim in one line, and how many more there are."""
+    told = [str(Measurement(**m)) for m in numbers[:SHOWN]]
+    more = len(numbers) - SHOWN
+    return "; ".join([*told, *[f"{more} more"] * (more > 0)])
+
+
 def refresh() -> None:
-    """Carries the words of the pages into the results, and the numbers into the pages."""
+    """Carries words of the pages and verdicts into the results, and the numbers into the pages."""
     for path in ROOT.glob("*/results*.json"):
         results = json.loads(path.read_text(encoding="utf-8"))
-        page = read_page(path.parent)
-        names = {"title": "title", "claim": "Claim", "source": "Source"}
-        names["would_change"] = "Would change"
-        results |= {name: page[label] for name, label in names.items()}
+        page, module = read_page(path.parent), load(path.parent)
+        results |= {"title": page["title"], "claim": page["Claim"], "source": page["Source"]}
+        results = judge(results, module.CLAIMS, getattr(module, "derived", None))
         path.write_text(to_json(results) + "\n", encoding="utf-8")
         if path.name == "results.json":
             write_page(path.parent, results)

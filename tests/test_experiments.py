@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import common, problems, table
+from experiments import claims, common, problems, table
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in common.ROOT.glob("*/run.py"))
@@ -21,10 +21,12 @@ RESULTS = sorted(common.ROOT.glob("*/results*.json"))
 
 def check_form(results):
     """What every results.json holds, quick or not."""
-    assert results["schema"] == 1
-    assert results["verdict"] in common.VERDICTS
-    assert results["because"].endswith(".")
-    assert results["found"]
+    assert results["schema"] == 2
+    assert results["claims"] and results["found"]
+    for claim in results["claims"]:
+        assert claim["verdict"] in claims.VERDICTS
+        assert 0 <= claim["p"] <= 1
+        assert claim["numbers"] and claim["finding"].endswith(".")
     for row in results["found"]:
         assert set(row) == {"what", "mean", "standard_error", "n"}
         assert math.isfinite(row["mean"])
@@ -36,7 +38,7 @@ def check_form(results):
     for row in results["extremes"]:
         assert row["better"] in ("lower", "higher")
         assert len(row["zero"]) == len(row["chosen"]) == len(row["largest"])
-    for name in ("claim", "source", "would_change", "command", "date", "config", "versions"):
+    for name in ("claim", "source", "command", "date", "config", "versions"):
         assert results[name]
 
 
@@ -54,21 +56,30 @@ def test_committed_results_have_the_form(path):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_page_says_what_its_results_hold(folder):
-    """Claim, source, command and finding of the page are those of results.json."""
+    """Claim, source, rules, command and finding of the page are those of results.json."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     page = common.read_page(folder)
     assert page["Claim"] == results["claim"]
     assert page["Source"] == results["source"]
-    assert page["Would change"] == results["would_change"]
-    assert page["Run"] == common.run_text(results)
-    expected = f"{results['verdict']}. {results['because']} {common.found_text(results)}."
-    assert page["Found"] == expected
+    assert page | common.written(results) == page
     assert (folder / "run.py").read_text(encoding="utf-8").startswith(common.page_text(page))
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_results_were_made_by_the_code_as_it_stands(folder):
     assert common.is_current(folder), f"run: {common.command(folder)}"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_the_claims_of_a_result_are_those_of_its_program_and_numbers(path):
+    """Nothing is trained: the same numbers give the same verdicts."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    module = importlib.import_module(f"experiments.{path.parent.name}.run")
+    again = common.judge(results, module.CLAIMS, getattr(module, "derived", None))
+    told = [(c["name"], c["text"], c["verdict"], c["finding"]) for c in results["claims"]]
+    assert told == [(c["name"], c["text"], c["verdict"], c["finding"]) for c in again["claims"]]
+    both = zip(results["claims"], again["claims"], strict=True)
+    assert all(one["p"] == pytest.approx(other["p"], rel=1e-6) for one, other in both)
 
 
 def test_the_table_is_that_of_the_results():
@@ -80,9 +91,9 @@ def test_the_table_is_that_of_the_results():
 def test_a_standard_error_is_the_deviation_over_the_root_of_the_seeds():
     found = common.over_seeds("x", [1.0, 2.0, 3.0, 6.0])
     assert found[1:] == (3.0, pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2), 4)
-    assert found.clearly_above(0.8)
-    assert not found.clearly_above(1.0)
-    assert found.clearly_below(5.3)
+    assert found.clearly_above(-0.5)
+    assert not found.clearly_above(-0.4)  # t of 3 degrees of freedom: 3 +- 3.18 * 1.08
+    assert found.clearly_below(6.5)
 
 
 def test_a_diverged_run_is_not_averaged_away():
@@ -110,6 +121,9 @@ def test_a_fingerprint_sees_code_and_config_but_no_page_no_comment(tmp_path, mon
     assert of(run, shared.replace("return 1", "return 2")) == first
     assert of(run, shared.replace("LIMIT = 3", "LIMIT = 4")) != first
     assert of(run.replace("problems.used()", "problems.used() + 1"), shared) != first
+    judged = "from experiments.claims import above\nCLAIMS = (above('x'),)\ndef derived(r): ...\n"
+    assert of(run + judged, shared) == first
+    assert of(run + "OTHER = 1\n", shared) != first
 
 
 GPU = {"platform": "gpu", "kind": "NVIDIA A100-SXM4-40GB", "count": 4}
@@ -117,10 +131,14 @@ RUN = '''"""Title.
 
 Claim: one | two.
 Source: here.
-Would change: nothing.
+Would change: old.
 Run: `old`
 Found: old.
 """
+
+from experiments.claims import Claim, above
+
+CLAIMS = (Claim("Q99", "So it is.", above("gain"), "It is not."),)
 '''
 
 
@@ -136,9 +154,10 @@ def run_toy(folder, monkeypatch, device):
     monkeypatch.setattr(sys, "argv", ["run"])
     (folder.parent / "problems.py").write_text("")
     found = [common.over_seeds("gain", [1.0, 2.0, 3.0, 4.0, 5.0])]
-    measure = lambda config: common.Findings(found, "holds", "So it is.", {"x": [0.0, 1.0]})
+    measure = lambda config: common.Findings(found, {"x": [0.0, 1.0]})
     draw = lambda values, figure: figure.subplots().plot(values["x"])
-    common.main(str(folder / "run.py"), measure, draw, Toy(), Toy(2))
+    claimed = common.load(folder).CLAIMS
+    common.main(str(folder / "run.py"), measure, draw, Toy(), Toy(2), claimed)
 
 
 def test_a_result_from_another_device_is_a_new_row_and_leaves_the_page(tmp_path, monkeypatch):
@@ -150,13 +169,16 @@ def test_a_result_from_another_device_is_a_new_row_and_leaves_the_page(tmp_path,
     assert not common.is_current(folder)
     run_toy(folder, monkeypatch, {"platform": "cpu", "kind": "cpu", "count": 2})
     page = (folder / "run.py").read_text()
-    assert "2 CPU devices" in page and "holds. So it is. gain 3.00 +- 0.71 (n=5)." in page
+    assert "2 CPU devices" in page and "Found: So it is (Q99 holds, p = 0.013).\n" in page
+    assert "Would change: Q99: `gain` above 0.\n" in page
     mark = "-gpu-nvidia-a100-sxm4-40gb-x4"
     written = {path.name for path in folder.iterdir() if path.suffix in (".json", ".svg")}
     assert written == {"results.json", "figure.svg", f"results{mark}.json", f"figure{mark}.svg"}
     assert common.is_current(folder) and common.is_current(folder, mark)
     _, _, *rows = table.table_text().splitlines()
-    assert sorted(row.split(" | ")[4].split(",")[0] for row in rows) == ["2 CPU", "4 GPU"]
+    assert sorted(row.split(" | ")[5].split(",")[0] for row in rows) == ["2 CPU", "4 GPU"]
+    assert all("So it is. | gain 3.00 +- 0.71 (n=5) | **holds**, p = 0.013" in row for row in rows)
+    assert all(row["holm_p"] == row["p"] for row in table.claim_rows())  # A family each.
     table.refresh()  # Words of the page into both results, numbers of the CPU's into the page.
     assert (folder / "run.py").read_text() == page
 

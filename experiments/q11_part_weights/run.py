@@ -3,19 +3,13 @@
 Claim: giving each part of the model the weight sigmoid(slope * x), x how deep it is, improves
   generalisation (S5, Q11).
 Source: both articles' FAQ.
-Would change: the claim holds if, in one of the places, the held-out loss at the chosen slope and
-  strength is below that of uniform weights, at their own chosen strength, by two standard errors,
-  and below that of the same weights shuffled among the layers. It fails if in every place the
-  gain over uniform weights is below 5 % of their loss by two standard errors; it is undecided
-  otherwise. History: a first run (7 slopes, 5 strengths, 100 epochs) gave uniform - weighted
-  0.0040 +- 0.0019 on the decay, shuffled - weighted 0.0029 +- 0.0028: undecided. This grid was
-  cut for time alone. The bound of 5 % was set after those runs.
+Would change: Q11: any of (`on the *: share of the held-out loss that weights save` above 0.05).
+Note: a first run (7 slopes, 5 strengths, 100 epochs) gave uniform - weighted 0.0040 +- 0.0019 on
+  the decay, shuffled - weighted 0.0029 +- 0.0028. This grid was cut for time alone. The bound of
+  5 % was set after those runs: less is not worth a second number to choose.
 Run: `python -m experiments q11_part_weights` (55 s on 2 CPU devices, jax 0.10.2)
-Found: fails. On the decay the chosen slope is 3, at strength 0.3 (uniform: 0.3). On the update
-  the chosen slope is 6, at strength 0.3 (uniform: 0.3). on the decay: held-out loss, uniform -
-  weighted -0.0005 +- 0.0013 (n=10); on the decay: held-out loss, shuffled - weighted -0.0001 +-
-  0.0017 (n=10); on the update: held-out loss, uniform - weighted -0.0039 +- 0.0046 (n=10); on the
-  update: held-out loss, shuffled - weighted 0.0006 +- 0.0048 (n=10).
+Found: Weights on the parts by their depth, of their decay or of their update, lower the held-out
+  loss by less than 5 % (Q11 fails, p = 0.019).
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +19,7 @@ import numpy as np
 import optax
 
 from experiments import common, problems
+from experiments.claims import Claim, Measurement, above, any_of
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
@@ -42,7 +37,6 @@ class Config:
     widths: tuple[int, ...] = (64, 64, 64)
     slopes: tuple[float, ...] = (-6.0, -3.0, 0.0, 3.0, 6.0)
     strengths: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
-    least_gain: float = 0.05
     num_seeds: int = 10
 
 
@@ -103,20 +97,8 @@ def measure(c: Config) -> common.Findings:
             f"on the {place}", scores, c.slopes, c.strengths
         )
         found += [gains[place]["uniform"], gains[place]["shuffled"]]
-    holds = any(
-        g["uniform"].clearly_above() and g["shuffled"].clearly_above() for g in gains.values()
-    )
-    # Less than this share of the uniform loss is not worth a second number to choose.
-    least = {p: c.least_gain * np.mean(values[p]["by_seed"]["uniform"]) for p in PLACES}
-    fails = all(g["uniform"].clearly_below(least[place]) for place, g in gains.items())
-    because = " ".join(
-        f"On the {place} the chosen slope is {values[place]['chosen']['weighted'][0]:g}, at "
-        f"strength {values[place]['chosen']['weighted'][1]:g} (uniform: "
-        f"{values[place]['chosen']['uniform'][1]:g})."
-        for place in PLACES
-    )
-    values |= {"slopes": c.slopes, "strengths": c.strengths, "least": least}
-    return common.Findings(found, common.verdict(holds, fails), because, values)
+    values |= {"slopes": c.slopes, "strengths": c.strengths}
+    return common.Findings(found, values)
 
 
 def draw(values, figure):
@@ -129,5 +111,29 @@ def draw(values, figure):
         axes.legend()
 
 
+CLAIMS = (
+    Claim(
+        "Q11",
+        "Weights on the parts by their depth, of their decay or of their update, lower the "
+        "held-out loss by over 5 %.",
+        any_of(above("on the *: share of the held-out loss that weights save", 0.05)),
+        "Weights on the parts by their depth, of their decay or of their update, lower the "
+        "held-out loss by less than 5 %.",
+    ),
+)
+
+
+def derived(results) -> list[Measurement]:
+    """What weights save of the loss with uniform ones, by seed."""
+    numbers = []
+    for place in PLACES:
+        losses = results["values"][place]["by_seed"]
+        uniform = np.array(losses["uniform"])
+        saved = (uniform - np.array(losses["weighted"])) / uniform.mean()
+        what = f"on the {place}: share of the held-out loss that weights save"
+        numbers.append(common.over_seeds(what, saved))
+    return numbers
+
+
 if __name__ == "__main__":
-    common.main(__file__, measure, draw, Config(), QUICK)
+    common.main(__file__, measure, draw, Config(), QUICK, CLAIMS, derived)

@@ -4,15 +4,14 @@ Claim: before a normalisation the size of the weights does not matter to the fun
   can only act by keeping them small and their steps large in angle (with S6).
 Source: Zhang et al. 2019, arXiv:1810.12281; Kosson et al. 2024, arXiv:2305.17212: the angle of a
   step settles near `sqrt(2 eta lam)`.
-Would change: the claim holds if doubling the convolutions changes no output by 5 % of the
-  largest, and at the larger strength they end with a clearly smaller norm and a clearly larger
-  angle an epoch; it fails if one of the three is clearly the other way round.
+Would change: S6-normalised: all of (`change of the outputs when they are doubled` below 0.05,
+  `norm of the convolutions, largest / zero` below 1, `log10 of the radians turned an epoch,
+  largest / zero` above 0); S6-resnet: `held-out loss, zero - middle` above 0.
 Run: `python -m experiments s06_resnet20` (53 s on 2 CPU devices, jax 0.10.2)
-Found: holds. Scaling the convolutions leaves the outputs; decay shrinks them and turns them
-  faster. norm of the convolutions, largest / zero 0.2055 +- 0.0091 (n=5); log10 of the radians
-  turned an epoch, largest / zero 2.12 +- 0.23 (n=5); change of the outputs when they are doubled
-  0.0000440 +- 0.0000075 (n=5); held-out loss, zero - middle 0.004 +- 0.043 (n=5); held-out loss,
-  zero - largest -1.04 +- 0.38 (n=5).
+Found: Doubling the convolutions of a ResNet-20 leaves its outputs (to 5 %), and under the largest
+  decay they are smaller and turn faster than without (S6-normalised holds, p = 0.00078).
+  Undecided: The middle strength lowers the held-out loss of a ResNet-20 (S6-resnet undecided, p =
+  0.93).
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 
 from experiments import common, problems
+from experiments.claims import Claim, above, all_of, below
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_resnet20
@@ -121,18 +121,8 @@ def measure(c: Config) -> common.Findings:
         common.over_seeds("held-out loss, zero - middle", scores["loss"][0] - scores["loss"][1]),
         common.over_seeds("held-out loss, zero - largest", scores["loss"][0] - scores["loss"][-1]),
     ]
-    holds = (
-        found[0].clearly_below(1.0) and found[1].clearly_above() and found[2].clearly_below(0.05)
-    )
     return common.Findings(
         found,
-        common.verdict(
-            holds,
-            found[0].clearly_above(1.0) or found[1].clearly_below() or found[2].clearly_above(0.05),
-        ),
-        "Scaling the convolutions leaves the outputs; decay shrinks them and turns them faster."
-        if holds
-        else "Norms, angles and outputs do not all say so.",
         {name: common.curve(np.moveaxis(v, 1, -1)) for name, v in scores.items()}
         | {"strengths": c.strengths},
     )
@@ -150,5 +140,27 @@ def draw(values, figure):
     axes.legend()
 
 
+CLAIMS = (
+    Claim(
+        "S6-normalised",
+        "Doubling the convolutions of a ResNet-20 leaves its outputs (to 5 %), and under the "
+        "largest decay they are smaller and turn faster than without.",
+        all_of(
+            below("change of the outputs when they are doubled", 0.05),
+            below("norm of the convolutions, largest / zero", 1.0),
+            above("log10 of the radians turned an epoch, largest / zero"),
+        ),
+        "Doubling the convolutions of a ResNet-20 changes its outputs by over 5 %, or under the "
+        "largest decay they are larger or turn slower than without.",
+    ),
+    Claim(
+        "S6-resnet",
+        "The middle strength lowers the held-out loss of a ResNet-20.",
+        above("held-out loss, zero - middle"),
+        "The middle strength raises the held-out loss of a ResNet-20.",
+    ),
+)
+
+
 if __name__ == "__main__":
-    common.main(__file__, measure, draw, Config(), QUICK)
+    common.main(__file__, measure, draw, Config(), QUICK, CLAIMS)

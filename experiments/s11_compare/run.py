@@ -3,19 +3,18 @@
 Claim: optimiser, augmentation and structure are to be chosen by cross-validation, as the
   coefficient is (S11).
 Source: the articles.
-Would change: the claim holds for a list (optimisers, augmentations, structures) if the choice
-  that cross-validation puts first beats the one it puts last by two standard errors, each at the
-  numbers chosen for it, in fresh runs judged on held-out rows; it holds in part if it does for
-  some lists, and fails for none: there choosing decides nothing.
+Would change: S11-optimiser: `optimiser: held-out loss, last by folds *` above 0;
+  S11-augmentation: `augmentation: held-out loss, last by folds *` above 0; S11-structure:
+  `structure: held-out loss, last by folds *` above 0.
+Note: the folds have wrong labels, the fresh rows clean ones: what the folds prefer need not be
+  what is best on clean labels. All differences are of fresh runs, each choice at the numbers
+  chosen for it.
 Run: `python -m experiments s11_compare` (113 s on 2 CPU devices, jax 0.10.2)
-Found: holds in part. Best by cross-validation: optimiser Adam, augmentation none, structure MLP
-  100; the differences are of fresh runs on held-out rows. optimiser: held-out loss, second by
-  folds (momentum) - best (Adam) -0.0005 +- 0.0061 (n=10); optimiser: held-out loss, last by folds
-  (Muon) - best (Adam) -0.053 +- 0.015 (n=10); augmentation: held-out loss, second by folds (crop)
-  - best (none) 0.055 +- 0.012 (n=10); augmentation: held-out loss, last by folds (crop+flip) -
-  best (none) 0.229 +- 0.018 (n=10); structure: held-out loss, second by folds (MLP 16) - best
-  (MLP 100) 0.0106 +- 0.0092 (n=10); structure: held-out loss, last by folds (GRU 32 by rows) -
-  best (MLP 100) 0.104 +- 0.022 (n=10).
+Found: On fresh rows of clean labels, the optimiser that cross-validation puts last beats the one
+  it puts first (S11-optimiser fails, p = 0.0054). On fresh rows of clean labels, the augmentation
+  that cross-validation puts first beats the one it puts last (S11-augmentation holds, p <
+  0.0001). On fresh rows of clean labels, the structure that cross-validation puts first beats the
+  one it puts last (S11-structure holds, p = 0.00096).
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import optax
 from jax.sharding import AxisType
 
 from experiments import common, problems
+from experiments.claims import Claim, Measurement, above
 from wdjax.data.augment import compose, random_crop, random_flip
 from wdjax.decay import decoupled_decay, muon
 from wdjax.losses import cross_entropy
@@ -143,7 +143,7 @@ def measure(c: Config) -> common.Findings:
         "augmentation": ({n: choice(c, augmentation=n) for n in AUGMENTATIONS}, grid_of(c)),
         "structure": ({n: choice(c, structure=n) for n in STRUCTURES}, grid_of(c)),
     }
-    found, values, decides = [], {}, []
+    found, values = [], {}
     for name, (choices, grid) in lists.items():
         runs = {n: make_fit_and_score(*parts) for n, parts in choices.items()}
         compared = compare(runs, grid, data, folds, key=key, num_seeds=c.num_seeds, mesh=mesh)
@@ -153,7 +153,6 @@ def measure(c: Config) -> common.Findings:
         for words, other in (("second", others[0]), ("last", others[-1])):
             what = f"{name}: held-out loss, {words} by folds ({other}) - best ({best})"
             found.append(common.over_seeds(what, afresh[other] - afresh[best]))
-        decides.append(found[-1].clearly_above())
         values[name] = {
             "best": best,
             "choices": {
@@ -169,13 +168,7 @@ def measure(c: Config) -> common.Findings:
                 for n, chosen in compared.chosen.items()
             },
         }
-    bests = ", ".join(f"{name} {v['best']}" for name, v in values.items())
-    return common.Findings(
-        found,
-        "holds" if all(decides) else "holds in part" if any(decides) else "fails",
-        f"Best by cross-validation: {bests}; the differences are of fresh runs on held-out rows.",
-        values,
-    )
+    return common.Findings(found, values)
 
 
 def draw(values, figure):
@@ -199,5 +192,50 @@ def draw(values, figure):
     axes.legend(fontsize=7)
 
 
+CLAIMS = (
+    Claim(
+        "S11-optimiser",
+        "On fresh rows of clean labels, the optimiser that cross-validation puts first beats the "
+        "one it puts last.",
+        above("optimiser: held-out loss, last by folds *"),
+        "On fresh rows of clean labels, the optimiser that cross-validation puts last beats the "
+        "one it puts first.",
+    ),
+    Claim(
+        "S11-augmentation",
+        "On fresh rows of clean labels, the augmentation that cross-validation puts first beats "
+        "the one it puts last.",
+        above("augmentation: held-out loss, last by folds *"),
+        "On fresh rows of clean labels, the augmentation that cross-validation puts last beats "
+        "the one it puts first.",
+    ),
+    Claim(
+        "S11-structure",
+        "On fresh rows of clean labels, the structure that cross-validation puts first beats the "
+        "one it puts last.",
+        above("structure: held-out loss, last by folds *"),
+        "On fresh rows of clean labels, the structure that cross-validation puts last beats the "
+        "one it puts first.",
+    ),
+)
+
+
+def derived(results) -> list[Measurement]:
+    """Of every list: the choice of lowest loss on the fresh rows, against the folds' first.
+
+    The seeds are the same, but not kept one by one: the errors are added as if they were not
+    paired, which is too much. Picked as the lowest, it is told and not judged.
+    """
+    numbers = []
+    for name, compared in results["values"].items():
+        fresh = {n: Measurement(**row["held-out loss"]) for n, row in compared["choices"].items()}
+        lowest = min(fresh, key=lambda n, of=fresh: of[n].mean)
+        first, other = fresh[compared["best"]], fresh[lowest]
+        error = np.hypot(first.standard_error, other.standard_error)
+        what = f"{name}: held-out loss, lowest on fresh rows ({lowest}) - best ({compared['best']})"
+        numbers.append(Measurement(what, other.mean - first.mean, float(error), first.n))
+    return numbers
+
+
 if __name__ == "__main__":
-    common.main(__file__, measure, draw, Config(), QUICK)
+    common.main(__file__, measure, draw, Config(), QUICK, CLAIMS, derived)
