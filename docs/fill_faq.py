@@ -1,63 +1,113 @@
-"""Writes what was measured into faq.md: `python docs/fill_faq.py`.
+"""Writes faq.md and faq.zh.md from faq.toml and the results: `python docs/fill_faq.py`.
 
-Each answer ends with the rows that measure it, `[Q1, Q2](../experiments/README.md)`. What follows
-that link, up to the mark `<!-- . -->`, is written here from the experiments' results. Words in the
-mark, `<!-- spike | decades -->`, pick the number that is told: the first whose name holds one.
+Each answer is the sentence that faq.toml has for the verdict on its claim, then what was measured,
+then the claims that are judged, with their verdicts alone and with Holm's correction over all
+claims of the table of experiments. No number is typed.
 """
 
-import json
+import functools
 import pathlib
-import re
-
-from wdjax.tables import Estimate, format_number
+import sys
+import tomllib
+from typing import Any
 
 DOCS = pathlib.Path(__file__).parent
-EXPERIMENTS = DOCS.parent / "experiments"
-ANSWER = re.compile(r"\[([SQ\d, ]+)\]\(\.\./experiments/README\.md\)[^\n]*<!-- ([^>]+) -->")
+sys.path.insert(0, str(DOCS.parent))  # The experiments stand beside the package, not in it.
+
+from experiments import claims, common, table  # noqa: E402
+from wdjax.tables import Estimate, format_number  # noqa: E402
+
+PAGES = {"en": "faq.md", "zh": "faq.zh.md"}
 
 
-def rows_of(folder: str) -> set[str]:
-    """`q01_q02_gap` -> {"Q1", "Q2"}."""
-    leading = re.match(r"((?:[qs]\d+_)*)", folder)
-    names = leading[1].split("_") if leading else []
-    return {f"{name[0].upper()}{int(name[1:])}" for name in names if name}
+@functools.cache
+def _texts() -> dict[str, Any]:
+    return tomllib.loads((DOCS / "faq.toml").read_text(encoding="utf-8"))
 
 
-def picked(found: list[dict], words: str) -> dict:
-    """The first number whose name holds one of the words, else the first."""
-    wanted = [word.strip() for word in words.split("|") if word.strip() != "."]
-    named = [one for one in found if any(word in one["what"] for word in wanted)]
-    return (named or found)[0]
+def questions() -> list[dict[str, Any]]:
+    """The questions in their order."""
+    return _texts()["question"]
 
 
-def measured(rows: set[str], words: str = ".") -> str:
-    """The verdict of every experiment on one of the rows, with one number."""
-    told = []
-    for path in sorted(EXPERIMENTS.glob("*/results.json")):
-        if rows & rows_of(path.parent.name):
-            results = json.loads(path.read_text(encoding="utf-8"))
-            first = picked(results["found"], words)
-            if first["standard_error"] is None:
-                number = f"{first['what']} {format_number(first['mean'])}, exact"
-            else:
-                estimate = Estimate(first["mean"], first["standard_error"])
-                number = f"{first['what']} {estimate}, n = {first['n']}"
-            is_so = "is " * (results["verdict"] == "undecided")
-            link = f"{is_so}[{results['verdict']}](../experiments/{path.parent.name}/run.py)"
-            told.append(f"The claim {link}: {results['because'].rstrip('.')} ({number}).")
-    return " ".join(told)
+def chinese_claims() -> dict[str, str]:
+    """The claims that are judged, in Chinese."""
+    return _texts()["claims"]["zh"]
 
 
-def filled(text: str) -> str:
-    """The page with every answer's measurements as they are now."""
+def number(pattern: str, numbers: list[common.Measurement], claim: str) -> common.Measurement:
+    """The one number that a name or a pattern names.
 
-    def fill(match: re.Match) -> str:
-        found = measured(set(match[1].split(", ")), match[2]) or "Not measured yet."
-        return f"[{match[1]}](../experiments/README.md). {found} <!-- {match[2]} -->"
+    Raises:
+      ValueError: if it names none, or several.
+    """
+    found = claims.matching(pattern, numbers)
+    if len(found) != 1:
+        raise ValueError(
+            f"{pattern!r} names {len(found)} numbers of {claim}'s experiments; name one of: "
+            f"{', '.join(m.what for m in numbers)}."
+        )
+    return found[0]
 
-    return ANSWER.sub(fill, text)
+
+def number_text(one: common.Measurement, language: str) -> str:
+    """A number with its error and n, or a count."""
+    if one.standard_error is None:
+        return format_number(one.mean)
+    estimate = f"{Estimate(one.mean, one.standard_error)}"
+    if language == "zh":
+        estimate = estimate.replace("+-", "±")
+    return _texts()["page"][language]["number"].format(estimate=estimate, n=one.n)
+
+
+def claim_line(row: dict[str, Any], language: str) -> str:
+    """A claim, and both verdicts."""
+    words = _texts()["page"][language]
+    p_text = lambda p: words["counted"] if p == 0 else common.p_text(p)
+    return words["claim"].format(
+        link=f"[{row['name']}](../experiments/{row['folder']}/run.py)",
+        text=row["text"] if language == "en" else chinese_claims()[row["name"]],
+        verdict=words["verdict"][row["verdict"]],
+        p=p_text(row["p"]),
+        holm=words["verdict"][row["holm_verdict"]],
+        holm_p=p_text(row["holm_p"]),
+    )
+
+
+def page(language: str) -> str:
+    """The whole page in a language, from the results as they are now."""
+    words, modules = _texts()["page"][language], {}
+    rows = {
+        row["name"]: row
+        for row in table.claim_rows()
+        if not common.device_mark(row["results"]["device"])
+    }
+    lines = [f"# {words['title']}", "", words["top"].strip().format(count=len(rows))]
+    article, place = 0, 0
+    for question in questions():
+        if question["article"] != article:
+            article, place = question["article"], 0
+            lines += ["", f"## {words['articles'][article - 1]}", "", words["order"], ""]
+        place += 1
+        judged = [rows[name] for name in question["claims"]]
+        numbers = []
+        for folder in dict.fromkeys(row["folder"] for row in judged):
+            results = next(row["results"] for row in judged if row["folder"] == folder)
+            if folder not in modules:
+                modules[folder] = common.load(common.ROOT / folder)
+            numbers += common.numbers_of(results, modules[folder])
+        told = [number(name, numbers, question["claims"][0]) for name in question["numbers"]]
+        says = question[language]
+        answer = [
+            says[judged[0]["verdict"]],
+            says["measured"].format(*(number_text(one, language) for one in told)),
+            *([says["remark"]] if "remark" in says else []),
+        ]
+        lines.append(f"{place}. **{says['ask']}** {words['space'].join(answer)}")
+        lines += [f"    - {claim_line(row, language)}" for row in judged]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    page = DOCS / "faq.md"
-    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for language, name in PAGES.items():
+        (DOCS / name).write_text(page(language), encoding="utf-8")

@@ -182,45 +182,6 @@ def _written_out(match):
     return " ".join(f"S{n}" for n in range(int(match[1]), int(match[2]) + 1))
 
 
-def test_the_faq_answers_every_question_with_its_rows():
-    first, second = read("faq.md").split("## The second article")
-    numbers = lambda text: [int(n) for n in re.findall(r"^(\d+)\. \*\*", text, re.MULTILINE)]
-    assert numbers(first) == list(range(1, 34))
-    assert numbers(second) == list(range(1, 5))
-    answers = re.split(r"^\d+\. \*\*", first + second, flags=re.MULTILINE)[1:]
-    assert all(
-        re.search(r"\[[SQ]\d+[SQ\d, ]*\]\(\.\./experiments/README\.md\)", a) for a in answers
-    )
-    rows = set(re.findall(r"\bQ\d+\b", first + second))
-    assert rows == {f"Q{n}" for n in range(1, 14)}  # Q14 stands in the text, not in a FAQ
-
-
-@pytest.mark.slow
-def test_the_faq_holds_what_the_results_say_now():
-    fill_faq, text = loaded("fill_faq"), read("faq.md")
-    assert fill_faq.filled(text) == text, "the results changed: run `python docs/fill_faq.py`"
-    assert fill_faq.rows_of("q01_q02_gap") == {"Q1", "Q2"} and fill_faq.rows_of("speed") == set()
-
-
-def test_a_mark_of_the_faq_picks_the_number_that_its_words_name():
-    """`<!-- spike | decades -->`: the first that holds one of them, else the first of all."""
-    picked = loaded("fill_faq").picked
-    found = [{"what": what} for what in ("loss", "share that spike", "decades of strength")]
-    assert picked(found, "decades | spike")["what"] == "share that spike"
-    assert picked(found, "decades")["what"] == "decades of strength"
-    assert picked(found, ".")["what"] == picked(found, "nothing such")["what"] == "loss"
-
-
-def test_every_word_of_a_mark_in_the_faq_names_a_number_of_some_experiment():
-    fill_faq = loaded("fill_faq")
-    paths = (ROOT / "experiments").glob("*/results.json")
-    told = [one["what"] for p in paths for one in json.loads(p.read_text("utf-8"))["found"]]
-    marks = [m[2] for m in fill_faq.ANSWER.finditer(read("faq.md")) if m[2] != "."]
-    words = {word.strip() for mark in marks for word in mark.split("|")}
-    assert marks
-    assert not [word for word in words if not any(word in what for what in told)]
-
-
 # The API page.
 
 
