@@ -272,9 +272,18 @@ def _as_wide(update: Any, leaf: Any) -> Any:
 
 
 def _nearest(goal: Array, leaf: Array) -> Array:
-    """`goal` rounded to the leaf's dtype, still wide: XLA may drop a cast there and back."""
-    dtype = jnp.finfo(leaf.dtype)
-    return jax.lax.reduce_precision(goal, dtype.nexp, dtype.nmant)
+    """`goal` rounded to the leaf's dtype, ties to even, still wide.
+
+    Not by a cast there and back, which XLA may drop; and `reduce_precision` takes what lies below
+    the smallest normal number for zero, which float16 keeps as multiples of 2^-24.
+    """
+    dtype, wide = jnp.finfo(leaf.dtype), jnp.finfo(goal.dtype)
+    rounded = jax.lax.reduce_precision(goal, dtype.nexp, dtype.nmant)
+    if dtype.nexp == wide.nexp:  # bfloat16 ends where float32 does.
+        return rounded
+    spacing = float(dtype.smallest_subnormal)
+    below = jnp.abs(goal) < float(dtype.smallest_normal)
+    return jnp.where(below, jnp.round(goal / spacing) * spacing, rounded)
 
 
 def _at_random(goal: Array, leaf: Array, key: Key) -> Array:
