@@ -164,3 +164,67 @@ def test_a_bound_of_a_thousand_is_a_bound_like_another(x64):
 def test_what_is_known_to_be_wrong_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# In NumPy, on (modulus, direction): what each measure means for complex weights.
+ON_COMPLEX = {
+    "sum_of_squares": (lambda z: np.sum(z.real**2 + z.imag**2), lambda z: 2 * z),
+    "sum_of_magnitudes": (lambda z: np.sum(np.hypot(z.real, z.imag)), lambda z: z / abs(z)),
+    "standard_deviation": (
+        lambda z: np.std(z, ddof=1),
+        lambda z: (z - z.mean()) / ((z.size - 1) * np.std(z, ddof=1)),
+    ),
+    "sum_of_hubers": (
+        lambda z: sum(a**2 / 2 if a < 1 else a - 0.5 for a in abs(z)),
+        lambda z: np.array([v if abs(v) < 1 else v / abs(v) for v in z]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_of_complex_weights_is_real_and_its_gradient_the_way_up(name, x64):
+    """The gradient is the direction of steepest ascent; `jax.grad` returns its conjugate."""
+    rng = np.random.default_rng(0)
+    z = 1.2 * (rng.normal(size=6) + 1j * rng.normal(size=6))
+    measure, (value, gradient) = MEASURES[name], ON_COMPLEX[name]
+    found = measure.value(jnp.asarray(z))
+    assert jnp.isrealobj(found)
+    np.testing.assert_allclose(found, value(z), rtol=1e-12)
+    np.testing.assert_allclose(measure.gradient(jnp.asarray(z)), gradient(z), rtol=1e-12)
+    ascent = jnp.conj(jax.grad(measure.value)(jnp.asarray(z)))
+    np.testing.assert_allclose(measure.gradient(jnp.asarray(z)), ascent, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_real_leaf_and_the_same_leaf_times_a_phase_are_constrained_alike(name, x64):
+    """Multipliers are real, and turning all weights by one angle turns all that follows."""
+    rng = np.random.default_rng(1)
+    w, moves = rng.normal(size=6), 0.1 * rng.normal(size=(15, 6))
+    phase = np.exp(0.7j)
+    tx = constrained_decay(0.05, fixed_bound(0.4), measure=MEASURES[name])
+    found, state = trace(tx, jnp.asarray(w * phase), moves * phase)
+    expected, plain = trace(tx, jnp.asarray(w), moves)
+    np.testing.assert_allclose(found, expected * phase, rtol=1e-11)
+    assert state.multipliers.dtype == np.float64 and plain.multipliers > 0
+    np.testing.assert_allclose(state.multipliers, plain.multipliers, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_a_leaf_without_spread_has_no_pull_and_no_nan(dtype, x64):
+    """A head of zeros in warm-up: its standard deviation is 0, whose gradient is taken as 0; in
+    the value, the multiplier and every derivative."""
+    tx = constrained_decay(1.0, fixed_bound(0.0), measure=standard_deviation)
+    w = jnp.zeros((3, 2), dtype)
+    found, state = trace(tx, w, np.zeros((2, 3, 2), dtype))
+    np.testing.assert_array_equal(found, 0.0)
+    assert state.multipliers == 0.0
+    np.testing.assert_array_equal(jax.grad(standard_deviation.value)(w), 0.0)
+    spread = lambda s: jnp.sum(jnp.abs(standard_deviation.gradient(s * w)))
+    np.testing.assert_array_equal(jax.jvp(spread, (1.0,), (1.0,)), 0.0)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_complex_zeros_have_gradient_zero(name, x64):
+    measure, zeros = MEASURES[name], jnp.zeros(3, np.complex128)
+    np.testing.assert_array_equal(measure.gradient(zeros), 0.0)
+    np.testing.assert_array_equal(jax.grad(measure.value)(zeros), 0.0)

@@ -253,6 +253,16 @@ def test_huber_decay_takes_no_more_than_the_threshold(x64):
     np.testing.assert_allclose(updates, -0.1 * np.clip(params, -0.4, 0.4), rtol=1e-12)
 
 
+def test_huber_decay_of_complex_weights_bounds_the_modulus_and_keeps_the_direction(x64):
+    z = np.array([0.1 + 0.2j, 3 - 4j, -0.4j, 0.0])
+    tx = huber_decay(0.5, 0.2, 0.4)
+    updates, _ = tx.update(jnp.zeros(4, z.dtype), tx.init(jnp.asarray(z)), jnp.asarray(z))
+    pull = np.array([0.1 + 0.2j, 0.4 * (3 - 4j) / 5, -0.4j, 0.0])
+    np.testing.assert_allclose(updates, -0.1 * pull, rtol=1e-12)
+    slope = jax.grad(lambda w: jnp.sum(jnp.abs(jnp.real(huber(0.4)(w)))))(jnp.asarray(z))
+    assert np.isfinite(slope).all()
+
+
 def test_shape_gate_and_reference_compose_in_one_update(x64):
     params, goal = jnp.array([3.0, -1.0, 0.5]), jnp.array([1.0, 1.0, 1.0])
     updates = jnp.array([-0.1, -0.1, 0.1])

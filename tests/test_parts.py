@@ -81,6 +81,15 @@ def test_many_leaves_without_a_pattern_are_not_all_listed():
         resolve_parts({"layer0": 1.0}, tree)
 
 
+def test_leaves_that_their_joined_paths_cannot_tell_apart_are_refused_with_both():
+    twins = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    words = r"two leaves have the path 'a/b'.*\['a'\]\['b'\] and \['a/b'\]. Rename one, or give"
+    with pytest.raises(ValueError, match=words):
+        resolve_parts({"a/b": 1.0, "*": 0.0}, twins)
+    tree = {"a/b": 1.0, "a": {"b": 0.5}}
+    assert resolve_parts(tree, twins) == resolve_parts(lambda _: tree, twins) == tree
+
+
 def test_integers_and_keys_get_zero_whatever_parts_say():
     tree = {"steps": jnp.arange(3), "key": jax.random.key(0), "w": jnp.ones(2)}
     assert multipliers(None, tree) == {"key": 0, "steps": 0, "w": 1}

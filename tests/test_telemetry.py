@@ -126,6 +126,13 @@ def test_the_stuck_share_counts_the_weights_their_dtype_could_not_move():
     assert found.norm.dtype == jnp.float32
 
 
+def test_two_leaves_of_one_joined_path_are_refused_rather_than_one_of_them_lost():
+    twins = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    state = init_state(twins, optax.identity())
+    with pytest.raises(ValueError, match=r"\['a'\]\['b'\] and \['a/b'\]. Rename one\."):
+        measure_parts(state, twins, twins, rate=0.1)
+
+
 def test_it_is_pure_so_it_compiles_and_maps_and_leaves_integers_out():
     w = {"w": jnp.ones((3, 2)), "steps": jnp.arange(2), "zero": jnp.zeros(2)}
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checks import check_number, check_strength_or_schedule
 from wdjax.decay.kernel import Gate, rate_at, wide_dtype
 from wdjax.parts import leaf_path, resolve_parts
+from wdjax.parts.rules import check_distinct_paths
 from wdjax.step import TrainState
 from wdjax.types import Parts, Schedule, Strength, is_inexact
 
@@ -74,13 +75,15 @@ def measure_parts(
       A dictionary from the parts' paths to scalars; leaves of integers and keys are left out.
 
     Raises:
-      ValueError: if the rate or the momentum is known and out of range, or the parts do not fit.
+      ValueError: if the rate or the momentum is known and out of range, the parts do not fit, or
+        two leaves have one joined path.
 
     Source: Kosson, Messmer & Jaggi 2024, arXiv:2305.17212.
     """
     check_strength_or_schedule("rate", rate)
     check_number("momentum", momentum, low=0.0, high=0.9999)
     c = rate_at(rate, state.step)
+    check_distinct_paths(state.params, "the tables of telemetry")
     table: dict[str, PartTelemetry] = {}
 
     def measure(path: tuple, leaf: Any, grad: Any, update: Any, multiplier: Any) -> None:

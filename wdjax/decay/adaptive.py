@@ -12,10 +12,15 @@ from jaxtyping import Array, Int, PyTree
 from wdjax.checks import check_number, check_positive_int, check_strength
 from wdjax.decay.kernel import (
     check_not_injected,
+    huber,
+    is_abstract,
     is_known_zero,
+    is_none,
+    modulus,
     next_step,
     require_params,
     wide_dtype,
+    with_dtype,
 )
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.types import Params, Parts, Strength, is_inexact
@@ -25,9 +30,10 @@ class Measure(NamedTuple):
     """What is bounded, one number a leaf."""
 
     value: Callable[[Array], Array]
-    """`leaf -> R(leaf)`, a scalar."""
+    """`leaf -> R(leaf)`, a real scalar."""
     gradient: Callable[[Array], Array]
-    """`leaf -> dR/dleaf`."""
+    """`leaf -> dR/dleaf`; of complex leaves the direction of steepest ascent, the conjugate of what
+    `jax.grad` returns: dR/d(real part) + i dR/d(imaginary part)."""
     per_weight: bool
     """Whether R grows with the number of weights, so that the multiplier's steps divide by it."""
 
@@ -68,8 +74,9 @@ def constrained_decay(
         update <- update - lambda * grad R(z)
 
     n is the number of weights of the leaf (1 for `standard_deviation`). Below its bound a leaf is
-    free; above, its multiplier grows until it comes back. No learning rate enters. Goes after
-    the learning rate in the chain.
+    free; above, its multiplier grows until it comes back. No learning rate enters. Complex weights
+    count by their modulus, so measures, bounds and multipliers are real. A leaf whose update is
+    None keeps its multiplier. Goes after the learning rate in the chain.
 
     At rest R(z) is the bound and the weights lie inside it, `params = z - lambda * grad R(z)`;
     under plain descent the multiplier that balances the loss is lambda / learning rate.
@@ -110,7 +117,9 @@ def constrained_decay(
                     f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
                     f"the measure needs {least}. Leave it out by `parts`."
                 )
-            return bound.init(measured.value(jnp.asarray(leaf, wide_dtype(leaf))))
+            first = lambda leaf: bound.init(measured.value(leaf))
+            wide = with_dtype(leaf, wide_dtype(leaf))
+            return jax.eval_shape(first, wide) if is_abstract(wide) else first(wide)
 
         def zero(leaf):
             real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
@@ -126,7 +135,7 @@ def constrained_decay(
         step = next_step(state.step)
 
         def constrain(update, leaf, part, multiplier, record):
-            if not counts(leaf, part):
+            if update is None or not counts(leaf, part):
                 return update, multiplier, record
             z = jnp.asarray(leaf, wide_dtype(leaf)) + update
             value = measured.value(z)
@@ -146,8 +155,9 @@ def constrained_decay(
             resolve_parts(parts, params),
             state.multipliers,
             state.records,
+            is_leaf=is_none,
         )
-        pick = lambda i: jax.tree.map(lambda _, each: each[i], updates, found)
+        pick = lambda i: jax.tree.map(lambda _, each: each[i], updates, found, is_leaf=is_none)
         return pick(0), ConstrainedState(step, pick(1), pick(2))
 
     return optax.GradientTransformation(init, update)
@@ -156,29 +166,39 @@ def constrained_decay(
 # Measures.
 
 
+def _square_of_modulus(leaf: Array) -> Array:
+    return jnp.square(modulus(leaf)) if jnp.iscomplexobj(leaf) else jnp.square(leaf)
+
+
 def _standard_deviation(leaf: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(leaf - jnp.mean(leaf))) / (leaf.size - 1))
+    variance = jnp.sum(_square_of_modulus(leaf - jnp.mean(leaf))) / (leaf.size - 1)
+    spread = variance > 0  # the root has no derivative at zero
+    return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)
 
 
-sum_of_squares = Measure(lambda w: jnp.sum(jnp.square(w)), lambda w: 2 * w, True)
-"""R = sum w^2, gradient 2 w."""
+def _gradient_of_standard_deviation(leaf: Array) -> Array:
+    deviation = _standard_deviation(leaf)
+    scale = jnp.where(deviation > 0, (leaf.size - 1) * deviation, 1)
+    return (leaf - jnp.mean(leaf)) / scale
 
-sum_of_magnitudes = Measure(lambda w: jnp.sum(jnp.abs(w)), jnp.sign, True)
-"""R = sum |w|, gradient sign(w)."""
 
-standard_deviation = Measure(
-    _standard_deviation,
-    lambda w: (w - jnp.mean(w)) / ((w.size - 1) * _standard_deviation(w)),
-    False,
-)
-"""R = the standard deviation of the weights with n - 1, gradient (w - mean) / ((n - 1) R)."""
+def _huber(leaf: Array) -> Array:
+    size = modulus(leaf)
+    return jnp.sum(jnp.where(size < 1, 0.5 * jnp.square(size), size - 0.5))
 
-sum_of_hubers = Measure(
-    lambda w: jnp.sum(jnp.where(jnp.abs(w) < 1, 0.5 * jnp.square(w), jnp.abs(w) - 0.5)),
-    lambda w: jnp.clip(w, -1, 1),
-    True,
-)
-"""R = sum of w^2 / 2 below 1 and |w| - 1/2 above, gradient clip(w, -1, 1)."""
+
+sum_of_squares = Measure(lambda w: jnp.sum(_square_of_modulus(w)), lambda w: 2 * w, True)
+"""R = sum |w|^2, gradient 2 w."""
+
+sum_of_magnitudes = Measure(lambda w: jnp.sum(modulus(w)), jnp.sign, True)
+"""R = sum |w|, gradient sign(w), which is w / |w| of a complex weight."""
+
+standard_deviation = Measure(_standard_deviation, _gradient_of_standard_deviation, False)
+"""R = the standard deviation of the weights with n - 1, gradient (w - mean) / ((n - 1) R), and 0
+where all weights are equal, as in a head of zeros."""
+
+sum_of_hubers = Measure(_huber, huber(1.0), True)
+"""R = sum of |w|^2 / 2 below 1 and |w| - 1/2 above, gradient w below 1 and sign(w) above."""
 
 
 # Bounds.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_number, check_strength, check_strength_or_schedule, is_known
 from wdjax.parts import leaf_path, resolve_parts
+from wdjax.parts.rules import check_not_injected as check_not_injected
 from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
 
 Gate = Callable[[Array, Array], Array]
@@ -57,8 +58,10 @@ def decay_weights(
     With no other update, no gate, no shape and no reference, the weights after T steps are
     `params_0 * prod_t (1 - c_t * m_leaf)`. It acts on the finished update, so it goes **after**
     the learning rate in the chain; before it, the sign is wrong and the weights grow. It keeps
-    tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys and nodes
-    hidden by `optax.masked` alone.
+    tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys, nodes hidden
+    by `optax.masked` and leaves whose update is None alone. Complex weights are drawn along the
+    line to their reference. From params known by shape, `init` gives a state whose copies of them
+    are shapes.
 
     Args:
       rate: c_t, the fraction removed per step, a number (traced or not) or `step -> c_t`. What
@@ -127,7 +130,7 @@ def decay_weights(
             real = jnp.finfo(wide).dtype
             return (update - jnp.asarray(c * multiplier, real) * pull).astype(update.dtype)
 
-        updates = jax.tree.map(decay, updates, params, resolve_parts(parts, params), goals)
+        updates = map_updates(decay, updates, params, resolve_parts(parts, params), goals)
         return updates, DecayState(next_step(state.step), kept)
 
     return optax.GradientTransformation(init, update)
@@ -174,13 +177,17 @@ def cautious(update: Array, pull: Array) -> Array:
 def huber(threshold: Strength) -> Shape:
     """The shape `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
 
+    Of complex weights it bounds the modulus: `distance * min(1, threshold / |distance|)`.
+
     Raises:
       ValueError: if the threshold is not a scalar, or is known and not above zero.
     """
     check_number("threshold", threshold, low=0.0, above=True)
 
     def clipped(distance: Array) -> Array:
-        bound = jnp.asarray(threshold, distance.dtype)
+        bound = jnp.asarray(threshold, jnp.finfo(distance.dtype).dtype)
+        if jnp.iscomplexobj(distance):
+            return distance * (bound / jnp.maximum(modulus(distance), bound))
         return jnp.clip(distance, -bound, bound)
 
     return clipped
@@ -237,6 +244,29 @@ def require_params(params: Params | None) -> Params:
     return params
 
 
+def map_updates(function: Callable[..., Any], updates: PyTree, *trees: PyTree) -> PyTree:
+    """`function` on every leaf of the updates; where one is None, as optax has it, it stays."""
+    return jax.tree.map(
+        lambda update, *rest: None if update is None else function(update, *rest),
+        updates,
+        *trees,
+        is_leaf=is_none,
+    )
+
+
+def is_none(node: Any) -> bool:
+    """Whether a leaf has no gradient, so no update: it does not move, nor decay."""
+    return node is None
+
+
+def modulus(leaf: Array) -> Array:
+    """`|w|`, whose derivative at a complex zero is taken as 0; `jnp.abs` has NaN there."""
+    if not jnp.iscomplexobj(leaf):
+        return jnp.abs(leaf)
+    alive = leaf != 0
+    return jnp.where(alive, jnp.abs(jnp.where(alive, leaf, 1)), 0)
+
+
 def next_step(step: Array) -> Array:
     """One more update made, without running over."""
     return jnp.asarray(optax.safe_increment(step))
@@ -245,6 +275,18 @@ def next_step(step: Array) -> Array:
 def wide_dtype(leaf: Any) -> Any:
     """The dtype to compute a leaf's decay in: its own, float32 at least."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def is_abstract(leaf: Any) -> bool:
+    """Whether a leaf is known by shape alone, as `jax.eval_shape` gives it."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def with_dtype(leaf: Any, dtype: Any) -> Any:
+    """The leaf in another dtype, where only its shape is known too."""
+    if is_abstract(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+    return jnp.asarray(leaf, dtype)
 
 
 def is_known_zero(value: Any) -> bool:
@@ -266,6 +308,8 @@ def _as_keeper(reference: Any) -> Reference | None:
 
 def _copy(tree: PyTree, params: Params, *, widen: bool) -> PyTree:
     """A copy of `tree` in the structure of `params`; what never decays is not kept."""
+    if not jax.tree.leaves(params):  # optax asks with a placeholder which trees are like params.
+        return params
 
     def copied(path, leaf, goal):
         if isinstance(leaf, optax.MaskedNode):
@@ -277,7 +321,10 @@ def _copy(tree: PyTree, params: Params, *, widen: bool) -> PyTree:
                 f"`reference` has shape {np.shape(goal)} at {leaf_path(path)!r} where the params "
                 f"have {np.shape(leaf)}."
             )
-        return jnp.array(goal, wide_dtype(leaf) if widen else None, copy=True)
+        dtype = wide_dtype(leaf) if widen else None
+        if is_abstract(goal):
+            return with_dtype(goal, dtype or goal.dtype)
+        return jnp.array(goal, dtype, copy=True)
 
     try:
         return jax.tree_util.tree_map_with_path(
@@ -295,16 +342,6 @@ def _check_function(name: str, value: Any) -> None:
         raise ValueError(
             f"`{name}` must be a function or None, got {value!r}. (Under "
             f'`optax.inject_hyperparams` list it: `static_args=("parts", "{name}")`.)'
-        )
-
-
-def check_not_injected(parts: Parts) -> None:
-    """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value."""
-    if isinstance(parts, jax.Array) and jnp.ndim(parts) == 0:
-        raise ValueError(
-            f"`parts` must not be one number, got {parts}. If it was a function under "
-            '`optax.inject_hyperparams`, that ran it as a schedule: pass `static_args="parts"`. '
-            'One number for every leaf is {"*": number}.'
         )
 
 

@@ -50,8 +50,11 @@ def resolve_parts(parts: Parts, params: Params) -> PyTree:
 
     Raises:
       ValueError: if the structure is another one; if a pattern is first for no leaf, or a leaf
-        has no pattern (end with `"*": 0.0`); if a known multiplier is not finite or below zero.
+        has no pattern (end with `"*": 0.0`); if two leaves have one joined path, which patterns
+        cannot tell apart; if a known multiplier is not finite or below zero.
     """
+    if not jax.tree.leaves(params):  # What optax puts for params to learn a state's structure.
+        return params
     if parts is None:
         multipliers = jax.tree.map(lambda _: 1.0, params)
     elif callable(parts):
@@ -161,6 +164,8 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
             unmatched.append(name)
         return 0.0
 
+    remedy = ", or give `parts` as a tree of floats or a function of the params"
+    check_distinct_paths(params, "the patterns of `parts`", remedy)
     multipliers = jax.tree_util.tree_map_with_path(first_match, params, is_leaf=is_hidden)
     names = [leaf_path(path) for path, _ in leaves]
     if unmatched:
@@ -212,3 +217,29 @@ def _checked_multiplier(path: tuple, leaf: Any, multiplier: Any) -> Any:
             "it must be finite and >= 0 (0.0 leaves the part alone, 1.0 counts it fully)."
         )
     return multiplier
+
+
+def check_not_injected(parts: Parts) -> None:
+    """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value."""
+    if isinstance(parts, jax.Array) and jnp.ndim(parts) == 0:
+        raise ValueError(
+            f"`parts` must not be one number, got {parts}. If it was a function under "
+            '`optax.inject_hyperparams`, that ran it as a schedule: pass `static_args="parts"`. '
+            'One number for every leaf is {"*": number}.'
+        )
+
+
+def check_distinct_paths(tree: PyTree, reader: str, remedy: str = "") -> None:
+    """Checks that no two leaves of floats have one `leaf_path`, by which `reader` tells them apart.
+
+    Raises:
+      ValueError: if two have: `{"a/b": w, "a": {"b": v}}`.
+    """
+    seen: dict[str, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name, keys = leaf_path(path), jax.tree_util.keystr(path)
+        if is_inexact(leaf) and seen.setdefault(name, keys) != keys:
+            raise ValueError(
+                f"two leaves have the path {name!r}, by which {reader} tell leaves apart: "
+                f"{seen[name]} and {keys}. Rename one{remedy}."
+            )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from wdjax.parts.rules import is_hidden, leaf_path, leaf_role, resolve_parts
+from wdjax.parts.rules import check_not_injected, is_hidden, leaf_path, leaf_role, resolve_parts
 from wdjax.types import Params, Parts, is_inexact
 
 
@@ -19,7 +19,7 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
     Goes after the preconditioner: `optax.chain(optax.scale_by_adam(), scale_by_parts(parts),
     optax.scale_by_learning_rate(eta), decay)`. Before it, or on the data loss, Adam divides a
     constant multiplier out again. Before the decay it leaves that alone; after it, it scales
-    both. Multipliers may be traced.
+    both. Multipliers may be traced. Leaves whose update is None stay.
 
     (On the data loss beside a penalty, what is divided out of the one divides the other: a constant
     m is then a penalty of strength / m.)
@@ -28,9 +28,13 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
       parts: how much each leaf counts (`wdjax.parts.resolve_parts`); 0.0 stops a part.
 
     Raises:
-      ValueError: in `init` and `update`, for parts that do not fit the params; in `update`, when
+      ValueError: at build, for parts that `optax.inject_hyperparams` has run as a schedule; in
+        `init` and `update`, for parts that do not fit the params; in `update`, when
         `params` is missing.
     """
+
+    check_not_injected(parts)
+    left_alone = lambda update: update is None or is_hidden(update)
 
     def init(params: Params) -> optax.EmptyState:
         resolve_parts(parts, params)
@@ -43,12 +47,12 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
             )
 
         def scaled(update, leaf, multiplier):
-            if is_hidden(update) or not is_inexact(leaf):
+            if left_alone(update) or not is_inexact(leaf):
                 return update
             return (update * jnp.asarray(multiplier, update.dtype)).astype(update.dtype)
 
         multipliers = resolve_parts(parts, params)
-        return jax.tree.map(scaled, updates, params, multipliers, is_leaf=is_hidden), state
+        return jax.tree.map(scaled, updates, params, multipliers, is_leaf=left_alone), state
 
     return optax.GradientTransformation(init, update)
 
