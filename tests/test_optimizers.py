@@ -300,7 +300,7 @@ def test_stochastic_rounding_is_unbiased_also_below_the_normal_numbers_of_float1
     spacing = 2.0**-24
     for count, loss in ((10.0, 0.3), (0.0, -0.4), (-3.0, -0.7), (1024.0, 0.3)):
         w = jnp.full(20_000, count * spacing, jnp.float16)
-        tx = stochastic_rounding(optax.stateless(lambda _, p: p * 0 - loss * spacing), key)
+        tx = stochastic_rounding(optax.stateless(lambda _, p, d=-loss * spacing: 0 * p + d), key)
         updates, _ = tx.update(jnp.zeros_like(w), tx.init(w), w)
         found = np.asarray(optax.apply_updates(w, updates), np.float64) / spacing
         goal = count - loss

@@ -8,7 +8,14 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_strength_or_schedule
-from wdjax.decay.kernel import next_step, require_params, wide_dtype
+from wdjax.decay.kernel import (
+    is_none,
+    map_updates,
+    next_step,
+    require_params,
+    wide_dtype,
+    with_dtype,
+)
 from wdjax.types import Key, Params, Schedule, Strength, is_inexact
 
 
@@ -153,14 +160,17 @@ class MasterState(NamedTuple):
     inner: PyTree
 
 
-def float32_master(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def float32_master(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
     """Lets half-precision weights take steps smaller than their dtype can hold.
 
         master <- master + tx(update) ;  params <- master, rounded to their dtype
 
     In bfloat16 `1 - 1e-4` is 1: without a master, decay at that rate never moves a weight of 1.
-    The whole chain goes inside: `float32_master(optax.chain(optax.adam(lr), decay))`. Leaves of
-    float32 and more are passed through. Weights changed from outside (other than by the
+    The whole chain goes inside: `float32_master(optax.chain(optax.adam(lr), decay))`, and gets what
+    else `update` is called with (`value=`). Leaves of float32 and more are passed through; one
+    whose gradient is None stays. Weights changed from outside (other than by the
     updates) are not noticed: call `init` again.
 
     Args:
@@ -172,6 +182,8 @@ def float32_master(tx: optax.GradientTransformation) -> optax.GradientTransforma
     Source: Micikevicius et al. 2018, arXiv:1710.03740 (master weights).
     """
 
+    move = optax.with_extra_args_support(tx).update
+
     def wide(leaf: Any, master: Any) -> Any:
         return master if _is_narrow(leaf) else leaf
 
@@ -180,22 +192,26 @@ def float32_master(tx: optax.GradientTransformation) -> optax.GradientTransforma
         return MasterState(master, tx.init(jax.tree.map(wide, params, master)))
 
     def update(
-        updates: PyTree, state: Any, params: Params | None = None
+        updates: PyTree, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, MasterState]:
         params = require_params(params)
         weights = jax.tree.map(wide, params, state.master)
-        steps, inner = tx.update(jax.tree.map(_as_wide, updates, params), state.inner, weights)
-        master = jax.tree.map(
-            lambda p, m, s: m + s if _is_narrow(p) else (), params, state.master, steps
-        )
+        widened = map_updates(_as_wide, updates, params)
+        steps, inner = move(widened, state.inner, weights, **extra)
 
-        def difference(update, leaf, goal, step):
+        def moved(step, leaf, master):
+            if step is None:
+                return master
+            return master + step if _is_narrow(leaf) else ()
+
+        def difference(step, update, leaf, goal):
             return _to_reach(_nearest(goal, leaf), leaf, update) if _is_narrow(leaf) else step
 
-        updates = jax.tree.map(difference, updates, params, master, steps)
+        master = jax.tree.map(moved, steps, params, state.master, is_leaf=is_none)
+        updates = map_updates(difference, steps, updates, params, master)
         return updates, MasterState(master, inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class RoundingState(NamedTuple):
@@ -205,7 +221,9 @@ class RoundingState(NamedTuple):
     inner: PyTree
 
 
-def stochastic_rounding(tx: optax.GradientTransformation, key: Key) -> optax.GradientTransformation:
+def stochastic_rounding(
+    tx: optax.GradientTransformation, key: Key
+) -> optax.GradientTransformationExtraArgs:
     """Lets half-precision weights take steps smaller than their dtype can hold, on average.
 
         goal = params + tx(update), in float32
@@ -214,8 +232,9 @@ def stochastic_rounding(tx: optax.GradientTransformation, key: Key) -> optax.Gra
     So `E[params] = goal`: in bfloat16 a weight of 1 that decays by 1e-4 stays in most steps and
     loses 2^-8 in one of 39. It keeps no second copy of the weights, where `float32_master` keeps
     one of twice their size; the price is the noise, up to half the spacing of the dtype a step.
-    The whole chain goes inside, and sees its gradients and weights in float32. Leaves of float32
-    and more are passed through. The mean is exact while a step changes a weight by less than a
+    The whole chain goes inside, sees its gradients and weights in float32, and gets what else
+    `update` is called with (`value=`). Leaves of float32 and more are passed through; one whose
+    gradient is None stays. The mean is exact while a step changes a weight by less than a
     factor of two; beyond, the update itself is rounded once more.
 
     Args:
@@ -237,26 +256,29 @@ def stochastic_rounding(tx: optax.GradientTransformation, key: Key) -> optax.Gra
     def init(params: Params) -> RoundingState:
         return RoundingState(jnp.zeros((), jnp.int32), tx.init(jax.tree.map(_widened, params)))
 
+    move = optax.with_extra_args_support(tx).update
+
     def update(
-        updates: PyTree, state: Any, params: Params | None = None
+        updates: PyTree, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, RoundingState]:
         params = require_params(params)
         weights = jax.tree.map(_widened, params)
-        steps, inner = tx.update(jax.tree.map(_as_wide, updates, params), state.inner, weights)
+        widened = map_updates(_as_wide, updates, params)
+        steps, inner = move(widened, state.inner, weights, **extra)
         now = jax.random.fold_in(key, state.step)
         structure = jax.tree.structure(params)
         numbers = structure.unflatten(range(structure.num_leaves))
 
-        def rounded(update, leaf, weight, step, number):
+        def rounded(step, update, leaf, weight, number):
             if not _is_narrow(leaf):
                 return step
             goal = _at_random(weight + step, leaf, jax.random.fold_in(now, number))
             return _to_reach(goal, leaf, update)
 
-        updates = jax.tree.map(rounded, updates, params, weights, steps, numbers)
+        updates = map_updates(rounded, steps, updates, params, weights, numbers)
         return updates, RoundingState(next_step(state.step), inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_narrow(leaf: Any) -> bool:
@@ -264,7 +286,7 @@ def _is_narrow(leaf: Any) -> bool:
 
 
 def _widened(leaf: Any) -> Any:
-    return jnp.asarray(leaf, wide_dtype(leaf)) if _is_narrow(leaf) else leaf
+    return with_dtype(leaf, wide_dtype(leaf)) if _is_narrow(leaf) else leaf
 
 
 def _as_wide(update: Any, leaf: Any) -> Any:

@@ -15,6 +15,7 @@ from wdjax.decay.kernel import (
     DecayState,
     check_not_injected,
     is_known_zero,
+    map_updates,
     next_step,
     rate_at,
     require_params,
@@ -237,7 +238,10 @@ def project_sphere(
 
 
 def soft_threshold(z: Array, threshold: Any) -> Array:
-    """The proximal point of `threshold * |y|`, elementwise: towards zero, and no further."""
+    """The proximal point of `threshold * |y|`, elementwise: towards zero, and no further.
+
+    Of complex weights it is the modulus that shrinks, `z / |z| * max(|z| - threshold, 0)`.
+    """
     return jnp.sign(z) * jnp.maximum(jnp.abs(z) - threshold, 0)
 
 
@@ -299,7 +303,7 @@ def _after_the_step(
             # would miss an exact zero by a rounding.
             return jnp.where(new == 0, -leaf, update + (new - z)).astype(update.dtype)
 
-        updates = jax.tree.map(moved, updates, params, resolve_parts(parts, params))
+        updates = map_updates(moved, updates, params, resolve_parts(parts, params))
         return updates, DecayState(next_step(state.step), ())
 
     return optax.GradientTransformation(init, update)
