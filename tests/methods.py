@@ -4,6 +4,7 @@ A new method is a new row of METHODS; every test of `test_contract.py` and `test
 then runs on it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from wdjax.decay import (
     inflection_bound,
     initial_bound,
     lion,
+    make_optimizer,
     muon,
     project_max_norm,
     project_sphere,
@@ -93,6 +95,12 @@ METHODS = {
         lambda s, parts=None: stochastic_rounding(
             independent_decay(s, parts=parts), jax.random.key(0)
         )
+    ),
+    "make_optimizer": Row(
+        lambda s, parts=None: make_optimizer(
+            optax.scale_by_adam(), 0.1, functools.partial(decoupled_decay, s, parts=parts)
+        ),
+        base=lambda: optax.adam(0.1),
     ),
     # Optimisers, with one coupling each: the couplings are rows of their own.
     "sgdw": Row(

@@ -68,10 +68,12 @@ def test_nonsense_strengths_are_refused(bad):
         decoupled_decay(bad, 0.1)
 
 
-def test_strings_and_booleans_are_refused_in_words_without_a_type_checker():
+def test_what_is_of_a_wrong_type_is_refused_in_words_without_a_type_checker():
     """In a process of its own: here the type checker of the tests would speak first."""
     program = """
+import optax
 from wdjax.decay import decoupled_decay, decay_weights, proximal_l1, constrained_decay, fixed_bound
+from wdjax.decay import make_optimizer
 for make in (lambda x: decoupled_decay(x, 0.1), lambda x: decoupled_decay(0.1, x), decay_weights,
              lambda x: proximal_l1(x, 0.1), lambda x: constrained_decay(x, fixed_bound(1.0))):
     for bad in ("0.1", True, None, [0.1], 1j):
@@ -81,6 +83,13 @@ for make in (lambda x: decoupled_decay(x, 0.1), lambda x: decoupled_decay(0.1, x
             assert "must be a number" in str(error), error
         else:
             raise SystemExit(f"{bad!r} was accepted")
+for bad, words in (((optax.scale_by_adam, 0.1), "Call it."), ((optax.identity(), 0.1, 0.5), "0.5")):
+    try:
+        make_optimizer(*bad)
+    except ValueError as error:
+        assert words in str(error) and "must be an optax transformation" in str(error), error
+    else:
+        raise SystemExit(f"{bad!r} was accepted")
 for keyword in ("gate", "shape"):
     try:
         decay_weights(0.1, **{keyword: 0.5})

@@ -38,6 +38,7 @@ from wdjax.decay import corrected_decay as corrected_decay
 from wdjax.decay import decay_weights as decay_weights
 from wdjax.decay import decoupled_decay as decoupled_decay
 from wdjax.decay import independent_decay as independent_decay
+from wdjax.decay import make_optimizer as make_optimizer
 
 # A step, and the ways to run it
 from wdjax.step import TrainState as TrainState

@@ -26,7 +26,13 @@ from wdjax.data.augment import (
     random_flip,
     random_saturation,
 )
-from wdjax.decay import corrected_rate, decay_weights, decoupled_rate, independent_rate
+from wdjax.decay import (
+    corrected_rate,
+    decay_weights,
+    decoupled_rate,
+    independent_rate,
+    make_optimizer,
+)
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.measures import Score, is_correct, make_score
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
@@ -235,7 +241,7 @@ def recipe_tx(
     direction = DIRECTIONS[recipe.optimizer]()
     if on_update is not None:
         direction = optax.chain(direction, scale_by_parts(on_update))
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate), decay)
+    return make_optimizer(direction, learning_rate, decay)
 
 
 def recipe_rate(recipe: Recipe, hparams: HParams, num_steps: int) -> Strength | Schedule | None:

@@ -13,6 +13,7 @@ Found: L2 makes no weight exactly zero, at any strength tried (S13-l2 holds, cou
   0.0078).
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import optax
 
 from experiments import common, problems
 from experiments.claims import Claim, Measurement, above, below, exact
-from wdjax.decay import proximal_l1
+from wdjax.decay import make_optimizer, proximal_l1
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only
@@ -54,8 +55,8 @@ def measure(c: Config) -> common.Findings:
     }
 
     def proximal(h):
-        step = proximal_l1(h["strength"], c.learning_rate, parts=matrices_only)
-        return optax.chain(descent(h), step)
+        step = functools.partial(proximal_l1, h["strength"], parts=matrices_only)
+        return make_optimizer(optax.identity(), c.learning_rate, step)
 
     ways = {
         "L2": penalised(l2_penalty),

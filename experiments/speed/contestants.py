@@ -6,6 +6,7 @@ The CNN: the article's, on 20 batches of 128 random 32x32x3 images, Adam with de
 peer is written as its own user would, and as fast as that user reasonably could.
 """
 
+import functools
 import json
 import os
 import sys
@@ -54,7 +55,7 @@ def grid_ours(
     from jax.sharding import AxisType
 
     from wdjax.data.arrays import load_data, to_batch
-    from wdjax.decay import decoupled_decay
+    from wdjax.decay import decoupled_decay, make_optimizer
     from wdjax.losses import cross_entropy
     from wdjax.models import make_mlp
     from wdjax.parts import matrices_only
@@ -69,11 +70,8 @@ def grid_ours(
     model = make_mlp(10, widths=(width,) * depth)
 
     def make_tx(h):
-        return optax.chain(
-            optax.scale_by_adam(eps_root=1e-12),
-            optax.scale_by_learning_rate(LEARNING_RATE),
-            decoupled_decay(h["strength"], LEARNING_RATE, parts=matrices_only),
-        )
+        decay = functools.partial(decoupled_decay, h["strength"], parts=matrices_only)
+        return make_optimizer(optax.scale_by_adam(eps_root=1e-12), LEARNING_RATE, decay)
 
     fit = make_fit(model, cross_entropy, make_tx=make_tx, num_epochs=epochs, batch_size=batch)
     fit_and_score = make_fit_and_score(fit, make_score(model, accuracy=is_correct))
@@ -261,7 +259,7 @@ def cnn_ours(num_models=1, num_devices=1, trials_at_once=None, num_steps=CNN_STE
     import optax
     from jax.sharding import AxisType
 
-    from wdjax.decay import decoupled_decay
+    from wdjax.decay import decoupled_decay, make_optimizer
     from wdjax.losses import cross_entropy
     from wdjax.models import make_cnn
     from wdjax.parts import matrices_only
@@ -271,11 +269,8 @@ def cnn_ours(num_models=1, num_devices=1, trials_at_once=None, num_steps=CNN_STE
     from wdjax.types import Batch
 
     def make_tx(h):
-        return optax.chain(
-            optax.scale_by_adam(eps_root=1e-12),
-            optax.scale_by_learning_rate(LEARNING_RATE),
-            decoupled_decay(h["strength"], LEARNING_RATE, parts=matrices_only),
-        )
+        decay = functools.partial(decoupled_decay, h["strength"], parts=matrices_only)
+        return make_optimizer(optax.scale_by_adam(eps_root=1e-12), LEARNING_RATE, decay)
 
     fit = make_fit(make_cnn(10), cross_entropy, make_tx=make_tx, num_epochs=1, batch_size=CNN_BATCH)
     inputs, targets = images(num_steps)
@@ -372,7 +367,7 @@ def stream_step():
     import jax
     import optax
 
-    from wdjax.decay import decoupled_decay
+    from wdjax.decay import decoupled_decay, make_optimizer
     from wdjax.losses import cross_entropy, regularized_loss
     from wdjax.models import make_cnn
     from wdjax.parts import matrices_only
@@ -380,8 +375,8 @@ def stream_step():
     from wdjax.step import init_state, make_train_step, skip_non_finite
 
     model = make_cnn(10)
-    decay = decoupled_decay(0.01, LEARNING_RATE, parts=matrices_only)
-    tx = optax.chain(optax.adam(LEARNING_RATE), decay)
+    decay = functools.partial(decoupled_decay, 0.01, parts=matrices_only)
+    tx = make_optimizer(optax.scale_by_adam(), LEARNING_RATE, decay)
     step = skip_non_finite(make_train_step(regularized_loss(model, cross_entropy), tx))
     key = jax.random.key(0)
     params, model_state = model.init(key, images()[0][:1])

@@ -14,6 +14,7 @@ from wdjax.decay.adaptive import (
     sum_of_squares,
     warm_start_bound,
 )
+from wdjax.decay.composition import make_optimizer
 from wdjax.decay.convert import CONVENTIONS, Conversion, convert_strength, explain_conversion
 from wdjax.decay.forms import (
     cautious_decay,
@@ -103,6 +104,7 @@ __all__ = [
     "initial_bound",
     "initial_params",
     "lion",
+    "make_optimizer",
     "muon",
     "mup_strength",
     "normalized_strength",

@@ -52,12 +52,7 @@ def independent_rate(
     """
 
     def formula(strength, multiplier):
-        if is_known(multiplier) and multiplier > 1 + _ROUNDING:
-            raise ValueError(
-                f"`schedule` must stay in [0, 1], got {float(multiplier):g}: it is the learning "
-                "rate's schedule divided by its peak. For c_t = eta_t * strength use "
-                "`decoupled_decay`."
-            )
+        check_multiplier(multiplier, " For c_t = eta_t * strength use `decoupled_decay`.")
         return multiplier * strength
 
     return _rate(formula, strength, schedule, names=("strength", "schedule"))
@@ -303,6 +298,16 @@ def huber_decay(
     return decay_weights(
         decoupled_rate(strength, learning_rate), parts=parts, shape=huber(threshold)
     )
+
+
+def check_multiplier(multiplier: Any, remedy: str = "") -> None:
+    """Refuses an s_t that is known and no scalar in [0, 1]."""
+    check_strength("schedule", multiplier)
+    if is_known(multiplier) and multiplier > 1 + _ROUNDING:
+        raise ValueError(
+            f"`schedule` must stay in [0, 1], got {float(multiplier):g}: it is the learning "
+            f"rate's schedule divided by its peak.{remedy}"
+        )
 
 
 def check_peak(learning_rate: Any, peak: Any) -> None:

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_strength_or_schedule
+from wdjax.decay.composition import Decay, decay_at
 from wdjax.decay.kernel import (
     is_none,
     map_updates,
@@ -21,7 +22,7 @@ from wdjax.types import Key, Params, Schedule, Strength, is_inexact
 
 def sgdw(
     learning_rate: Strength | Schedule,
-    decay: optax.GradientTransformation,
+    decay: Decay,
     *,
     momentum: Strength | None = 0.9,
     nesterov: bool = False,
@@ -33,24 +34,27 @@ def sgdw(
     Args:
       learning_rate: eta_t, a number (traced or not) or a schedule.
       decay: any transformation that goes after the learning rate, such as
-        `decoupled_decay(strength, learning_rate)`.
+        `independent_decay(strength)`, or a function that makes it from the learning rate, such as
+        `partial(decoupled_decay, strength)`: see `make_optimizer`.
       momentum: None for plain descent.
       nesterov: look one step ahead.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite.
+      ValueError: for a learning rate that is known and negative or not finite, or a decay that
+        requires more than the learning rate.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1.
     """
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
     beta: Any = momentum
-    return optax.chain(optax.sgd(rate, momentum=beta, nesterov=nesterov), decay)
+    after = decay_at(decay, learning_rate)
+    return optax.chain(optax.sgd(rate, momentum=beta, nesterov=nesterov), after)
 
 
 def adamw(
     learning_rate: Strength | Schedule,
-    decay: optax.GradientTransformation,
+    decay: Decay,
     *,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -64,7 +68,7 @@ def adamw(
 
     Args:
       learning_rate: eta_t, a number (traced or not) or a schedule.
-      decay: any transformation that goes after the learning rate.
+      decay: as for `sgdw`.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added outside the root.
@@ -72,18 +76,20 @@ def adamw(
         exactly zero.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite.
+      ValueError: for a learning rate that is known and negative or not finite, or a decay that
+        requires more than the learning rate.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2.
     """
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
-    return optax.chain(optax.adam(rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root), decay)
+    after = decay_at(decay, learning_rate)
+    return optax.chain(optax.adam(rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root), after)
 
 
 def lion(
     learning_rate: Strength | Schedule,
-    decay: optax.GradientTransformation,
+    decay: Decay,
     *,
     b1: float = 0.9,
     b2: float = 0.99,
@@ -94,25 +100,27 @@ def lion(
 
     Args:
       learning_rate: eta_t, a number (traced or not) or a schedule; 3-10 times below Adam's.
-      decay: any transformation that goes after the learning rate; its strength 3-10 times
+      decay: as for `sgdw`; its strength 3-10 times
         above Adam's, so that their product stays.
       b1: share of the momentum in the sign.
       b2: decay of the momentum.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite; in `update`, when
+      ValueError: for a learning rate that is known and negative or not finite, or a decay that
+        requires more than the learning rate; in `update`, when
         `params` is missing.
 
     Source: Chen et al. 2023, arXiv:2302.06675.
     """
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
-    return _needing_params(optax.chain(optax.lion(rate, b1=b1, b2=b2, weight_decay=0.0), decay))
+    after = decay_at(decay, learning_rate)
+    return _needing_params(optax.chain(optax.lion(rate, b1=b1, b2=b2, weight_decay=0.0), after))
 
 
 def muon(
     learning_rate: Strength | Schedule,
-    decay: optax.GradientTransformation,
+    decay: Decay,
     *,
     beta: float = 0.95,
     consistent_rms: float = 0.2,
@@ -124,13 +132,14 @@ def muon(
 
     Args:
       learning_rate: eta_t, a number (traced or not) or a schedule, of both branches.
-      decay: any transformation that goes after the learning rate.
+      decay: as for `sgdw`.
       beta: decay of the momentum.
       consistent_rms: the root mean square of a matrix' update per learning rate; at 0.2, that
         of AdamW, its learning rates and strengths can be used again.
 
     Raises:
-      ValueError: for a learning rate that is known and negative or not finite; in `update`, when
+      ValueError: for a learning rate that is known and negative or not finite, or a decay that
+        requires more than the learning rate; in `update`, when
         `params` is missing.
 
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982 for decay and the adjustment.
@@ -138,7 +147,7 @@ def muon(
     check_strength_or_schedule("learning_rate", learning_rate)
     rate: Any = learning_rate
     step = optax.contrib.muon(rate, beta=beta, consistent_rms=consistent_rms)
-    return _needing_params(optax.chain(step, decay))
+    return _needing_params(optax.chain(step, decay_at(decay, learning_rate)))
 
 
 def _needing_params(
