@@ -40,7 +40,9 @@ def make_optimizer(
     bit. What a function requires, it is given by name: `learning_rate` (eta_t), `schedule` (s_t)
     and `peak_learning_rate`. So `partial(corrected_decay, 0.1)` gets the first and the last,
     `lambda schedule: independent_decay(1e-4, schedule)` is the AdamW paper's, and `partial(
-    independent_decay, 1e-4)`, whose schedule has a default, the fixed fraction a step.
+    independent_decay, 1e-4)`, whose schedule has a default, the fixed fraction a step. The state is
+    that of the chain: as everywhere in optax, the learning rate's own link counts its steps where
+    it is a schedule and is empty where it is a number.
 
     Args:
       direction: an optax transformation before its learning rate, such as `optax.scale_by_adam()`,
