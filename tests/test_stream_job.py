@@ -139,7 +139,7 @@ def test_numbers_are_predicted_in_their_own_unit_early_stopping_keeps_the_best(c
     np.testing.assert_allclose(load_predictor("run")(x[:5]), predicted, rtol=1e-5)
     np.savetxt("bad.csv", x[:5, :1], delimiter=",", header="a", comments="")
     status, _, told = command("predict run bad.csv")
-    assert status == 2 and "has 1 columns; the model was trained on 2" in told
+    assert status == 2 and "'bad.csv' has no column 'b', which the model was trained on" in told
     with pytest.raises(
         ValueError, match=r"has shape \(3,\), and those of the training data \(2,\)"
     ):

@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"Wrote {jobs.run_report(arguments['run'])}")
             return 0
         if job == "predict":
-            print(f"Wrote {jobs.run_predict(arguments.pop('run'), **arguments)}")
+            say = functools.partial(print, file=sys.stderr)
+            print(f"Wrote {jobs.run_predict(arguments.pop('run'), **arguments, say=say)}")
             return 0
         if job == "audit":
             report = jobs.run_audit(jobs.AuditOptions(**arguments))

@@ -58,7 +58,8 @@ def load_data(
       and `diabetes` (regression, raw units) ship with scikit-learn;
     - `stdlib`, the source of Python's standard library in windows of `length` bytes, each byte
       to be predicted from those before it, ships with Python;
-    - `FILE.npz` holds arrays `inputs` and `targets` and nothing pickled;
+    - `FILE.npz` holds arrays `inputs` and `targets` and nothing pickled, and may hold `weights`,
+      how much each example counts (rows of weight 0 are left out, unread);
     - `FILE.csv` has a header; the target is its last column, or the one named `target`;
     - `tfds:NAME`, such as `tfds:cifar10` or `tfds:mnist@train[:10%]`: see `open_tfds`, which
       also says what `data_dir`, `download` and `length` mean.
@@ -93,11 +94,14 @@ def load_data(
         )
         return load_source(source, loss=loss)
     if suffix == ".npz":
-        inputs, targets = read_npz(Path(name))
-        return make_dataset(inputs, targets, loss=loss, name=Path(name).stem)
+        inputs, targets, weights = read_npz(Path(name))
+        return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, weights=weights)
     if suffix == ".csv":
-        inputs, targets = read_csv(Path(name), target, loss)
-        return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, kind="table")
+        read = read_csv(Path(name), target, loss)
+        dataset = make_dataset(
+            read.inputs, read.targets, loss=loss, name=Path(name).stem, kind="table"
+        )
+        return dataset._replace(column_names=read.names, target_name=read.target)
     if name == "stdlib":
         return _load_stdlib(loss, length)
     if name in CLASS_SETS + NUMBER_SETS:

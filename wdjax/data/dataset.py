@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike
 
-from wdjax.checks import check_one_of
+from wdjax.checks import check_one_of, check_weights
 
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -31,6 +31,12 @@ class Dataset(NamedTuple):
     """What label 0, 1, ... is called, where the source says so."""
     weights: np.ndarray | None = None
     """float32 >= 0 in the shape of the losses; None counts every example fully."""
+    column_names: tuple[str, ...] = ()
+    """Of a table's columns, where the source names them."""
+    target_name: str | None = None
+    """Of the target's column, where the source names it."""
+    num_left_out: int = 0
+    """Rows of weight 0 that the source had: they count nothing and are not among the examples."""
 
 
 def make_dataset(
@@ -42,6 +48,7 @@ def make_dataset(
     kind: str | None = None,
     num_outputs: int | None = None,
     class_names: Sequence[str] = (),
+    weights: ArrayLike | Sequence | None = None,
 ) -> Dataset:
     """Checks arrays and gives them their meaning.
 
@@ -55,10 +62,14 @@ def make_dataset(
       kind: `"image"`, `"table"` or `"text"` (tokens, kept as int32); None decides by shape:
         an image has three or four axes.
       num_outputs: the number of classes, where `targets` may lack some of them.
+      class_names: what label 0, 1, ... is called.
+      weights: `[example]`, how much each counts, finite and >= 0, one of them above 0. Rows of
+        weight 0 are left out, unread, as if they were not there: they may hold anything.
 
     Raises:
       ValueError: for empty data, different lengths, objects or words among the inputs, values
-        that are not finite (the first is named), or targets that the loss cannot use.
+        that are not finite (the first is named), targets that the loss cannot use, or weights of
+        another shape, negative, not finite or all zero.
     """
     check_one_of("loss", loss, LOSSES)
     inputs, targets = _plain_array("inputs", inputs), _plain_array("targets", targets)
@@ -69,6 +80,13 @@ def make_dataset(
             f"`inputs` has {len(inputs)} examples and `targets` {len(targets)}; "
             "give one target per example."
         )
+    left_out = 0
+    if weights is not None:
+        weights = _checked_weights(weights, len(inputs))
+        counts = weights > 0
+        inputs, targets, weights = inputs[counts], targets[counts], weights[counts]
+        left_out = int(np.sum(~counts))
+    more = {"weights": weights, "num_left_out": left_out}
     if kind is None:
         kind = "image" if inputs.ndim in (3, 4) else "table"
     check_one_of("kind", kind, ("image", "table", "text"))
@@ -76,12 +94,12 @@ def make_dataset(
     if loss == "squared_error":
         targets = _checked_numbers(targets)
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
-        return Dataset(name, inputs, targets, kind, outputs)
+        return Dataset(name, inputs, targets, kind, outputs, **more)
     if targets.dtype.kind in "US":
         words, targets = np.unique(targets.astype(str), return_inverse=True)
         class_names = tuple(words.tolist())
     labels, num_outputs = _checked_labels(targets, num_outputs)
-    return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names))
+    return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names), **more)
 
 
 def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
@@ -143,6 +161,21 @@ def _check_finite(name: str, values: np.ndarray) -> None:
             f"`{name}` must be finite, got {values[tuple(place)]} at {where} (counted from 0); "
             "remove or fill such rows first."
         )
+
+
+def _checked_weights(weights: ArrayLike | Sequence, num_examples: int) -> np.ndarray:
+    weights = _plain_array("weights", weights)
+    if weights.dtype.kind not in "buif":
+        raise ValueError(f"`weights` must be real numbers, got dtype {weights.dtype}.")
+    if weights.shape != (num_examples,):
+        raise ValueError(
+            f"`weights` has shape {weights.shape}; give one weight per example, shape "
+            f"({num_examples},)."
+        )
+    with np.errstate(over="ignore"):
+        weights = weights.astype(np.float32)
+    check_weights("weights", weights, some=True)
+    return weights
 
 
 def _checked_numbers(targets: np.ndarray) -> np.ndarray:

@@ -77,6 +77,8 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "num_test": prepared.num_test,
             "num_outputs": data.num_outputs,
             "class_names": list(data.class_names),
+            "column_names": list(data.column_names),
+            "target_name": data.target_name,
             "input_shape": list(data.inputs.shape[1:]),
             "sha256": arrays.hash_of(data),
         },

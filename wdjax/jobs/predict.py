@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
 
 from wdjax import recipe as recipes
 from wdjax.checkpoint import check_same_leaves
 from wdjax.data import arrays
-from wdjax.data.dataset import Dataset, make_dataset
+from wdjax.data.dataset import make_dataset
+from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
 from wdjax.jobs.files import named_arrays, read_results
 from wdjax.recipe import Recipe
 from wdjax.types import Fit
@@ -38,14 +38,25 @@ class Predictor(NamedTuple):
     """What the classes are called, where the data said so."""
     config: dict[str, Any]
     """What the run was told."""
+    column_names: tuple[str, ...] = ()
+    """What the input columns are called, where the data said so."""
+    target_name: str | None = None
+    """What the target's column is called, where the data said so."""
 
-    def __call__(self, inputs: ArrayLike) -> np.ndarray:
+    def __call__(self, inputs: Any) -> np.ndarray:
         """The outputs for `inputs`, which have the shape and scale of the data loaded in training.
 
+        An array's columns are taken in the order of the training data; those of a table that names
+        them (a data frame: it has `columns`, and `inputs[name]` is one of them) by their names.
+
         Raises:
-          ValueError: if an example has another shape than those of the training data, or a value
-            is not finite.
+          ValueError: if an example has another shape than those of the training data, a named
+            column is missing or there twice, or a value is not finite.
         """
+        if self.column_names and hasattr(inputs, "columns"):
+            header = list(inputs.columns)
+            places = find_columns("`inputs`", header, self.column_names)
+            inputs = np.stack([np.asarray(inputs[header[i]]) for i in places], axis=1)
         dataset = make_dataset(
             inputs, np.zeros(len(np.asarray(inputs))), loss="squared_error", kind=self.kind
         )
@@ -124,8 +135,10 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
                 blocks.append(np.asarray(outputs_of(filled))[: len(rows)])
         return np.concatenate(blocks)
 
-    names = tuple(data.get("class_names") or ())
-    return Predictor(apply, shape, data["kind"], recipe.loss, names, config)
+    names, columns = (tuple(data.get(n) or ()) for n in ("class_names", "column_names"))
+    target = data.get("target_name") or config.get("target")
+    kind = data["kind"]
+    return Predictor(apply, shape, kind, recipe.loss, names, config, columns, target)
 
 
 def run_predict(
@@ -135,8 +148,14 @@ def run_predict(
     model: str | None = None,
     out: str | None = None,
     data_dir: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> pathlib.Path:
     """Predicts every example of `data` and writes a `.csv`, one row each; gives its path.
+
+    The columns of a `.csv` are found by the names they had in training, in any order; others are
+    passed over and named. Where there are no names (a file without a header, an `.npz`, a run on
+    arrays) they are taken in order, as many as in training. Numbers are written so that they read
+    back to the last bit.
 
     Args:
       run: the folder of a finished run.
@@ -144,12 +163,14 @@ def run_predict(
       model: see `load_predictor`.
       out: the file to write, by default `predictions-NAME.csv` in the run's folder.
       data_dir: where TFDS keeps its sets.
+      say: told which columns were passed over, or that they were taken in order.
 
     Raises:
-      ValueError: as `load_predictor` and `load_data`, or if the data have another shape.
+      ValueError: as `load_predictor` and `load_data`; if a column is missing or there twice, by
+        name, or the data have another shape.
     """
     predictor = load_predictor(run, model=model)
-    inputs = _inputs_of(data, predictor, data_dir)
+    inputs = _inputs_of(data, predictor, data_dir, say)
     outputs = predictor(inputs)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in pathlib.Path(data).stem)
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
@@ -163,63 +184,52 @@ def run_predict(
 
 
 def _as_csv(outputs: np.ndarray, predictor: Predictor) -> str:
+    """`str` of a NumPy number is the shortest text that its dtype reads back unchanged."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     if predictor.loss == "cross_entropy":
         names = predictor.class_names or tuple(str(c) for c in range(outputs.shape[-1]))
         rows.writerow(["prediction", *(f"probability of {name}" for name in names)])
         for row in outputs:
-            rows.writerow([names[int(np.argmax(row))], *(f"{p:.6g}" for p in row)])
+            rows.writerow([names[int(np.argmax(row))], *map(str, row)])
         return text.getvalue()
     several = outputs.reshape(len(outputs), -1)
     one = several.shape[1] == 1
     rows.writerow(["prediction"] if one else [f"prediction {i}" for i in range(several.shape[1])])
-    rows.writerows([f"{value:.9g}" for value in row] for row in several)
+    rows.writerows(map(str, row) for row in several)
     return text.getvalue()
 
 
-def _inputs_of(data: str, predictor: Predictor, data_dir: str | None) -> np.ndarray:
-    path = pathlib.Path(data)
-    if path.suffix == ".csv" and path.is_file():
-        return _table_inputs(path, predictor)
-    if path.suffix == ".npz" and path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                if "inputs" not in archive:
-                    raise ValueError(f"{data!r} has no array 'inputs', only {', '.join(archive)}.")
-                return archive["inputs"]
-        except OSError as error:
-            raise ValueError(f"{data!r} cannot be read as .npz ({error}).") from None
-    dataset: Dataset = arrays.load_data(data, loss=predictor.loss, data_dir=data_dir)
-    return dataset.inputs
-
-
-def _table_inputs(path: pathlib.Path, predictor: Predictor) -> np.ndarray:
-    """The input columns, with or without the target's among them."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(row)]
-    if len(rows) < 2:
-        raise ValueError(f"{str(path)!r} is empty; give a header and at least one row.")
-    header = [cell.strip() for cell in rows.pop(0)[1]]
-    wanted = predictor.input_shape[0]
-    target = predictor.config.get("target")
-    places = list(range(len(header)))
-    if len(header) == wanted + 1:
-        places.remove(header.index(target) if target in header else len(header) - 1)
-    if len(places) != wanted:
-        raise ValueError(
-            f"{str(path)!r} has {len(header)} columns; the model was trained on {wanted} (a "
-            "target's column beside them is passed over)."
-        )
-    values = []
-    for line, row in rows:
-        try:
-            values.append([float(row[i]) for i in places])
-        except (ValueError, IndexError):
+def _inputs_of(
+    data: str, predictor: Predictor, data_dir: str | None, say: Callable[[str], None]
+) -> np.ndarray:
+    path, names = pathlib.Path(data), predictor.column_names
+    is_table = predictor.kind == "table"
+    if path.suffix.lower() == ".csv":
+        if not is_table:
             raise ValueError(
-                f"{str(path)!r}, line {line} is not {len(header)} numbers: {','.join(row)!r}."
-            ) from None
-    return np.array(values, np.float32)
+                f"{data!r} is a table, and the model was trained on {predictor.kind} data of shape "
+                f"{predictor.input_shape} an example; give them as an .npz file (array inputs)."
+            )
+        number = predictor.input_shape[0]
+        found = read_csv_inputs(path, names, number, predictor.target_name)
+        if found.others:
+            unknown = named(found.others)
+            say(f"{data!r}: columns that the model does not know are passed over: {unknown}.")
+        if not names:
+            say(f"The run keeps no column names: the columns of {data!r} are taken in their order.")
+        elif not found.has_header:
+            say(f"{data!r} has no header: {_in_order(names)}")
+        return found.inputs
+    if path.suffix.lower() == ".npz":
+        if is_table and names:
+            say(f"{data!r} names no columns: {_in_order(names)}")
+        return read_npz_arrays(path, ("inputs",))["inputs"]
+    return arrays.load_data(data, loss=predictor.loss, data_dir=data_dir).inputs
+
+
+def _in_order(names: tuple[str, ...]) -> str:
+    return f"its columns are taken in the order of the training data: {named(names)}."
 
 
 def _read_fit(path: pathlib.Path, shapes: Fit) -> tuple[Fit, dict[str, arrays.Scaling]]:
