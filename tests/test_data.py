@@ -420,3 +420,54 @@ def test_the_hash_is_that_of_the_bytes_and_sees_every_one():
 def test_a_data_set_can_be_built_by_hand():
     data = Dataset("mine", TABLE.astype(np.float32), LABELS.astype(np.int32), "table", 3)
     assert data.class_names == () and data.weights is None
+
+
+# How much each example counts
+
+
+def weighted_file(tmp_path, weights, **arrays):
+    x, y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 0, 1, 0, 1])
+    np.savez(tmp_path / "w.npz", **{"inputs": x, "targets": y, "weights": weights, **arrays})
+    return tmp_path / "w.npz"
+
+
+@pytest.mark.parametrize("weights", [[1, 2, 3, 1, 2, 3], np.array([1, 2, 3, 1, 2, 3], np.uint8)])
+def test_the_weights_of_an_npz_file_are_those_of_its_examples(tmp_path, weights):
+    dataset = load_data(weighted_file(tmp_path, weights))
+    assert dataset.weights.dtype == np.float32
+    np.testing.assert_array_equal(dataset.weights, [1, 2, 3, 1, 2, 3])
+    np.testing.assert_array_equal(to_batch(dataset).weights, dataset.weights)
+    choose, test = split_off_test(dataset, fraction=1 / 3)
+    for part in (choose, test):
+        rows = (part.inputs[:, 0] / 2).astype(int)
+        np.testing.assert_array_equal(part.weights, dataset.weights[rows])
+
+
+def test_rows_of_weight_zero_are_left_out_unread(tmp_path):
+    """They may hold NaN and any label: no example is made of them."""
+    x, y = np.arange(12.0).reshape(6, 2), np.array([-1, 1, 0, 1, 0, 99])
+    x[0] = np.nan
+    path = weighted_file(tmp_path, [0, 1, 1, 1, 1, 0], inputs=x, targets=y)
+    dataset = load_data(path)
+    np.testing.assert_array_equal(dataset.inputs, x[1:5])
+    np.testing.assert_array_equal(dataset.targets, y[1:5])
+    assert dataset.num_left_out == 2 and dataset.num_outputs == 2
+    assert load_data(weighted_file(tmp_path, np.ones(6))).num_left_out == 0
+
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        (np.ones(5), r"`weights` has shape \(5,\); give one weight per example, shape \(6,\)"),
+        (np.ones((6, 1)), r"`weights` has shape \(6, 1\)"),
+        ([1, 1, -0.5, 1, 1, 1], "`weights` must be finite and >= 0, got -0.5 in row 2"),
+        ([1, np.nan, 1, 1, 1, 1], "`weights` must be finite and >= 0, got nan in row 1"),
+        ([1, 1, 1, 1, 1, 1e300], "`weights` must be finite and >= 0, got inf in row 5"),
+        (np.zeros(6), "`weights` are all zero"),
+        (["1"] * 6, "`weights` must be real numbers, got dtype <U1"),
+        (np.array([{}] * 6), "array 'weights' cannot be read.*not Python objects"),
+    ],
+)
+def test_weights_that_cannot_count_are_refused(tmp_path, weights, words):
+    with pytest.raises(ValueError, match=words):
+        load_data(weighted_file(tmp_path, weights))

@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
 from wdjax import cli
-from wdjax.jobs import AuditOptions, SelectOptions, TrainOptions, run_audit, run_select, run_train
+from wdjax.jobs import (
+    AuditOptions,
+    SelectOptions,
+    TrainOptions,
+    load_predictor,
+    run_audit,
+    run_select,
+    run_train,
+)
 from wdjax.models import make_mlp
 from wdjax.recipe import Recipe, recipe_fit, recipe_part_weights, recipe_tx
 from wdjax.types import Batch
@@ -225,3 +234,71 @@ def test_a_single_run_takes_single_slopes(tmp_path):
 def test_options_that_cannot_run_are_refused(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         run_select(weighted_select(out=str(tmp_path / "run"), **changes), say=lambda text: None)
+
+
+# The weights that a file gives its examples.
+
+
+def file_of_weights(folder, number=90):
+    """Inputs that say nothing of the label; label 1 counts nine times as much as label 0."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(number, 2)), np.arange(number) % 2
+    weights = np.where(y == 1, 9.0, 1.0)
+    weights[:10], x[:10], y[:10] = 0, np.nan, -1
+    np.savez(folder / "w.npz", inputs=x, targets=y, weights=weights)
+    return x[10:], y[10:], weights[10:]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_weights_of_a_file_reach_training_scores_and_the_plan(tmp_path, streamed):
+    """The model then says 0.9 where unweighted it would say 0.5, and the scores are the weighted
+    means of what the saved model says of each example."""
+    x, y, weights = file_of_weights(tmp_path)
+    said = []
+    options = TrainOptions(
+        data=str(tmp_path / "w.npz"),
+        strength=10.0,
+        epochs=40,
+        batch_size=8,
+        parts="*/kernel=1,*=0",
+        out=str(tmp_path / "run"),
+        devices=1,
+        stream=streamed,
+    )
+    results = run_train(options, say=said.append)
+    assert "They count by their weights, 1 to 9; 10 of weight 0 are left out." in said[0]
+    probability = load_predictor(tmp_path / "run")(x)
+    assert abs(probability[:, 1].mean() - 0.9) < 0.05
+    losses = -np.log(probability[np.arange(80), y])
+    run = results["refit"]["chosen"]
+    train, test = train_test_split(np.arange(80), test_size=16, random_state=0, stratify=y)
+    for part, rows in (("train", train), ("test", test)):
+        expected = np.sum(weights[rows] * losses[rows]) / np.sum(weights[rows])
+        np.testing.assert_allclose(run[f"{part}_loss"][0], expected, rtol=1e-4)
+
+
+def test_the_weights_of_a_file_reach_the_scores_of_the_folds(tmp_path):
+    """At step size 0 nothing is learnt, so weighted accuracies are known by counting."""
+    file_of_weights(tmp_path)
+    options = SelectOptions(
+        data=str(tmp_path / "w.npz"),
+        strengths=(0.0,),
+        learning_rates=(1e-12,),
+        epochs=1,
+        folds=2,
+        seeds=3,
+        batch_size=8,
+        out=str(tmp_path / "run"),
+        devices=1,
+        model=f"{tmp_path}/mine.py:make_model",
+        parts="all",
+    )
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\nimport wdjax\n"
+        "def make_model(num_outputs):\n"
+        "    init = lambda key, x: ({'head/bias': jnp.array([0.0, 1.0])}, {})\n"
+        "    apply = lambda p, s, x, *, key, train: (x[:, :1] * 0 + p['head/bias'][None], s)\n"
+        "    return wdjax.Model(init, apply)\n"
+    )
+    results = run_select(options, say=lambda text: None)
+    np.testing.assert_allclose(results["scores"]["accuracy"], 0.9, rtol=1e-6)

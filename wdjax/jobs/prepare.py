@@ -27,6 +27,7 @@ from wdjax.parts import resolve_parts
 from wdjax.recipe import Recipe
 from wdjax.runners import num_cores
 from wdjax.selection.grids import Grid, check_axis, grid_product
+from wdjax.tables import format_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Prepared:
     """Of all there are: streamed data are represented by a few."""
     num_test: int
 
-    def describe(self) -> str:
-        """The data and the devices, in a sentence each."""
+    def describe(self, purpose: str = "choose") -> str:
+        """The data and the devices, in a sentence each; what the first part is for in a verb."""
         devices = list(self.mesh.devices.flat)
         names = [f"{d.platform}:{d.id}" for d in devices]
         here = [
@@ -56,9 +57,20 @@ class Prepared:
             shared = f" ({len(here)} CPU devices share {cores} core{'s' * (cores > 1)}: no faster "
             shared += "than one a core)"
         return (
-            f"{self.choose_data.name}: {self.num_choose} examples to choose on, "
-            f"{self.num_test} to test on. Devices: {', '.join(names)}{shared}."
+            f"{self.choose_data.name}: {self.num_choose} examples to {purpose} on, "
+            f"{self.num_test} to test on.{self._about_weights()} Devices: {', '.join(names)}"
+            f"{shared}."
         )
+
+    def _about_weights(self) -> str:
+        """Of data that say how much each example counts."""
+        weights = self.choose_data.weights
+        if weights is None:
+            return ""
+        left_out = self.choose_data.num_left_out
+        without = f"; {left_out} of weight 0 are left out" if left_out else ""
+        low, high = (format_number(float(w)) for w in (weights.min(), weights.max()))
+        return f" They count by their weights, {low} to {high}{without}."
 
 
 def load_parts(options: RunOptions, loss: str) -> tuple[arrays.Dataset, arrays.Dataset]:

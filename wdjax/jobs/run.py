@@ -208,7 +208,7 @@ def run_train(
     results = header("train", options, prepared, command)
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
-    say(f"{prepared.describe()} Training {num_epochs} epochs, {options.seeds} seeds.")
+    say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
     key, rows = jax.random.key(options.seed), {"chosen": hparams}
     refit, fit = refit_runs(prepared, data, rows, options.seeds, key, watch, True)
     clock.lap("refit")

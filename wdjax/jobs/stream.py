@@ -126,7 +126,7 @@ def run_stream(
         loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
         done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
         say(
-            f"{prepared.describe()} Training on {num_train} batch by batch, "
+            f"{prepared.describe('train')} Training on {num_train} batch by batch, "
             f"{loop.num_steps} steps, in {prepared.out}."
         )
         try:
