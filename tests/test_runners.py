@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.models import from_linen
@@ -183,3 +183,32 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_size_that_does(key):
         shard_step(step, data_mesh())(state, batch)
     with pytest.raises(ValueError, match="leading axis must be the 2 devices, got 13"):
         pmap_step(step)(state, batch)
+
+
+def test_a_state_that_is_sharded_already_is_refused_by_its_leaf():
+    """It would be gathered on every device in silence, and its new weights with it."""
+    tx = optax.adam(0.1)
+    loss_fn = regularized_loss(lambda p, x: x @ p["w"], squared_error)
+    batch = Batch(jnp.ones((4, 2)), jnp.ones(4), jnp.ones(4))
+    state = init_state({"w": jnp.ones(2)}, tx)
+    over = lambda mesh, *spec: NamedSharding(mesh, PartitionSpec(*spec))
+    split = over(data_mesh(), "data")
+    run = shard_step(make_train_step(loss_fn, tx), data_mesh())
+    adam = state.opt_state[0]
+    moments = adam._replace(mu=jax.device_put(adam.mu, split))
+    for name, sharded in {
+        "params/w": state._replace(params=jax.device_put(state.params, split)),
+        "opt_state/0/mu/w": state._replace(opt_state=(moments, *state.opt_state[1:])),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}.*'data'.*jax.jit"):
+            run(sharded, batch)
+    on_one = jax.device_put(state.params, over(data_mesh(1), "data"))
+    for sound in (
+        state,
+        jax.device_get(state),
+        jax.device_put(state, over(data_mesh())),
+        state._replace(params=on_one),
+    ):
+        new, _ = run(sound, batch)
+        again, _ = run(new, batch)
+        assert int(again.step) == 2

@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from wdjax.checks import is_known
+from wdjax.parts import leaf_path
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch, is_inexact
 
@@ -44,7 +46,8 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
 
     Raises:
       ValueError: at build, if the mesh has no axis `data` or an explicit one; in `run`, if the
-        batch size is not divisible by the devices along it.
+        batch size is not divisible by the devices along it, or a leaf of the state is sharded:
+        every device would get all of it.
     """
     if "data" not in mesh.axis_names:
         raise ValueError(
@@ -68,6 +71,7 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
         donating,
         # Placed like the states to come, or the second call would trace once more.
         copy=lambda leaf: replicate(leaf, mesh),
+        check=_check_replicated,
     )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -199,12 +203,34 @@ def _join_devices(leaf):
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
-def _sparing_foreign_arrays(donating: RunFn, copy: Callable = jnp.copy) -> RunFn:
-    """Calls `donating(state, batch)` with every state leaf that it did not return copied."""
+def _check_replicated(state: TrainState) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if isinstance(leaf, jax.Array) and is_known(leaf):
+            if not leaf.sharding.is_fully_replicated:
+                spec = getattr(leaf.sharding, "spec", leaf.sharding)
+                raise ValueError(
+                    f"`state` is sharded already: {leaf_path(path)} lies as {spec} over "
+                    f"{leaf.sharding.num_devices} devices, and shard_step would put all of it on "
+                    "each. To keep it so, run jax.jit(step) on a batch placed by jax.device_put; "
+                    "to give it up, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))."
+                )
+
+
+def _sparing_foreign_arrays(
+    donating: RunFn,
+    copy: Callable = jnp.copy,
+    check: Callable[[TrainState], None] = lambda state: None,
+) -> RunFn:
+    """Calls `donating(state, batch)` with every state leaf that it did not return copied.
+
+    A state with such leaves is checked before.
+    """
     own: list[weakref.ref] = []
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         mine = {id(leaf) for ref in own if (leaf := ref()) is not None}
+        if not all(id(leaf) in mine for leaf in jax.tree.leaves(state)):
+            check(state)
         fresh = jax.tree.map(lambda x: x if id(x) in mine else copy(x), state)
         state, metrics = donating(fresh, batch)
         own[:] = [weakref.ref(leaf) for leaf in jax.tree.leaves(state)]
