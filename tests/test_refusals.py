@@ -142,6 +142,77 @@ CALLS = {
     ),
     "wdjax.make_score(mlp)": "needs at least one measure",
     "wdjax.cross_validate(None, {}, batch, None, key=None)": "`grid` is empty",
+    # What is of another kind than a Model, a Batch or a run: how to write one.
+    **{
+        call: "got the flax.linen module Net; write from_linen(Net(...))"
+        for call in (
+            "wdjax.make_score(linen, loss=error)",
+            "fit_of(linen)",
+            "fit_of(Linen)",
+            "wdjax.regularized_loss(linen, error)",
+            "wdjax.init_state(linen, None)",
+            "models.with_compute_dtype(linen, 'float32')",
+            "fit_of(lambda h: linen)({}, batch, key)",
+            "wdjax.from_nnx(Linen)",
+            "wdjax.from_linen(Linen)",
+        )
+    },
+    **{
+        call: "got the flax.nnx module Net; write from_nnx(lambda rngs: Net(..., rngs=rngs))"
+        for call in (
+            "wdjax.make_score(Nnx(), loss=error)",
+            "fit_of(Nnx())",
+            "fit_of(Nnx)",
+            "wdjax.regularized_loss(Nnx, error)",
+            "wdjax.init_state(Nnx(), None)",
+            "wdjax.from_linen(Nnx())",
+            "wdjax.from_nnx(Nnx())",
+        )
+    },
+    "fit_of(Equinox())": "got the equinox module Net; write Model(init, apply)",
+    "wdjax.regularized_loss(Equinox(), error)": "eqx.combine(params, static)",
+    "fit_of(linear)": "a function here is `hparams -> Model`, of one argument",
+    "fit_of(lambda h: linear)({}, batch, key)": "got a function; write Model(init, apply)",
+    "fit_of((linear, linear))": "got a tuple; write Model(init, apply)",
+    "fit_of([3, 4])": "from_linen, from_nnx",
+    "wdjax.make_score(linear, loss=error)": "got a function; write Model(init, apply)",
+    "wdjax.regularized_loss((linear, linear), error)": "got a tuple; write Model(init, apply)",
+    "wdjax.regularized_loss('mlp', error)": "got 'mlp' of str",
+    "wdjax.init_state(mlp, None)": "`params` are the model's weights, got a Model; write",
+    "models.with_compute_dtype((1, 2), 'float32')": "`model` must be a Model, got a tuple",
+    "validate(linen)": "got the flax.linen module Net; write make_fit_and_score(make_fit(model",
+    "validate(mlp)": "`fit_and_score` must be a function, got a Model; write make_fit_and_score(",
+    "wdjax.compare({'a': mlp, 'b': mlp}, {'s': [1.0]}, batch, None, key=key)": "got a Model; write",
+    **{
+        call: f"`{name}` must be a Batch, got {what}; write Batch(inputs, targets, weights)"
+        for call, name, what in (
+            ("fit_of(mlp)({}, (batch.inputs, batch.targets), key)", "train", "a tuple"),
+            ("fit_of(mlp)({}, [1, 2, 3], key)", "train", "a list"),
+            ("fit_of(mlp)({}, {'inputs': 1}, key)", "train", "a dict"),
+            ("validate(fit_and_score, (batch.inputs, batch.targets))", "data", "a tuple"),
+            ("validate(fit_and_score, batch.inputs)", "data", "an array"),
+            ("pure(fit_and_score, (batch.inputs, batch.targets))", "data", "a tuple"),
+            (
+                "traced(wdjax.regularized_loss(linear, error), w, (batch.inputs, batch.targets))",
+                "batch",
+                "a tuple",
+            ),
+            ("traced(step, state, (batch.inputs, batch.targets, w))", "batch", "a tuple"),
+            ("traced(parted, state, (batch.inputs, batch.targets, w))", "batch", "a tuple"),
+            ("wdjax.make_score(mlp, loss=error)(None, (batch.inputs, w))", "batch", "a tuple"),
+            ("sharded(state, (batch.inputs, batch.targets))", "batch", "a tuple"),
+            ("wdjax.pmap_step(step)(state, (batch.inputs, batch.targets))", "batch", "a tuple"),
+        )
+    },
+    "validate(fit_and_score, wdjax.Batch([[1.0]] * 4, [0] * 4, [1.0] * 4))": (
+        "`data.inputs` holds Python numbers, as a list of them does; write np.asarray(...)"
+    ),
+    "validate(fit_and_score, batch._replace(weights=[1.0] * 4))": "`data.weights` holds Python n",
+    "validate(fit_and_score, batch._replace(weights=None))": "`data.weights` are None; write np.on",
+    "validate(fit_and_score, batch._replace(targets=np.array(['a'] * 4)))": (
+        "`data.targets` holds <U1; give numbers"
+    ),
+    "validate(fit_and_score, batch._replace(inputs=np.array([[{}]] * 4)))": "inputs` holds ob",
     "wdjax.choose(scores, 'best')": "`rule` must be one of min, one_standard_error",
     "wdjax.choose(scores, value='los')": "`value` must be one of loss; got 'los'. Did you mean",
     "wdjax.choose(scores)": "every run of the grid diverged",
@@ -157,12 +228,16 @@ import contextlib, io, json, pathlib, shlex, sys
 import jax
 import numpy as np
 
+import flax.linen, flax.nnx
+import optax
+
 compiled = []
 def listen(name, seconds, **_):
     if name.endswith("backend_compile_duration"):
         compiled.append(name)
 
 import wdjax, wdjax.jobs
+from wdjax import models
 from wdjax.cli import main
 from wdjax.selection import Scores
 
@@ -172,6 +247,32 @@ w, linear, error = np.ones(3), lambda w, x: x @ w, wdjax.squared_error
 batch = wdjax.Batch(np.ones((4, 3)), np.ones(4), np.ones(4))
 scores = Scores(wdjax.grid_product(strength=[0, 1]), {"loss": np.full((2, 2, 1), nan)})
 traced = jax.eval_shape
+
+class Net(flax.linen.Module):
+    def __call__(self, x):
+        return x
+linen, Linen = Net(), Net
+class Net(flax.nnx.Module):
+    def __call__(self, x):
+        return x
+Nnx = Net
+Module = type("Module", (), {"__module__": "equinox._module", "__call__": lambda self, x: x})
+Equinox = type("Net", (Module,), {})
+grid = {"strength": [0.0, 1.0]}
+tx = optax.sgd(0.1)
+state = wdjax.init_state(w, tx)
+step = wdjax.make_train_step(wdjax.regularized_loss(linear, error), tx)
+parted = wdjax.make_train_step(wdjax.regularized_loss(linear, error), tx, num_micro_batches=2)
+sharded = wdjax.shard_step(step, jax.make_mesh(
+    (2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
+folds = wdjax.Folds(*(np.array([[0, 1], [2, 3]]), np.ones((2, 2))) * 2)
+def fit_of(model):
+    return wdjax.make_fit(model, error, make_tx=lambda h: tx, num_epochs=1, batch_size=2)
+fit_and_score = wdjax.make_fit_and_score(fit_of(mlp), wdjax.make_score(mlp, loss=error))
+def validate(run, data=batch):
+    return wdjax.cross_validate(run, grid, data, folds, key=key)
+def pure(run, data=batch):
+    return wdjax.cross_validate_pure(run, grid, data, folds, key=key)
 jax.monitoring.register_event_duration_secs_listener(listen)
 before = sorted(map(str, pathlib.Path().rglob("*")))
 answers = {}

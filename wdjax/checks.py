@@ -97,6 +97,32 @@ def check_weights(name: str, weights: Any, *, some: bool = False) -> None:
         )
 
 
+class LabelError(ValueError):
+    """A label that is none of the classes."""
+
+
+def check_labels(name: str, labels: Any, num_labels: int) -> None:
+    """Checks that known labels are in `[0, num_labels)`; traced ones pass.
+
+    In a compiled program -1 is silently the last class, and one beyond the classes makes the loss
+    NaN and leaves the gradient finite.
+
+    Raises:
+      LabelError: if one is not, by its row.
+    """
+    if not is_known(labels):
+        return
+    values = np.asarray(labels)
+    if values.size and (values.min() < 0 or values.max() >= num_labels):
+        row = np.argwhere((values < 0) | (values >= num_labels))[0]
+        raise LabelError(
+            f"`{name}` must be labels 0..{num_labels - 1}, as many as the model has outputs; got "
+            f"{values[tuple(row)]} in row {row[0] if len(row) else 0} (counted from 0). Renumber "
+            "them with np.unique(targets, return_inverse=True)[1], give the model more outputs, or "
+            "the row weight 0."
+        )
+
+
 def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None = None) -> None:
     """Checks that `value` is a Python or NumPy integer in `[low, high]`.
 

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Inexact, Num, PyTree
 
-from wdjax.checks import check_one_of, check_weights, is_known
+from wdjax.checks import check_labels, check_one_of, check_weights, is_known
+from wdjax.kinds import check_apply, check_batch
 from wdjax.parts import is_hidden, resolve_parts
 from wdjax.types import (
     Batch,
@@ -61,7 +62,8 @@ def regularized_loss(
       alone says.
 
     Raises:
-      ValueError: at build, for an unknown `normalize`; when `loss_fn` is called or traced, if
+      ValueError: at build, for an unknown `normalize` or an `apply_fn` that is neither a function
+        nor a `Model`; when `loss_fn` is called or traced, if
         `example_loss` returned anything but one number per example (a forgotten reduction, or
         `[batch, 1] - [batch]`), if `batch.weights` do not fit the inputs, or are known and
         negative or not finite. (Such weights inside a compiled program, where nothing can be
@@ -79,6 +81,7 @@ def regularized_loss(
         train: bool = True,
         example_weights: Array | None = None,
     ) -> tuple[Array, LossAux]:
+        check_batch("batch", batch)
         weights = sound_weights(batch.weights)
         counts = weights != 0
         inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
@@ -110,14 +113,16 @@ def cross_entropy(
     Args:
       logits: `[batch, label]` or `[batch, time, label]`.
       targets: integers in `[0, label)`, one axis less; or floats in the shape of the logits. A
-        label out of range cannot be refused inside a compiled program: check labels on the
-        host first (`wdjax.data.arrays` does).
+        label out of range cannot be refused inside a compiled program: `make_fit` and
+        `cross_validate` look at those they are given, on the host.
 
     Raises:
-      ValueError: if the targets' shape or dtype fits neither form.
+      ValueError: if the targets' shape or dtype fits neither form, or a known label is out of
+        range.
     """
-    targets = jnp.asarray(targets)
+    given, targets = targets, jnp.asarray(targets)
     if jnp.issubdtype(targets.dtype, np.integer) and targets.shape == logits.shape[:-1]:
+        check_labels("targets", given, logits.shape[-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if jnp.issubdtype(targets.dtype, np.floating) and targets.shape == logits.shape:
         return optax.softmax_cross_entropy(logits, targets)
@@ -155,6 +160,7 @@ def squared_error(
 
 def as_model_apply(apply_fn: Callable | Model) -> Callable:
     """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form."""
+    check_apply("apply_fn", apply_fn)
     if isinstance(apply_fn, Model):
         return apply_fn.apply
     return lambda params, model_state, inputs, *, key, train: (

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from wdjax.checks import check_positive_int
+from wdjax.checks import check_labels, check_positive_int
+from wdjax.kinds import check_batch, check_model
 from wdjax.losses import cross_entropy, squared_error, without_dead_rows
 from wdjax.types import Batch, Fit, Model
 
@@ -56,9 +57,10 @@ class Measure:
         return self.function(outputs, targets, *weights)
 
 
-def _is_correct(logits: Array, targets: Array) -> Array:
+def _is_correct(logits: Array, targets: Any) -> Array:
     if targets.shape == logits.shape:
         targets = jnp.argmax(targets, axis=-1)
+    check_labels("targets", targets, logits.shape[-1])
     return (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
 
 
@@ -97,6 +99,7 @@ class Score:
 
     def __call__(self, fit: Fit, batch: Batch) -> dict[str, Array]:
         """The weighted mean of each measure, a scalar."""
+        check_batch("batch", batch)
         batch = jax.tree.map(jnp.asarray, batch)
         return {
             name: weighted_mean(v, batch.weights) if _per_example(self.measures[name]) else v
@@ -107,6 +110,7 @@ class Score:
         """Each measure `[batch]`, one number per example (its mean over time, weighted, where
         the weights are `[batch, time]`), 0 where the example's weight is; a scalar of a measure
         that has no such numbers."""
+        check_batch("batch", batch)
         batch = jax.tree.map(jnp.asarray, batch)
         return {
             name: example_means(v, batch.weights) if _per_example(self.measures[name]) else v
@@ -169,9 +173,11 @@ def make_score(model: Model, *, batch_size: int | None = None, **measures: Calla
         another's.
 
     Raises:
-      ValueError: at build, without a measure or for a batch size below 1; in the score, if a
-        measure gives anything but one number per example.
+      ValueError: at build, if `model` is no `Model`, without a measure or for a batch size below 1;
+        in the score, for what is no `Batch`, or if a measure gives anything but one number per
+        example.
     """
+    check_model("model", model)
     if not measures:
         raise ValueError("`make_score` needs at least one measure, such as loss=cross_entropy.")
     if batch_size is not None:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from wdjax.checks import is_known
+from wdjax.kinds import check_batch
 from wdjax.parts import leaf_path
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch, is_inexact
@@ -75,6 +76,7 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
     )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        check_batch("batch", batch)
         size = np.shape(batch.weights)[0]
         if size % num_parts:
             nearest = -(-size // num_parts) * num_parts
@@ -106,6 +108,7 @@ def pmap_step(step: StepFn, devices: Sequence[Any] | None = None) -> RunFn:
     run_sharded = shard_step(step, mesh)
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        check_batch("batch", batch)
         leading = np.shape(batch.weights)[0]
         if leading != len(devices):
             raise ValueError(

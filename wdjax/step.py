@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int
+from wdjax.kinds import check_batch, check_params
 from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact
 
 
@@ -39,7 +40,12 @@ def init_state(
     model_state: PyTree = None,
     key: Any = None,
 ) -> TrainState:
-    """The state before the first step; `key` feeds dropout, step by step."""
+    """The state before the first step; `key` feeds dropout, step by step.
+
+    Raises:
+      ValueError: if `params` are a model instead of its weights.
+    """
+    check_params("params", params)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
 
 
@@ -152,6 +158,7 @@ def _accumulated(
     A running mean, `mean += share * (part - mean)`, the share being the part's of the
     denominator so far: a penalty, the same in every part, stays what it is.
     """
+    check_batch("batch", batch)
     size = jnp.shape(batch.weights)[0]
     if size % num_parts:
         raise ValueError(

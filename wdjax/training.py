@@ -10,6 +10,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights
+from wdjax.given import check_examples, check_hparams, check_loss_of_labels
+from wdjax.kinds import check_batch, check_model, check_model_or_maker
 from wdjax.losses import regularized_loss, sound_weights, without_dead_rows
 from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
@@ -65,21 +67,38 @@ def make_fit(
         inside, it would change how every step is compiled, and with that the run's last bits.)
 
     Raises:
-      ValueError: at build, if `num_epochs` or `batch_size` is not an integer >= 1, or part weights
-        are given twice; in `fit`, if the batch is larger than the training part, or its weights
-        are known and negative, not finite or all zero.
+      ValueError: at build, if `model` is neither of the two, `num_epochs` or `batch_size` is not an
+        integer >= 1, or part weights are given twice; in `fit`, if the batch is larger than the
+        training part, its weights are known and negative, not finite or all zero, a known strength
+        or learning rate is negative or not finite, known inputs or targets are not finite, or the
+        loss finds a known label out of range. (Rows of weight 0 may hold anything.)
     """
+    check_model_or_maker("model", model)
     check_positive_int("num_epochs", num_epochs)
     check_positive_int("batch_size", batch_size)
     if part_weights is not None and make_part_weights is not None:
         raise ValueError("give `part_weights` or `make_part_weights`, not both.")
 
+    def model_of(hparams: HParams) -> Model:
+        if isinstance(model, Model):
+            return model
+        made = model(hparams)
+        check_model("model(hparams)", made)
+        return made
+
+    def check(hparams: HParams, data: Batch) -> None:
+        check_loss_of_labels(model_of(hparams), example_loss, data, batch_size)
+
     def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
+        check_batch("train", train)
         check_weights("weights", train.weights, some=True)
+        check_hparams("hparams", hparams)
+        check_examples("train", train)
+        check(hparams, train)
         train = jax.tree.map(jnp.asarray, train)
         num_steps = steps_per_epoch(train, batch_size)
         init_key, order_key, augment_key, step_key = jax.random.split(key, 4)
-        run_model = model if isinstance(model, Model) else model(hparams)
+        run_model = model_of(hparams)
         tx = make_tx(hparams)
         penalty = None if make_penalty is None else make_penalty(hparams)
         parts = part_weights if make_part_weights is None else make_part_weights(hparams)
@@ -117,6 +136,7 @@ def make_fit(
         state, history = jax.lax.scan(one_epoch, state, jax.random.split(order_key, num_epochs))
         return Fit(state.params, state.model_state, history)
 
+    fit.check = check  # For `cross_validate`: the function knows the loss and the classes.
     return fit
 
 
@@ -184,6 +204,8 @@ def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, 
     directions = getattr(score, "higher_is_better", {})
     both = {f"{part}{name}": up for part in ("", "train_") for name, up in directions.items()}
     fit_and_score.higher_is_better = both
+    if hasattr(fit, "check"):
+        fit_and_score.check = getattr(fit, "check")  # noqa: B009
     return fit_and_score
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from wdjax.checks import check_number, is_known
+from wdjax.checks import check_labels, check_number, is_known
 from wdjax.losses import as_model_apply, cross_entropy, regularized_loss, without_dead_rows
 from wdjax.types import Batch, ExampleLoss, Model, Params, Strength
 
@@ -266,7 +266,7 @@ def learned_weights(
 
 def _hard_labels(what: str, outputs: Any, targets: Any) -> Array:
     """Whether each logit is that of its example's label, `[..., label]`."""
-    targets, shape = jnp.asarray(targets), jnp.shape(outputs)
+    given, targets, shape = targets, jnp.asarray(targets), jnp.shape(outputs)
     if not jnp.issubdtype(targets.dtype, np.integer) or targets.shape != shape[:-1]:
         raise ValueError(
             f"`{what}` needs hard labels: integers of shape {shape[:-1]}, got {targets.dtype} of "
@@ -275,6 +275,7 @@ def _hard_labels(what: str, outputs: Any, targets: Any) -> Array:
         )
     if shape[-1] < 2:
         raise ValueError(f"`{what}` needs logits of two or more labels, got shape {shape}.")
+    check_labels("targets", given, shape[-1])
     return jax.nn.one_hot(targets, shape[-1], dtype=bool)
 
 

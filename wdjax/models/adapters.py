@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PyTree
 
+from wdjax.kinds import check_model, library_of, way_to_model, what
 from wdjax.types import Model, Params, is_inexact
 
 _TRAIN_ARGUMENTS = {
@@ -34,8 +35,14 @@ def from_linen(module: nn.Module, *, train_argument: str = "train") -> Model:
         evaluation: `deterministic`, `use_running_average`.
 
     Raises:
-      ValueError: if the name is none of these, or the module takes another one of them.
+      ValueError: if the name is none of these, or the module takes another one of them; for a
+        class instead of an instance, or a module of another library.
     """
+    if isinstance(module, type) or library_of(module) != "flax.linen":
+        raise ValueError(
+            f"`module` must be an instance of a flax.linen module, got {what(module)}; write "
+            f"{way_to_model(module)}."
+        )
     if train_argument not in _TRAIN_ARGUMENTS:
         raise ValueError(
             f"`train_argument` must be one of {', '.join(_TRAIN_ARGUMENTS)}; got "
@@ -90,8 +97,14 @@ def from_nnx(make_module: Callable[[Any], Any]) -> Model:
         module each time. The module is called as `module(inputs)`.
 
     Raises:
-      ValueError: at `apply`, if `train` is True without a key and the module has a stream.
+      ValueError: at build, for a module that is built already, or one of another library; at
+        `apply`, if `train` is True without a key and the module has a stream.
     """
+    if not callable(make_module) or _is_linen_or_instance(make_module):
+        raise ValueError(
+            f"`make_module` must be a function `nnx.Rngs -> nnx.Module`, got {what(make_module)}; "
+            f"write {way_to_model(make_module)}."
+        )
     from flax import nnx  # Here, not above: a fifth of what importing wdjax took.
 
     filters = (nnx.Param, nnx.RngState, ...)
@@ -129,8 +142,10 @@ def with_compute_dtype(model: Model, dtype: DTypeLike) -> Model:
     model's state keeps its own dtype.
 
     Raises:
-      ValueError: if `dtype` is not floating, or is float64 while JAX's 64-bit mode is off.
+      ValueError: if `model` is no `Model`, or `dtype` is not floating, or is float64 while JAX's
+        64-bit mode is off.
     """
+    check_model("model", model)
     dtype = np.dtype(dtype)
     if not jnp.issubdtype(dtype, np.floating):
         raise ValueError(f"`dtype` must be a floating dtype, got {dtype}.")
@@ -160,6 +175,12 @@ def with_compute_dtype(model: Model, dtype: DTypeLike) -> Model:
 def count_params(params: Params) -> int:
     """How many numbers training moves: the sizes of all leaves of inexact dtype, summed."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params) if is_inexact(leaf))
+
+
+def _is_linen_or_instance(value: Any) -> bool:
+    """An nnx class may be called with streams; what is built already, or of linen, may not."""
+    library = library_of(value)
+    return library is not None and not (library == "flax.nnx" and isinstance(value, type))
 
 
 def _seed_streams(streams: PyTree, key: Any) -> PyTree:

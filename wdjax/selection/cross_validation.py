@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
+from wdjax.given import check_given
 from wdjax.runners import replicate
 from wdjax.selection.folds import Folds
 from wdjax.selection.kept import Kept, find_kept
@@ -106,13 +107,15 @@ def cross_validate(
         part (`folds_from_splits(GroupKFold(5).split(x, y, groups))`).
 
     Raises:
-      ValueError: if the grid is empty or ragged, the data is empty or does not fit the folds,
-        `num_seeds` or `trials_at_once` is below 1, a score is neither a scalar nor one number per
-        held-out example, weights are negative, not finite, or all zero in a part of a fold, or a
-        group is trained on and held out in one fold.
+      ValueError: if the grid is empty or ragged, what is known of grid and data cannot be run (see
+        `wdjax.given.check_given`), the data is empty or does not fit the folds, `num_seeds` or
+        `trials_at_once` is below 1, a score is neither a scalar nor one number per held-out
+        example, weights are negative, not finite, or all zero in a part of a fold, or a group is
+        trained on and held out in one fold.
     """
     start = time.perf_counter()
     num_rows = _checked_num_rows(grid)
+    check_given(fit_and_score, grid, data)
     _check_folds(data, folds)
     _check_groups(groups, data, folds)
     check_positive_int("num_seeds", num_seeds)
@@ -200,6 +203,7 @@ def cross_validate_pure(
       ValueError: as `cross_validate`.
     """
     num_rows = _checked_num_rows(grid)
+    check_given(fit_and_score, grid, data)
     _check_folds(data, folds)
     check_positive_int("num_seeds", num_seeds)
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
