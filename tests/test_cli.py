@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -387,6 +388,11 @@ def test_train_makes_one_run_with_the_same_parts(command):
     np.testing.assert_allclose(kernel["timescale"][0][0], 1 / (3e-3 * 0.1))
     page = pathlib.Path("run/report.html").read_text()
     assert "What the parts did on the way" in page and "head/kernel: norm" in page
+    text = re.sub("<style>.*?</style>", "", page, flags=re.S)
+    labels = " ".join([results["headline"], *results["timing"]])
+    assert "Training 2 epochs, 2 seeds" in told and "training: 2 of 2" in told
+    for words in (told, printed, text, labels):
+        assert not re.search("refit|choos|chosen|chose ", words.lower()), "nothing was to choose"
 
 
 def test_at_strength_zero_the_table_still_shows_who_would_be_decayed(command):
@@ -440,7 +446,7 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    monkeypatch.setattr(run, "refit_runs", lambda *args: (nothing, {}))
+    monkeypatch.setattr(run, "refit_runs", lambda *args, **more: (nothing, {}))
     status, printed, told = command("train --data iris --learning-rate 1e30 --out other")
     assert (status, printed) == (2, "")
     assert "every run diverged: lower `learning_rate` = 1e+30" in told

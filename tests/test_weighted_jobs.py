@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from wdjax.jobs import (
     run_select,
     run_train,
 )
+from wdjax.jobs.prepare import slope_axes, slopes_of
 from wdjax.models import make_mlp
 from wdjax.recipe import Recipe, recipe_fit, recipe_part_weights, recipe_tx
 from wdjax.types import Batch
@@ -194,6 +196,28 @@ def test_part_weights_that_adam_cancels_are_found_from_the_shell():
     )
     kinds = {warning.kind for warning in run_audit(options).warnings}
     assert kinds == {"part weights cancel"}
+
+
+def test_the_default_slopes_of_examples_are_those_that_the_experiment_found():
+    """Each augmentation's chosen slope is on the default grid; a single run takes the one that
+    beat the unweighted run."""
+    root = pathlib.Path(__file__).parent.parent
+    path = root / "experiments" / "q10_example_weights" / "results.json"
+    values = json.loads(path.read_text())["values"]
+    found = {values[way]["chosen"]["weighted"][0] for way in ("noise", "crop and flip")}
+    assert found == {0.0, -8.0}
+    weighted = dict(example_weight="sigmoid:augment", part_weight="sigmoid:depth")
+    assert slopes_of(TrainOptions(**weighted)) == {"example_slope": -8.0, "part_slope": 4.0}
+    assert slopes_of(AuditOptions(**weighted)) == {"example_slope": -8.0, "part_slope": 4.0}
+    axes = slope_axes(SelectOptions(**weighted))
+    assert found <= set(axes["example_slope"]) and axes["part_slope"] == [-4.0, 0.0, 4.0]
+    helped = {
+        kind: {field.name: field.metadata["help"] for field in dataclasses.fields(kind)}
+        for kind in (TrainOptions, AuditOptions, SelectOptions)
+    }
+    assert "default -8" in helped[TrainOptions]["example_slope"]
+    assert "default -8" in helped[AuditOptions]["example_slope"]
+    assert "default -8 0 8" in helped[SelectOptions]["example_slopes"]
 
 
 @pytest.mark.slow

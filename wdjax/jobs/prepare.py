@@ -17,6 +17,7 @@ from wdjax.jobs.files import checked_out
 from wdjax.jobs.options import (
     DEFAULTS,
     OTHERWISE,
+    SINGLE_SLOPE,
     SLOPES,
     STRENGTH_RANGES,
     ModelDefaults,
@@ -175,13 +176,13 @@ def slopes_of(options: Any) -> dict[str, float]:
                 f"`{name}_slope` = {slope:g} has nothing to act on; give --{name}-weight sigmoid:X."
             )
         if weighed is not None:
-            slope = SLOPES[-1] if slope is None else slope
+            slope = SINGLE_SLOPE[name] if slope is None else slope
             check_number(f"{name}_slope", slope)
             slopes[f"{name}_slope"] = slope
     return slopes
 
 
-def _slope_axes(options: SelectOptions) -> dict[str, Any]:
+def slope_axes(options: SelectOptions) -> dict[str, Any]:
     """The slopes as grid axes, by name; none where nothing is weighed."""
     axes = {}
     for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
@@ -191,7 +192,7 @@ def _slope_axes(options: SelectOptions) -> dict[str, Any]:
                 f"`{name}_slopes` have nothing to act on; give --{name}-weight sigmoid:X."
             )
         if weighed is not None:
-            slopes = SLOPES if slopes is None else slopes
+            slopes = SLOPES[name] if slopes is None else slopes
             axes[f"{name}_slope"] = check_axis(f"{name}_slopes", slopes)
     return axes
 
@@ -240,7 +241,7 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
         strengths = check_axis("strengths", options.strengths)
         check_overshoot("strengths", options.decay, max(strengths), max(learning_rates))
     dropout = {"dropout": options.dropout} if options.dropout else {}
-    slopes = _slope_axes(options)
+    slopes = slope_axes(options)
     return grid_product(strength=strengths, learning_rate=learning_rates, **slopes, **dropout)
 
 

@@ -187,7 +187,7 @@ def _add_test(results: dict[str, Any], chosen: Choice) -> None:
 def run_train(
     options: TrainOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
 ) -> dict[str, Any]:
-    """Trains at one strength on the choosing part and judges on the test part.
+    """Trains at one strength and judges on a test part.
 
     Writes `results.json`, `report.html` and `params.npz` (of the first seed). Data in memory are
     trained on by the program that `run_select` compares by: the whole run is one scan, and seeds
@@ -210,8 +210,10 @@ def run_train(
     num_epochs = prepared.recipe.num_epochs
     say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
     key, rows = jax.random.key(options.seed), {"chosen": hparams}
-    refit, fit = refit_runs(prepared, data, rows, options.seeds, key, watch, True)
-    clock.lap("refit")
+    refit, fit = refit_runs(
+        prepared, data, rows, options.seeds, key, watch, measured=True, doing="training"
+    )
+    clock.lap("training")
     losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
     if not np.isfinite(losses).any():
         raise ValueError(
@@ -250,7 +252,9 @@ def refit_runs(
     num_seeds: int,
     key: Array,
     watch: Watch | None,
+    *,
     measured: bool = False,
+    doing: str = "refitting",
 ) -> tuple[dict, Any]:
     """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`.
 
@@ -260,7 +264,7 @@ def refit_runs(
     test = arrays.to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
     if watch is not None:
-        watch("refitting", Progress("compile", 0, total, 0.0, None, None))
+        watch(doing, Progress("compile", 0, total, 0.0, None, None))
 
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
@@ -297,7 +301,7 @@ def refit_runs(
             runs[name]["measured"] = {p: pick(part)._asdict() for p, part in telemetry.items()}
     if watch is not None:
         seconds = time.perf_counter() - start
-        watch("refitting", Progress("run", total, total, seconds, 0.0, None))
+        watch(doing, Progress("run", total, total, seconds, 0.0, None))
     return runs, jax.tree.map(lambda leaf: leaf[0], fits)
 
 

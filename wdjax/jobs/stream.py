@@ -140,7 +140,7 @@ def run_stream(
                 write_json(prepared.out, results)
             say(results["headline"])
             raise
-        clock.lap("refit")
+        clock.lap("training")
         state = loop.best_state() if options.patience is not None else loop.state
         with hang or contextlib.nullcontext():
             scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}

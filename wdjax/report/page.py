@@ -184,7 +184,9 @@ def _final_runs(results: Mapping[str, Any], heading: str) -> Iterable[str]:
     runs = read_runs(results)
     if not runs:
         stopped = results.get("status") == "partial"
-        yield _missing("Nothing was refit" + (": the run was stopped before." if stopped else "."))
+        nothing = "trained" if results.get("kind") == "train" else "refit"
+        before = ": the run was stopped before." if stopped else "."
+        yield _missing(f"Nothing was {nothing}{before}")
         return
     bought = what_decay_bought(runs)
     if bought:
