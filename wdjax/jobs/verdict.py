@@ -271,9 +271,11 @@ def refit_table(results: dict[str, Any]) -> Table:
     spread += f" and {num_seeds} seeds" if num_seeds > 1 else "; one seed"
     scaled = results["config"]["loss"] == "squared_error"
     unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
+    headers = ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap")
+    start = 1 if results.get("kind") == "train" else 0  # A single run needs no name.
     return Table(
-        ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap"),
-        tuple(rows),
+        headers[start:],
+        tuple(row[start:] for row in rows),
         marked=0 if len(rows) > 1 else None,
         note=f"{results['data']['num_test']} test examples{clean}; {spread}{unit}",
     )
