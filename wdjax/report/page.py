@@ -266,9 +266,12 @@ def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
     kept = results.get("kept")
     if isinstance(kept, int) and kept > 0:
         seconds["kept"] = f"{kept} trainings, from earlier runs"
+    data = _dict(results, "data")
+    if results.get("kind") == "train":  # Nothing is chosen: these examples train.
+        data = {"num_train" if name == "num_choose" else name: v for name, v in data.items()}
     groups = {
         "Configuration": _dict(results, "config"),
-        "Data": _dict(results, "data"),
+        "Data": data,
         "Versions and devices": machine,
         "Timing": seconds,
     }
