@@ -29,11 +29,11 @@ KEPT = pathlib.Path("runs/experiments/verdict/settings")
 
 @dataclass(frozen=True)
 class Config:
-    searches: int = 10_000
-    """Of a setting with few rows."""
-    searches_of_14: int = 4_000
-    searches_of_40: int = 2_000
-    test_parts: int = 4_000
+    searches: int = 5_000
+    """Of a setting with 2 or 5 rows."""
+    searches_of_14: int = 2_000
+    searches_of_40: int = 1_000
+    test_parts: int = 2_000
     digits: int = 20
     """Draws of digits with strengths that do nothing."""
 
@@ -219,3 +219,190 @@ def kept(part, setting, c):
         path.write_text(json.dumps(found), encoding="utf-8")
         print(f"{part}: {setting.name}", flush=True)
     return json.loads(path.read_text(encoding="utf-8")) | {"setting": setting._asdict()}
+
+
+def kept_claims(c):
+    """The claims on digits, draw by draw, from the kept files where they are there."""
+    text = pathlib.Path(digits.__file__).read_text(encoding="utf-8")
+    text += pathlib.Path(evidence.__file__).read_text(encoding="utf-8")
+    code = hashlib.sha256(text.encode()).hexdigest()[:16]
+    found = []
+    for draw in range(c.digits):
+        path = KEPT.parent / "digits" / f"{code}-{draw}.json"
+        if not path.exists():
+            one = digits.claims(digits.search, [jax.random.key(draw)])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({k: v.item() for k, v in one._asdict().items()}))
+            print(f"digits: {draw + 1} of {c.digits}, {one.seconds[0]:.0f} s", flush=True)
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+# What is demanded.
+
+
+def known_not_to_hold(s):
+    """Few examples for their skewness."""
+    return s.shape == "left" and s.examples < 500 or s.shape == "right" and s.examples < 300
+
+
+def least_power(s):
+    """At a gain of 5 standard errors, or None where nothing is promised."""
+    if s.folds < 5 or s.runs > 0.35 or s.training or s.branch:
+        return None
+    if s.seeds == 1:
+        return 0.90 if s.rows == 2 and s.examples >= 500 and s.shape == "normal" else None
+    if s.seeds == 2:
+        return {14: 0.85, 40: 0.70}.get(s.rows) if s.examples >= 500 else None
+    return 0.90 if s.examples >= (500 if s.shape == "left" else 300) else None
+
+
+def demands(part, row):
+    """`(what, rate, lowest, highest)` for all that is demanded of one setting."""
+    s, rate = Setting(**row["setting"]), row["rates"]
+    if part == "sets":
+        return [("the best is in the set", rate["kept"], CLAIMS, 1)]
+    if part == "test parts":
+        return [("coverage", rate["covered, one"], CLAIMS, 1)]
+    found = [("false claims", rate["false"], 0, FALSE)]
+    found += [("coverage of all rows", rate["covered, all"], CLAIMS, 1)]
+    for rule in ("lowest", "one standard error"):
+        for shift in ("0", "3"):
+            name = f"covered, {rule}, at {shift}"
+            if name in rate:
+                found.append((f"coverage of the {rule} row, gain {shift}", rate[name], CLAIMS, 1))
+    if "false, folds alone" in rate:
+        found.append(("false claims by folds alone", rate["false, folds alone"], 0, FALSE))
+    least = least_power(s)
+    if least and "helps at 5" in rate:
+        found.append(("power at 5 standard errors", rate["helps at 5"], least, 1))
+    if part in ("grid", "power") and s.rows == 2 and s.seeds >= 2:
+        found.append(("coverage of a fixed pair", rate["covered, one"], 0.95, 0.98))
+    return found
+
+
+def judged(parts):
+    """All demands that are not met by two standard errors, `known` where that is expected."""
+    total, missed = 0, []
+    for part, rows in parts.items():
+        for row in rows:
+            for what, rate, low, high in demands(part, row):
+                total += 1
+                slack = lambda bound, n=row["searches"]: 2 * (bound * (1 - bound) / n) ** 0.5
+                if low - slack(low) <= rate <= high + slack(high):
+                    continue
+                known = part == "limits" or known_not_to_hold(Setting(**row["setting"]))
+                told = {"part": part, "setting": row["name"], "what": what, "rate": rate}
+                bound = low if rate < low else high
+                missed.append(told | {"bound": bound, "n": row["searches"], "known": known})
+    return total, missed
+
+
+def share(what, rate, n):
+    return common.Measurement(what, float(rate), float((rate * (1 - rate) / n) ** 0.5), int(n))
+
+
+def extreme_of(what, rows, name, pick):
+    """The largest or smallest rate of some settings."""
+    row = pick(rows, key=lambda row: row["rates"][name])
+    return share(f"{what} ({row['name']})", row["rates"][name], row["searches"])
+
+
+def with_rates(rows, **fields):
+    """The settings of these fields."""
+    return [r for r in rows if all(r["setting"][k] == v for k, v in fields.items())]
+
+
+def measure(c: Config) -> common.Findings:
+    parts = {name: [kept(name, s, c) for s in make()] for name, make in PARTS.items()}
+    on_digits = kept_claims(c)
+    total, missed = judged(parts)
+    draws = len(on_digits["any_row"])
+    rate = lambda name: float(np.mean(on_digits[name]))
+    p = parts
+    found = [
+        extreme_of("false claims, most of the grid", p["grid"], "false", max),
+        extreme_of(
+            "false claims by one standard error over folds, fewest of the grid",
+            p["grid"],
+            "false, one standard error over folds",
+            min,
+        ),
+    ]
+    if draws >= 2:
+        found += [
+            share("digits at strengths that do nothing: false claims", rate("any_row"), draws),
+            share("the same by one standard error", rate("one_standard_error"), draws),
+        ]
+    for rows, seeds, shared in (
+        (2, 3, 0.0),
+        (14, 3, 0.9),
+        (14, 2, 0.9),
+        (40, 3, 0.9),
+        (14, 1, 0.9),
+    ):
+        (one,) = with_rates(p["power"], rows=rows, seeds=seeds, shared=shared)
+        words = f"a gain of 5 standard errors is told, {rows} rows, seeds: {seeds}"
+        found.append(share(words, one["rates"]["helps at 5"], one["searches"]))
+    found += [
+        extreme_of(f"false claims, most of: {name}", p[name], "false", max)
+        for name in PARTS
+        if name not in ("grid", "power", "sets", "test parts")
+    ]
+    found += [
+        extreme_of("groups: false claims if ignored", p["groups"], "false, groups ignored", max),
+        extreme_of("the best is in the set, least", p["sets"], "kept", min),
+        extreme_of("test part: coverage, least", p["test parts"], "covered, one", min),
+    ]
+    new = [one for one in missed if not one["known"]]
+    core = [one for one in new if one["part"] in ("grid", "power")]
+    where = {one["part"]: sum(1 for x in new if x["part"] == one["part"]) for one in new}
+    words = ", ".join(f"{name} {num}" for name, num in where.items())
+    because = f"Of {total} rates demanded, {total - len(missed)} are met; "
+    because += f"missed where that is known (skewed losses, few examples): {len(missed) - len(new)}"
+    because += f"; missed besides: {words}." if new else "; none besides."
+    values = {"parts": parts, "missed": missed, "digits": on_digits, "shifts": simulate.SHIFTS}
+    verdict = "fails" if len(core) > len(new) / 2 and core else "holds in part" if new else "holds"
+    return common.Findings(found, verdict, because, values)
+
+
+def draw(values, figure):
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (3, 2)})
+    rules = {
+        "false, one standard error over folds": ("one s.e. over folds", "C1"),
+        "false, examples alone": ("examples alone", "C2"),
+        "false": ("examples and runs", "C0"),
+    }
+    start, ticks = 0, []
+    for part, rows in values["parts"].items():
+        if part in ("sets", "test parts"):
+            continue
+        for name, (label, color) in rules.items():
+            told = [(start + i, r["rates"].get(name)) for i, r in enumerate(rows)]
+            x, y = zip(*((a, max(b, 5e-4)) for a, b in told if b is not None), strict=True)
+            left.scatter(x, y, s=4, color=color, label=None if start else label, lw=0)
+        ticks.append((start + len(rows) / 2, part))
+        start += len(rows) + 8
+    left.axhline(FALSE, color="k", lw=0.8, ls="--")
+    left.set_yscale("log")
+    left.set_ylabel("false claims")
+    left.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=60)
+    left.legend(loc="lower right", markerscale=2)
+    for rows, color in ((2, "C0"), (14, "C3"), (40, "C4")):
+        for seeds, style in ((1, ":"), (2, "--"), (3, "-")):
+            shared = 0.0 if rows == 2 else 0.9
+            (one,) = with_rates(values["parts"]["power"], rows=rows, seeds=seeds, shared=shared)
+            y = [one["rates"][f"helps at {shift:g}"] for shift in values["shifts"]]
+            label = f"{rows} rows, seeds: {seeds}"
+            right.plot(values["shifts"], y, style, color=color, label=label)
+    right.set_xlabel("gain, in standard errors")
+    right.set_ylabel("share of searches that tell it")
+    right.legend(fontsize=6)
+
+
+def command():
+    common.main(__file__, measure, draw, Config(), QUICK)
+
+
+if __name__ == "__main__":
+    command()
