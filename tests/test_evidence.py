@@ -84,6 +84,12 @@ def plain_interval(differences, weights, groups=None, level=0.95, sides=2):
                 scale = total**2 * math.sqrt(variance[r] * variance[q])
                 correlation[r, q] = g / (g - k) * shared / scale
     c = plain_quantile(correlation, level, sides)
+    heavy = {}
+    for fold in range(folds):
+        for i in range(examples):
+            name = (fold, groups[fold, i])
+            heavy[name] = heavy.get(name, 0) + weights[fold, i]
+    counted = total**2 / sum(w**2 for w in heavy.values())
     ends = []
     for gain, v, kappa, u, nu, one, fold_means, _ in found:
         a = stats.t.ppf(stats.norm.cdf(c), g - k) ** 2 * v
@@ -100,9 +106,9 @@ def plain_interval(differences, weights, groups=None, level=0.95, sides=2):
         low, high = gain - s * max(c, j(c)), gain + s * max(c, -j(-c))
         width = stats.t.ppf(1 - (1 - level) / sides / rows, k - 1)
         width *= math.sqrt(np.var(fold_means, ddof=1) * (1 / k + 1 / (k - 1)))
-        if g < 300:
+        if counted < 300 - 1e-6:
             low = min(low, gain - width)
-        if g < 500:
+        if counted < 500 - 1e-6:
             high = max(high, gain + width)
         ends.append((gain, low, high))
     return np.array(ends).T
@@ -260,6 +266,48 @@ def test_what_stands_in_a_slot_of_weight_0_is_not_read():
     empty = np.concatenate([spoiled, np.full((2, 1, 2, 40), np.nan)], axis=1)
     more = evidence.gains_by_example(empty, np.concatenate([weights, np.zeros((1, 40))]))
     np.testing.assert_array_equal(evidence.gains_by_example(d, weights)[:3], more[:3])
+
+
+def test_few_heavy_examples_are_few_examples():
+    """1,500 examples of which 20 hold half of the weight: (sum w)^2 / sum w^2 is 79, so both ends
+    reach as far as over folds, as they do with 79 examples, and not as with 1,500."""
+    d, weights = drawn(1, 5, 3, 300), np.ones((5, 300))
+    light = evidence.gains_by_example(d, weights)
+    weights[:, :4] = 1480 / 20
+    heavy = evidence.gains_by_example(d, weights)
+    slots = evidence.make_slots(weights)
+    assert slots.num_effective == pytest.approx(2960**2 / (1480 + 20 * 74**2))
+    means = (weights * d.mean(axis=2)[0]).sum(axis=1) / weights.sum(axis=1)
+    width = stats.t.ppf(0.975, 4) * math.sqrt(means.var(ddof=1) * (1 / 5 + 1 / 4))
+    assert heavy.high[0] - heavy.mean[0] >= width * (1 - 1e-9)
+    assert heavy.mean[0] - heavy.low[0] >= width * (1 - 1e-9)
+    means = d.mean(axis=(2, 3))[0]
+    width = stats.t.ppf(0.975, 4) * math.sqrt(means.var(ddof=1) * (1 / 5 + 1 / 4))
+    assert light.high[0] - light.mean[0] < width
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0, 3.3])
+def test_three_hundred_equal_weights_are_three_hundred(weight):
+    """Whatever they sum to in floats, the lower end is not widened at 300 groups."""
+    slots = evidence.make_slots(np.full((5, 60), weight))
+    d = RNG.standard_normal((1, 5, 3, 60)) + RNG.standard_normal((1, 5, 1, 1))
+    low = evidence.gains_by_example(d, np.full((5, 60), weight)).low
+    np.testing.assert_allclose(low, evidence.gains_by_example(d, np.ones((5, 60))).low)
+    assert slots.num_effective == pytest.approx(300)
+
+
+def test_many_searches_at_once_are_each_on_its_own():
+    """The parts take leading axes: what a simulation judges is what a search is told."""
+    d = np.stack([drawn(3, 5, 3, 80, skewed=True) for _ in range(4)])
+    slots = evidence.make_slots(np.ones((5, 80)))
+    flat = d.swapaxes(2, 3).reshape(4, 3, 3, 400)
+    spread = np.stack([evidence.spread_over_seeds(one, slots) for one in flat])
+    sums = evidence.sums_over_examples(flat.mean(axis=2), slots, spread)
+    low, high = evidence.interval(sums, slots, num_seeds=3, level=0.95)
+    for search in range(4):
+        one = evidence.gains_by_example(d[search], np.ones((5, 80)))
+        np.testing.assert_allclose(low[search], one.low)
+        np.testing.assert_allclose(high[search], one.high)
 
 
 # Branches: one run, no variance, one fold, a diverged row.

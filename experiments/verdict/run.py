@@ -16,9 +16,11 @@ import pathlib
 import zlib
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
-from experiments.verdict import simulate
+from experiments import common
+from experiments.verdict import digits, simulate
 from experiments.verdict.simulate import Setting
 from wdjax.selection import evidence
 

@@ -215,7 +215,9 @@ def _zero_one(rng, num, rows, s, slots):
     spread = fold_means.var(2, ddof=1) if s.seeds > 1 else np.zeros(fold_means[:, :, 0].shape)
     sums = evidence.sums_over_examples(gains.mean(2), slots, spread)
     sums = sums._replace(identical=(gains == 0).all((2, 3)))
-    return Drawn(sums, slots, np.zeros((num, rows)), shares[0] - shares[1:])
+    truth = shares[0] - shares[1:]
+    # A model's own mean is not kept here; that over models stands in.
+    return Drawn(sums, slots, np.broadcast_to(truth, (num, rows)), truth)
 
 
 def standard_error(s):

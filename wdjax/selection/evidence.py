@@ -61,6 +61,14 @@ class Slots(NamedTuple):
         return len(self.weights if self.group_starts is None else self.group_starts)
 
     @property
+    def num_effective(self) -> float:
+        """(sum_g W_g)^2 / sum_g W_g^2, W_g a group's weight: G where all weigh the same (Kish)."""
+        w = self.weights
+        if self.group_starts is not None:
+            w = np.add.reduceat(w, self.group_starts)
+        return float(w.sum() ** 2 / (w**2).sum())
+
+    @property
     def fold_weights(self) -> np.ndarray:
         """W_k: the sum of each fold's weights."""
         return np.add.reduceat(self.weights, self.fold_starts)
@@ -107,7 +115,8 @@ def gains_by_example(
         7. with gamma = kappa / s^3 and J(y) = 3 / gamma (cbrt(1 + gamma (y - gamma / 6)) - 1),
            [gbar - s max(c, J(c)), gbar + s max(c, -J(-c))]
         8. below 300 groups both ends, below 500 the upper one, reach at least as far as
-           gbar +- t_{K-1}(1 - (1 - level) / (2 rows)) sqrt(var(fold means) (1/K + 1/(K-1)))
+           gbar +- t_{K-1}(1 - (1 - level) / (2 rows)) sqrt(var(fold means) (1/K + 1/(K-1)));
+           groups count by their weights, as (sum_g W_g)^2 / sum_g W_g^2
 
     The examples' part (1, 2) is the variance of cross-validation's error around the fitted
     models' mean risk (Bayle et al. 2020); the runs' part (3) is what another initialisation and
@@ -423,9 +432,11 @@ def interval(
     )
     low, high = _bent(sums.gain, h, c, sums.third)
     half = _fold_half_width(folds, num_folds, rows, level, sides)
-    if num_groups < 300:
+    # Few heavy examples are few examples; the factor keeps 300 equal ones from rounding to less.
+    effective = slots.num_effective * (1 + ROUNDING)
+    if effective < 300:
         low = np.minimum(low, sums.gain - half)
-    if num_groups < 500:
+    if effective < 500:
         high = np.maximum(high, sums.gain + half)
     low, high = _told(sums, h, low, high)
     return low, high if sides == 2 else np.full_like(high, np.inf)
