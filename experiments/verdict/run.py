@@ -10,6 +10,8 @@ Run: `python -m experiments verdict`
 Found: not run yet.
 """
 
+import ast
+import functools
 import hashlib
 import json
 import pathlib
@@ -208,13 +210,28 @@ def how_many(part, setting, c):
     )
 
 
+@functools.cache
+def code_of(*modules):
+    """What modules compute, as text: comments, layout and docstrings do not count."""
+    trees = [ast.parse(pathlib.Path(m.__file__).read_text(encoding="utf-8")) for m in modules]
+    for node in (node for tree in trees for node in ast.walk(tree) if hasattr(node, "body")):
+        if isinstance(node.body, list):
+            node.body = [one for one in node.body if not _is_text(one)]
+    return " ".join(map(ast.unparse, trees))
+
+
+def _is_text(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def named(words):
+    return hashlib.sha256(words.encode()).hexdigest()[:20]
+
+
 def kept(part, setting, c):
     """The rates of one setting, from the kept files if it is there."""
-    files = (pathlib.Path(module.__file__) for module in (evidence, simulate))
-    made_by = " ".join(path.read_text(encoding="utf-8") for path in files)
     num = how_many(part, setting, c)
-    words = f"{made_by} {part} {setting} {num}"
-    path = KEPT / f"{hashlib.sha256(words.encode()).hexdigest()[:20]}.json"
+    path = KEPT / f"{named(f'{code_of(evidence, simulate)} {part} {setting} {num}')}.json"
     if not path.exists():
         found = {"name": setting.name, "searches": num, "rates": rates(part, setting, num)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,9 +242,7 @@ def kept(part, setting, c):
 
 def kept_claims(c):
     """The claims on digits, draw by draw, from the kept files where they are there."""
-    text = pathlib.Path(digits.__file__).read_text(encoding="utf-8")
-    text += pathlib.Path(evidence.__file__).read_text(encoding="utf-8")
-    code = hashlib.sha256(text.encode()).hexdigest()[:16]
+    code = named(code_of(evidence, digits))
     found = []
     for draw in range(c.digits):
         path = KEPT.parent / "digits" / f"{code}-{draw}.json"

@@ -469,12 +469,12 @@ def largest_quantile(
 
 
 def student(freedom: np.ndarray | int, c: np.ndarray | float) -> np.ndarray:
-    """Step 6: Student's quantile with `freedom` degrees at Phi(c); 0 degrees count as infinite c.
+    """Step 6: Student's quantile with `freedom` degrees at Phi(c); 0 where there is none.
 
     By the lower tail, where the probability keeps its digits.
     """
     found = -special.stdtrit(np.maximum(freedom, 1), special.ndtr(-np.asarray(c, np.float64)))
-    # Where there is no degree of freedom the variance beside it is 0, or unknown.
+    # Without a degree of freedom the variance beside it is 0 (one seed), or not a number.
     return np.where(np.asarray(freedom) > 0, found, 0.0)
 
 
