@@ -1,6 +1,8 @@
 """Intervals for gains: the recipe against plain loops, closed cases, branches, refusals."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,6 +169,25 @@ def test_an_interval_is_that_of_the_formulas_in_plain_loops(case, rows):
     exact = rows == 1
     np.testing.assert_allclose(found.mean - found.low, mean - low, rtol=1e-9 if exact else 0.02)
     np.testing.assert_allclose(found.high - found.mean, high - mean, rtol=1e-9 if exact else 0.02)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 10, 39, 40, 295, 1000, 1001, 2995, 10**6])
+def test_students_quantile_is_scipys(freedom):
+    """And, at Phi(c), that of the same tail as the normal's c."""
+    tails = np.array([0.5, 0.3, 0.05, 0.025, 0.025 / 39, 1e-6])
+    found = evidence.student_of_tail(freedom, tails)
+    np.testing.assert_allclose(found, stats.t.isf(tails, freedom), rtol=1e-9, atol=1e-9)
+    c = np.array([[0.5], [1.96], [3.4]])
+    expected = stats.t.isf(stats.norm.sf(c), freedom)
+    np.testing.assert_allclose(evidence.student(freedom, c), expected, rtol=1e-9)
+
+
+def test_the_evidence_needs_no_scipy():
+    """Importing it takes longer than a verdict."""
+    code = "import sys, wdjax.selection.evidence as e, numpy as np; "
+    code += "e.gains_by_example(np.ones((2, 3, 2, 9)), np.ones((3, 9))); "
+    code += "sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_quantile_of_the_largest_is_that_of_independent_and_of_equal_rows():
