@@ -61,7 +61,9 @@ def names():
         if line.startswith("# "):
             lines += ["```", "", f"### {line[2:]}", "", "```{eval-rst}"]
         elif line.startswith("from ") and (name := line.split()[-1]):
-            kind = "class" if inspect.isclass(getattr(wdjax, name)) else "function"
+            public = getattr(wdjax, name)
+            kind = "class" if inspect.isclass(public) else "function"
+            kind = kind if inspect.isclass(public) or inspect.isfunction(public) else "data"
             lines.append(f".. auto{kind}:: wdjax.{name}")
             lines += ["   :members:"] * (kind == "class")
     return "\n".join([*lines[1:], "```"])

@@ -194,7 +194,7 @@ def public_names():
 def test_the_api_page_has_every_public_name_once_under_a_heading():
     conf = loaded("conf")
     written = conf.names()
-    listed = re.findall(r"^\.\. auto(?:function|class):: wdjax\.(\w+)$", written, re.MULTILINE)
+    listed = re.findall(r"^\.\. auto(?:function|class|data):: wdjax\.(\w+)$", written, re.MULTILINE)
     assert sorted(listed) == sorted(public_names())
     assert written.startswith("\n### ") and "<!-- names -->" in read("api.md")
 

@@ -49,15 +49,17 @@ from wdjax.runners import pmap_step as pmap_step
 from wdjax.runners import shard_step as shard_step
 
 # A whole run as a pure function of its numbers
-from wdjax.training import is_correct as is_correct
+from wdjax.measures import Measure as Measure
+from wdjax.measures import is_correct as is_correct
+from wdjax.measures import make_score as make_score
 from wdjax.training import make_fit as make_fit
 from wdjax.training import make_fit_and_score as make_fit_and_score
-from wdjax.training import make_score as make_score
 from wdjax.telemetry import measure_parts as measure_parts
 
 # Choosing
 from wdjax.selection import Choice as Choice
 from wdjax.selection import Folds as Folds
+from wdjax.selection import Gain as Gain
 from wdjax.selection import Scores as Scores
 from wdjax.selection import choose as choose
 from wdjax.selection import compare as compare
