@@ -39,12 +39,19 @@ def regularized_loss(
 
     The denominator is `sum_i w_i`, so an integer weight equals a repeated row and a strength
     means the same at every batch size. Under `normalize="count"` it is the number of rows of
-    weight > 0: then small weights also lower the data loss against the penalty. If nothing
-    counts, the data loss is 0. A row of weight 0 adds exactly zero to value and gradient, also
-    when it holds NaN: its inputs and targets are replaced by zeros, since 0 * NaN is NaN. (With
-    weights `[batch, time]` a target is replaced where its weight is 0, an input only where the
-    whole row's are: a position that is not scored is still read.) Batch statistics are the one
-    way in for such a row: the zeros enter them, so drop a remainder rather than pad it there.
+    weight > 0: then small weights also lower the data loss against the penalty. Sums are taken
+    in float32 at least, whatever the losses' dtype.
+
+    A row of weight 0 adds exactly zero to value and gradient, also when it holds NaN. It is
+    inactive: inputs and targets of inactive row j are replaced by those of the (j mod n)-th of
+    the n active rows, so a model that is singular at zero stays finite and batch statistics see
+    real rows. (With weights `[batch, time]` an input is replaced only where the whole row is
+    inactive, since a position that is not scored is still read; the target of inactive position
+    t by that of the (t mod n)-th of the row's n active positions.)
+
+    In a batch without any active row the model sees finite stand-ins. The data loss and its
+    gradient are 0, whatever the derivative there; the model's state stays as it was; the
+    penalty acts.
 
     Args:
       apply_fn: `(params, inputs[batch, ...]) -> outputs[batch, ...]`, or a `Model`.
@@ -58,8 +65,8 @@ def regularized_loss(
     Returns:
       `loss_fn(params, batch, *, model_state=None, key=None, train=True) -> (loss, LossAux)`,
       ready for `jax.value_and_grad(loss_fn, has_aux=True)`. Its keyword `example_weights`, in the
-      shape of `batch.weights`, multiplies them; which rows are replaced by zeros `batch.weights`
-      alone says.
+      shape of `batch.weights`, multiplies them; which rows are replaced `batch.weights` alone
+      says, so finite data are not replaced where only an example weight is 0.
 
     Raises:
       ValueError: at build, for an unknown `normalize` or an `apply_fn` that is neither a function
@@ -82,19 +89,23 @@ def regularized_loss(
         example_weights: Array | None = None,
     ) -> tuple[Array, LossAux]:
         check_batch("batch", batch)
-        weights = sound_weights(batch.weights)
-        counts = weights != 0
-        inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
+        weights = validated_weights(batch.weights)
+        inputs, targets = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
+        if example_weights is not None:
+            weights = weights * validated_weights(example_weights)
+        active = weights != 0
+        some_active = _some_active(batch.weights, active, example_weights)
         seen = params if part_weights is None else _scale_gradient(params, part_weights)
-        outputs, model_state = apply(seen, model_state, inputs, key=key, train=train)
+        # Around the scaled params, so that no multiplier meets a derivative that is not finite.
+        seen = _constant_unless(some_active, seen)
+        outputs, new_state = apply(seen, model_state, inputs, key=key, train=train)
         losses = example_loss(outputs, targets)
         _check_losses(losses, weights)
-        if example_weights is not None:
-            weights = weights * sound_weights(example_weights)
-            counts = weights != 0
-        denominator = jnp.sum(weights if normalize == "weights" else counts, dtype=losses.dtype)
-        total = jnp.sum(jnp.where(counts, weights * losses, 0))
+        total = weighted_sum(weights, losses)
+        counted = weights if normalize == "weights" else active
+        denominator = jnp.sum(counted, dtype=total.dtype)
         data_loss = total / jnp.where(denominator > 0, denominator, 1)
+        model_state = _kept_unless(some_active, new_state, model_state)
         penalty_value = jnp.zeros_like(data_loss) if penalty is None else penalty(params)
         aux = LossAux(data_loss, penalty_value, denominator, model_state)
         return data_loss + penalty_value, aux
@@ -169,34 +180,127 @@ def as_model_apply(apply_fn: Callable | Model) -> Callable:
     )
 
 
-def without_dead_rows(inputs: PyTree, targets: PyTree, counts: Array) -> tuple[PyTree, PyTree]:
-    """Zeros where no weight is: whole rows of the inputs, single positions of the targets."""
-    alive = counts.any(axis=tuple(range(1, counts.ndim)))
+def fill_inactive_rows(inputs: PyTree, targets: PyTree, weights: Any) -> tuple[PyTree, PyTree]:
+    """Replaces rows of weight 0 by rows that have one, so what a model sees is real and finite.
 
-    def mask(leaf, keep):
-        leaf = jnp.asarray(leaf)
-        if leaf.shape[: keep.ndim] != keep.shape:
-            raise ValueError(
-                f"`weights` of shape {counts.shape} do not fit an input or target of shape "
-                f"{leaf.shape}: give one weight per example, or per example and time."
-            )
-        keep = keep.reshape(keep.shape + (1,) * (leaf.ndim - keep.ndim))
-        return jnp.where(keep, leaf, jnp.zeros((), leaf.dtype))
+    Inactive row j, inputs and targets, by the (j mod n)-th of the n active rows. With weights
+    `[batch, time]`, a row is inactive where all its weights are 0, and the target of inactive
+    position t of another is replaced by that of the (t mod n)-th of its n active positions: a
+    real label, though not of that position. If nothing is active, floats become numbers in
+    [1/2, 3/2) that differ, since models are singular at zero or where all values are equal, and
+    integers become 0.
+    """
+    _check_fit(inputs, targets, jnp.shape(weights))
+    known = is_known(weights)
+    active = (np.asarray(weights) if known else weights) != 0
+    if known and active.all():
+        return inputs, targets
 
-    return (
-        jax.tree.map(lambda x: mask(x, alive), inputs),
-        jax.tree.map(lambda y: mask(y, counts if jnp.ndim(y) >= counts.ndim else alive), targets),
-    )
+    def filled(inputs: PyTree, targets: PyTree) -> tuple[PyTree, PyTree]:
+        row_active = active.any(axis=tuple(range(1, active.ndim)))
+        rows, some_active = _stand_ins(row_active), row_active.any()
+        take = lambda leaf: _or_ramp(some_active, jnp.asarray(leaf)[rows])
+        inputs, targets = jax.tree.map(take, (inputs, targets))
+        if active.ndim > 1:
+            of_row = jnp.asarray(active)[rows].reshape(active.shape[0], -1)
+            positions = jax.vmap(_stand_ins)(of_row)
+            targets = jax.tree.map(lambda y: _take_positions(y, positions, active.ndim), targets)
+        return inputs, targets
+
+    if known:
+        return filled(inputs, targets)
+    # Nearly every batch is all active. Then nothing is moved, least of all between devices.
+    return jax.lax.cond(jnp.all(active), lambda *same: same, filled, inputs, targets)
 
 
-def sound_weights(weights: Any) -> Array:
-    """The weights as an array; a negative one is refused or, if traced, becomes NaN."""
+def validated_weights(weights: Any) -> Array:
+    """The weights in float32 at least; a negative one is refused or, if traced, becomes NaN."""
     if is_known(weights):
         check_weights("weights", weights)
     weights = jnp.asarray(weights)
-    if not jnp.issubdtype(weights.dtype, np.floating):
-        return weights
+    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     return jnp.where(weights >= 0, weights, jnp.nan)
+
+
+def weighted_sum(weights: Any, losses: Array) -> Array:
+    """`sum_i w_i l_i` in float32 at least; where w is 0, l may be anything, and so its slope."""
+    weights, losses = jnp.asarray(weights), jnp.asarray(losses)
+    dtype = jnp.result_type(weights.dtype, losses.dtype, jnp.float32)
+    return jnp.sum(weights.astype(dtype) * jnp.where(weights != 0, losses.astype(dtype), 0))
+
+
+def _some_active(batch_weights: Any, active: Array, example_weights: Any) -> Any:
+    """Whether any row counts: True or False where that is known before anything runs."""
+    if example_weights is None and is_known(batch_weights):
+        return bool(np.any(np.asarray(batch_weights) != 0))
+    return jnp.any(active)
+
+
+def _stand_ins(active: Array) -> Array:
+    """`[n] -> [n]`: an active index for itself, the (j mod number)-th active one for another."""
+    here = jnp.arange(active.shape[0])
+    active_first = jnp.argsort(~active, stable=True)
+    return jnp.where(active, here, active_first[here % jnp.maximum(jnp.sum(active), 1)])
+
+
+def _or_ramp(some_active: Array, leaf: Array) -> Array:
+    """The leaf, or numbers that any model can read: see `fill_inactive_rows`."""
+    if is_inexact(leaf):
+        ramp = 0.5 + (37 * jnp.arange(leaf.size) % 61).reshape(leaf.shape) / 61
+        return jnp.where(some_active, leaf, ramp.astype(leaf.dtype))
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jnp.where(some_active, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _take_positions(target: Array, positions: Array, num_axes: int) -> Array:
+    """The targets at `positions[batch, position]`, the axes behind the first ones as one."""
+    if target.ndim < num_axes:
+        return target
+    flat = target.reshape(*positions.shape, *target.shape[num_axes:])
+    return jax.vmap(lambda row, index: row[index])(flat, positions).reshape(target.shape)
+
+
+def _check_fit(inputs: PyTree, targets: PyTree, shape: tuple[int, ...]) -> None:
+    leaves = [(x, 1) for x in jax.tree.leaves(inputs)]
+    leaves += [
+        (y, len(shape) if jnp.ndim(y) >= len(shape) else 1) for y in jax.tree.leaves(targets)
+    ]
+    for leaf, num_axes in leaves:
+        if jnp.shape(leaf)[:num_axes] != shape[:num_axes]:
+            raise ValueError(
+                f"`weights` of shape {shape} do not fit an input or target of shape "
+                f"{jnp.shape(leaf)}: give one weight per example, or per example and time."
+            )
+
+
+def _constant_unless(some_active: Any, params: Params) -> Params:
+    """The same values; where nothing is active, with a derivative of exactly zero.
+
+    A product with 0 would leave NaN where the derivative inside is not finite. This chooses: it
+    stops the cotangent in reverse mode and the tangent in forward mode, in any nesting.
+    """
+    if some_active is True:
+        return params
+
+    def one(leaf):
+        if is_hidden(leaf) or not is_inexact(leaf):
+            return leaf
+        leaf = jnp.asarray(leaf)
+        return jnp.where(some_active, leaf, jax.lax.stop_gradient(leaf))
+
+    return jax.tree.map(one, params, is_leaf=is_hidden)
+
+
+def _kept_unless(some_active: Any, new: PyTree, old: PyTree) -> PyTree:
+    """The model's new state; the old one where nothing is active."""
+    if some_active is True or new is old or jax.tree.structure(new) != jax.tree.structure(old):
+        return new
+    return jax.tree.map(
+        lambda n, o: n if n is o else jnp.where(some_active, n, jnp.asarray(o, jnp.result_type(n))),
+        new,
+        old,
+    )
 
 
 def _scale_gradient(params: Params, part_weights: Parts) -> Params:

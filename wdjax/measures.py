@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_labels, check_positive_int
 from wdjax.kinds import check_batch, check_model
-from wdjax.losses import cross_entropy, squared_error, without_dead_rows
+from wdjax.losses import cross_entropy, fill_inactive_rows, squared_error
 from wdjax.types import Batch, Fit, Model
 
 ScoreFn = Callable[[Fit, Batch], PyTree]
@@ -129,28 +129,28 @@ class Score:
             joined = lambda x: x.reshape(-1, *x.shape[2:])[:num_examples]
             outputs, values = jax.tree.map(joined, jax.lax.map(of_block, blocks))
         if whole:
-            _, targets = without_dead_rows(batch.inputs, batch.targets, batch.weights > 0)
+            _, targets = fill_inactive_rows(batch.inputs, batch.targets, batch.weights > 0)
             weights = _wide(batch.weights)
             for name in whole:
                 values[name] = _wide(self.measures[name](outputs, targets, weights))
         return [(name, values[name]) for name in self.measures]
 
     def _of_rows(self, fit: Fit, batch: Any, outputs_too: bool) -> tuple[Any, dict[str, Array]]:
-        counts = batch.weights > 0
-        inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
+        active = batch.weights > 0
+        inputs, targets = fill_inactive_rows(batch.inputs, batch.targets, active)
         outputs, _ = self.model.apply(fit.params, fit.model_state, inputs, key=None, train=False)
         values = {}
         for name, measure in self.measures.items():
             if not _per_example(measure):
                 continue
             value = jnp.asarray(measure(outputs, targets))
-            if value.shape != counts.shape:
+            if value.shape != active.shape:
                 raise ValueError(
                     f"measure {name!r} returned shape {value.shape}; expected one number per "
-                    f"example, shape {counts.shape}, that of the weights. One number for all of "
+                    f"example, shape {active.shape}, that of the weights. One number for all of "
                     "them: Measure(function, higher_is_better, per_example=False)."
                 )
-            values[name] = jnp.where(counts, _wide(value), 0)
+            values[name] = jnp.where(active, _wide(value), 0)
         return (outputs if outputs_too else None), values
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights
 from wdjax.given import check_examples, check_hparams, check_loss_of_labels
 from wdjax.kinds import check_batch, check_model, check_model_or_maker
-from wdjax.losses import regularized_loss, sound_weights, without_dead_rows
+from wdjax.losses import fill_inactive_rows, regularized_loss, validated_weights
 from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
@@ -95,7 +96,9 @@ def make_fit(
         check_hparams("hparams", hparams)
         check_examples("train", train)
         check(hparams, train)
-        train = jax.tree.map(jnp.asarray, train)
+        # Here and not in every step, where it would cost one in ten of a small network's.
+        inputs, targets = fill_inactive_rows(train.inputs, train.targets, train.weights)
+        train = jax.tree.map(jnp.asarray, Batch(inputs, targets, train.weights))
         num_steps = steps_per_epoch(train, batch_size)
         init_key, order_key, augment_key, step_key = jax.random.split(key, 4)
         run_model = model_of(hparams)
@@ -115,11 +118,13 @@ def make_fit(
                 keys = jax.random.split(jax.random.fold_in(augment_key, state.step), batch_size)
                 inputs, strength = jax.vmap(augment)(keys, batch.inputs)
                 batch = batch._replace(inputs=inputs)
-            weighed = loss_fn
+            weights = validated_weights(batch.weights)
             if reweigh is not None:
-                weights = _example_weights(reweigh, run_model, state, batch, strength)
-                weighed = functools.partial(loss_fn, example_weights=weights)
-            state, metrics = make_train_step(weighed, tx, measure=measure)(state, batch)
+                own = _example_weights(reweigh, run_model, state, batch, strength)
+                weights = weights * validated_weights(own)
+            weighed = functools.partial(loss_fn, example_weights=weights)
+            filled = batch._replace(weights=np.ones(weights.shape, np.float32))
+            state, metrics = make_train_step(weighed, tx, measure=measure)(state, filled)
             recorded = (*_RECORDED, "denominator") if measure is None else ("measured",)
             return state, {name: metrics[name] for name in recorded}
 
@@ -233,14 +238,12 @@ def _example_weights(
 
     They are computed outside the differentiated loss, so the step's gradient treats the weights
     as constants while a derivative of the whole run still sees them. They are the same operations
-    on the same numbers as the loss's own forward pass, so the compiler keeps one of the two.
+    on the same numbers as the loss's own forward pass, so the compiler keeps one of the two. Rows
+    of weight 0 are filled already.
     """
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    inputs, targets = without_dead_rows(
-        batch.inputs, batch.targets, sound_weights(batch.weights) != 0
-    )
-    outputs, _ = model.apply(state.params, state.model_state, inputs, key=key, train=True)
-    weights = reweigh(outputs, batch._replace(inputs=inputs, targets=targets), strength)
+    outputs, _ = model.apply(state.params, state.model_state, batch.inputs, key=key, train=True)
+    weights = reweigh(outputs, batch, strength)
     if jnp.shape(weights) != batch.weights.shape:
         raise ValueError(
             f"`make_example_weight` gave weights of shape {jnp.shape(weights)}; expected "

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from wdjax.checks import check_labels, check_number, is_known
-from wdjax.losses import as_model_apply, cross_entropy, regularized_loss, without_dead_rows
+from wdjax.losses import as_model_apply, cross_entropy, fill_inactive_rows, regularized_loss
 from wdjax.types import Batch, ExampleLoss, Model, Params, Strength
 
 ExampleFeature = Callable[[Any, Batch, Array], Array]
@@ -250,8 +250,8 @@ def learned_weights(
     direction = jax.grad(lambda theta: loss_fn(theta, clean, model_state=model_state, key=key)[0])(
         params
     )
-    counts = jnp.asarray(batch.weights) > 0
-    inputs, targets = without_dead_rows(batch.inputs, batch.targets, counts)
+    active = jnp.asarray(batch.weights) > 0
+    inputs, targets = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
     apply = as_model_apply(apply_fn)
 
     def losses(theta: Params) -> Array:
@@ -259,7 +259,7 @@ def learned_weights(
         return example_loss(outputs, targets)
 
     _, slopes = jax.jvp(losses, (params,), (direction,))
-    helpful = jnp.where(counts, jnp.maximum(slopes, 0.0), 0.0)
+    helpful = jnp.where(active, jnp.maximum(slopes, 0.0), 0.0)
     total = jnp.sum(helpful)
     return helpful / jnp.where(total > 0, total, 1.0)
 
