@@ -15,6 +15,7 @@ from wdjax.checkpoint import Checkpoints, Restored, check_same_config
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.stream import as_stream, prefetch_to_device
 from wdjax.hang import HangWatch
+from wdjax.losses import wide
 from wdjax.runlog import RunLog
 from wdjax.runners import RunFn
 from wdjax.signals import Preempted as Preempted
@@ -393,7 +394,7 @@ def make_evaluate(
 
     @jax.jit
     def weighted(params, model_state, batch: Batch):
-        total = jnp.sum(batch.weights)
+        total = jnp.sum(wide(batch.weights))
         values = score(Fit(params, model_state, {}), batch)
         values = values if isinstance(values, dict) else {"score": values}
         return {name: total * value for name, value in values.items()}, total

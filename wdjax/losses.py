@@ -121,6 +121,8 @@ def cross_entropy(
         l = log(sum_c exp(z_c)) - z_y          for integer labels y[batch]
         l = -sum_c t_c log softmax(z)_c        for soft targets t[batch, label]
 
+    Computed in float32 at least: of many labels, half precision loses the small ones.
+
     Args:
       logits: `[batch, label]` or `[batch, time, label]`.
       targets: integers in `[0, label)`, one axis less; or floats in the shape of the logits. A
@@ -131,7 +133,7 @@ def cross_entropy(
       ValueError: if the targets' shape or dtype fits neither form, or a known label is out of
         range.
     """
-    given, targets = targets, jnp.asarray(targets)
+    given, targets, logits = targets, jnp.asarray(targets), wide(logits)
     if jnp.issubdtype(targets.dtype, np.integer) and targets.shape == logits.shape[:-1]:
         check_labels("targets", given, logits.shape[-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -150,6 +152,8 @@ def squared_error(
 
         l = 1/2 sum_j (p_j - t_j)^2
 
+    Computed in float32 at least: in float16 the square of 256 is infinite.
+
     Args:
       predictions: `[batch, ...]`; a single trailing axis of 1 may be missing in `targets`.
       targets: the same shape.
@@ -165,7 +169,7 @@ def squared_error(
             f"`targets` must have the shape of the predictions, {predictions.shape}; "
             f"got {targets.shape}."
         )
-    half_squares = 0.5 * jnp.square(predictions - targets)
+    half_squares = 0.5 * jnp.square(wide(predictions) - wide(targets))
     return jnp.sum(half_squares, axis=tuple(range(1, half_squares.ndim)))
 
 
@@ -217,16 +221,20 @@ def validated_weights(weights: Any) -> Array:
     """The weights in float32 at least; a negative one is refused or, if traced, becomes NaN."""
     if is_known(weights):
         check_weights("weights", weights)
-    weights = jnp.asarray(weights)
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    weights = wide(weights)
     return jnp.where(weights >= 0, weights, jnp.nan)
+
+
+def wide(x: Any) -> Array:
+    """The same in float32 at least, as whatever is summed."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def weighted_sum(weights: Any, losses: Array) -> Array:
     """`sum_i w_i l_i` in float32 at least; where w is 0, l may be anything, and so its slope."""
-    weights, losses = jnp.asarray(weights), jnp.asarray(losses)
-    dtype = jnp.result_type(weights.dtype, losses.dtype, jnp.float32)
-    return jnp.sum(weights.astype(dtype) * jnp.where(weights != 0, losses.astype(dtype), 0))
+    weights, losses = wide(weights), wide(losses)
+    return jnp.sum(weights * jnp.where(weights != 0, losses, 0))
 
 
 def _some_active(batch_weights: Any, active: Array, example_weights: Any) -> Any:

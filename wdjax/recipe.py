@@ -33,7 +33,13 @@ from wdjax.decay import (
     independent_rate,
     make_optimizer,
 )
-from wdjax.losses import cross_entropy, regularized_loss, squared_error
+from wdjax.losses import (
+    cross_entropy,
+    fill_inactive_rows,
+    regularized_loss,
+    squared_error,
+    validated_weights,
+)
 from wdjax.measures import Score, is_correct, make_score
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
@@ -350,11 +356,14 @@ def recipe_step(
             batch = batch._replace(inputs=changed)
         if make_example_weight is not None:
             key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+            filled = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
+            batch = Batch(*filled, validated_weights(batch.weights))
             outputs, _ = model.apply(
                 state.params, state.model_state, batch.inputs, key=key, train=True
             )
             weights = make_example_weight(hparams)(outputs, batch, strength)
-            batch = batch._replace(weights=jnp.where(batch.weights > 0, batch.weights * weights, 0))
+            weights = batch.weights * validated_weights(weights)
+            batch = batch._replace(weights=jnp.where(batch.weights == 0, 0, weights))
         return plain(state, batch, axis_name=axis_name)
 
     return step, tx

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int
 from wdjax.kinds import check_batch, check_params
+from wdjax.losses import wide
 from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact
 
 
@@ -42,11 +43,15 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; `key` feeds dropout, step by step.
 
+    Leaves of `params` that training does not move, integers and keys, are hidden from `tx` as by
+    `optax.masked`.
+
     Raises:
       ValueError: if `params` are a model instead of its weights.
     """
     check_params("params", params)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
+    opt_state = tx.init(_trained(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key)
 
 
 def make_train_step(
@@ -63,7 +68,9 @@ def make_train_step(
     The caller chooses how it runs: `jit_step`, `shard_step`, `pmap_step`, or a scan. With
     `axis_name`, the name of a mapped device axis, loss and gradients are combined by each
     device's share of the global denominator, so uneven weights and padding do not bias the
-    mean, and a penalty counts once. `loss_fn` gets `fold_in(state.key, state.step)`.
+    mean, and a penalty counts once. `loss_fn` gets `fold_in(state.key, state.step)`. Integer
+    leaves of the params stay what they are, and `tx` does not see them (see `init_state`). What is
+    summed, norms included, is summed in float32 at least.
 
     With `num_micro_batches` = k > 1 the batch goes through the loss in k parts, one after the
     other, which takes the memory of one part: the gradient is that of the whole batch (each part
@@ -96,19 +103,20 @@ def make_train_step(
             loss, aux, grads = _accumulated(loss_fn, state, batch, key, num_micro_batches)
         if axis_name is not None:
             loss, aux, grads = _combine_over(axis_name, loss, aux, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        trained = _trained(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
         metrics = {
             "loss": loss,
             "data_loss": aux.data_loss,
             "penalty": aux.penalty,
             "denominator": aux.denominator,
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": optax.tree.norm(updates),
-            "weight_norm": optax.tree.norm(state.params),
+            "grad_norm": _norm(grads),
+            "update_norm": _norm(updates),
+            "weight_norm": _norm(trained),
         }
         if measure is not None:
             metrics["measured"] = measure(state, grads, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = _with_trained(state.params, optax.apply_updates(trained, updates))
         return TrainState(state.step + 1, params, opt_state, aux.model_state, state.key), metrics
 
     return step
@@ -142,12 +150,28 @@ def skip_non_finite(step: StepFn) -> StepFn:
     return guarded
 
 
+def _trained(params: Params) -> Params:
+    """The params, leaves that training does not move hidden as `optax.masked` does."""
+    return jax.tree.map(lambda p: p if is_inexact(p) else optax.MaskedNode(), params)
+
+
+def _with_trained(params: Params, trained: Params) -> Params:
+    """`params` with the leaves of `trained` that are not hidden."""
+    return jax.tree.map(lambda p, t: t if is_inexact(p) else p, params, trained)
+
+
+def _norm(tree: PyTree) -> Array:
+    """The Euclidean norm of all leaves together, in float32 at least."""
+    return optax.tree.norm(jax.tree.map(wide, tree))
+
+
 def _loss_and_grads(loss_fn: LossFn, state: TrainState, batch: Batch, key: Any) -> tuple:
-    def of_params(params):
+    def of_trained(trained):
+        params = _with_trained(state.params, trained)
         return loss_fn(params, batch, model_state=state.model_state, key=key)
 
-    (loss, aux), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
-    return loss, aux, grads
+    (loss, aux), grads = jax.value_and_grad(of_trained, has_aux=True)(_trained(state.params))
+    return loss, aux._replace(denominator=wide(aux.denominator)), grads
 
 
 def _accumulated(
@@ -156,7 +180,8 @@ def _accumulated(
     """Loss, aux and gradients of the whole batch from `num_parts` parts, in one part's memory.
 
     A running mean, `mean += share * (part - mean)`, the share being the part's of the
-    denominator so far: a penalty, the same in every part, stays what it is.
+    denominator so far: a penalty, the same in every part, stays what it is. Taken in float32 at
+    least: in bfloat16 a small part's share would be rounded away.
     """
     check_batch("batch", batch)
     size = jnp.shape(batch.weights)[0]
@@ -183,16 +208,17 @@ def _accumulated(
         here, denominator, model_state = of_part(part, model_state, part_key)
         total = total + denominator
         share = jnp.where(total > 0, denominator / jnp.where(total > 0, total, 1), 1 / (number + 1))
-        mean = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(x.dtype), mean, here)
+        mean = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(m.dtype), mean, here)
         return (mean, total, model_state), None
 
     parts = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], parts)
-    start = jax.eval_shape(of_part, first, state.model_state, key)[:2]
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
+    shapes = jax.eval_shape(of_part, first, state.model_state, key)[:2]
+    start = jax.tree.map(lambda s: wide(jnp.zeros(s.shape, s.dtype)), shapes)
     (mean, total, model_state), _ = jax.lax.scan(
         one, (*start, state.model_state), (jnp.arange(num_parts), parts)
     )
+    mean = jax.tree.map(lambda m, s: m.astype(s.dtype), mean, shapes[0])
     loss, data_loss, penalty, grads = mean
     return loss, LossAux(data_loss, penalty, total, model_state), grads
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from wdjax.checks import check_labels, check_number, is_known
-from wdjax.losses import as_model_apply, cross_entropy, fill_inactive_rows, regularized_loss
+from wdjax.losses import as_model_apply, cross_entropy, fill_inactive_rows, regularized_loss, wide
 from wdjax.types import Batch, ExampleLoss, Model, Params, Strength
 
 ExampleFeature = Callable[[Any, Batch, Array], Array]
@@ -115,9 +115,17 @@ def class_balanced_weights(counts: ArrayLike | Sequence, beta: Strength) -> Arra
     if is_known(counts):
         _check_counts(np.asarray(counts))
     n = jnp.asarray(counts, jnp.result_type(float))
-    # 1 - beta^n as -expm1(n log beta): near beta = 1 the difference would cancel.
-    log_beta = jnp.log(jnp.maximum(jnp.asarray(beta, n.dtype), jnp.finfo(n.dtype).tiny))
-    raw = 1.0 / -jnp.expm1(n * log_beta)
+    # 1 - beta^n as -expm1(-n rate): near beta = 1 the difference would cancel.
+    tiny = jnp.finfo(n.dtype).tiny
+    if is_known(beta):
+        # In float64 on the host: float32 has no number between 1 - 6e-8 and 1.
+        rate = jnp.asarray(-np.log(max(float(beta), float(tiny))), n.dtype)
+    else:
+        rate = -jnp.log(jnp.maximum(jnp.asarray(beta, n.dtype), tiny))
+    # A traced beta may round to 1: then the limit, where the weights are 1 / n.
+    positive = rate > 0
+    safe = jnp.where(positive, rate, 1)
+    raw = jnp.where(positive, safe / -jnp.expm1(-n * safe), 1 / n)
     return raw / jnp.mean(raw)
 
 
@@ -198,7 +206,7 @@ def importance_weights(log_ratio: ArrayLike) -> Array:
 
     Source: Shimodaira 2000.
     """
-    ratio = jnp.asarray(log_ratio)
+    ratio = wide(log_ratio)
     if ratio.ndim != 1:
         raise ValueError(f"`log_ratio` must be one number per example, got shape {ratio.shape}.")
     if is_known(log_ratio):
@@ -259,7 +267,7 @@ def learned_weights(
         return example_loss(outputs, targets)
 
     _, slopes = jax.jvp(losses, (params,), (direction,))
-    helpful = jnp.where(active, jnp.maximum(slopes, 0.0), 0.0)
+    helpful = jnp.where(active, jnp.maximum(wide(slopes), 0.0), 0.0)
     total = jnp.sum(helpful)
     return helpful / jnp.where(total > 0, total, 1.0)
 
@@ -285,9 +293,14 @@ def _of_label(logits: Array, labels: Array) -> Array:
 
 def _focal_factor(logits: Array, targets: Any, gamma: Strength) -> Array:
     """`(1 - p_y)^gamma`, from `log(1 - p_y)` = log-sum of the other labels less that of all."""
-    labels = _hard_labels("focal", logits, targets)
-    rest = jax.nn.logsumexp(logits, axis=-1, where=~labels)
-    return jnp.exp(jnp.asarray(gamma) * (rest - jax.nn.logsumexp(logits, axis=-1)))
+    labels, logits = _hard_labels("focal", logits, targets), wide(logits)
+    others = ~labels & (logits > -jnp.inf)
+    # Where no other label is possible p_y is 1, and log(1 - p_y) has no number to stand for it.
+    certain = ~others.any(-1)
+    safe = jnp.where(certain[..., None], 0, logits)
+    rest = jax.nn.logsumexp(safe, axis=-1, where=~labels)
+    factor = jnp.exp(jnp.asarray(gamma) * (rest - jax.nn.logsumexp(safe, axis=-1)))
+    return jnp.where(certain, jnp.where(jnp.asarray(gamma) == 0, 1.0, 0.0), factor)
 
 
 def _check_counts(counts: np.ndarray) -> None:
