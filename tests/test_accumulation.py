@@ -60,6 +60,53 @@ def test_a_nan_in_a_row_that_does_not_count_spoils_no_part(x64):
     jax.tree.map(np.testing.assert_array_equal, step(state, poisoned), step(state, batch))
 
 
+def test_a_part_without_an_active_row_adds_nothing_and_keeps_the_state(x64):
+    """A model singular at zero, a distance as loss, NaN in the rows of weight 0: the first and the
+    last part hold no other. Part by part the state is the last mean of the inputs seen."""
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(8, 3)), rng.normal(size=(8, 2)), rng.normal(size=(3, 2))
+    s = np.array([0.0, 1, 2, 0, 0, 0, 0.5, 0])  # Part k of 4 holds the rows k and k + 4.
+    kept = s > 0
+
+    def by_hand(w):
+        h = x[kept] @ w
+        h = h / jnp.sqrt(jnp.sum(h**2, axis=1))[:, None]
+        return jnp.sum(s[kept] * jnp.sqrt(jnp.sum((h - y[kept]) ** 2, axis=1))) / s.sum()
+
+    expected = w - 0.1 * (jax.grad(by_hand)(jnp.asarray(w)) + 0.3 * w)
+    seen = x[[2, 6]].mean()
+    x[~kept], y[~kept] = np.nan, np.inf
+
+    def apply(w, model_state, inputs, *, key, train):
+        h = inputs @ w
+        state = {"mean": jnp.mean(inputs), "calls": model_state["calls"] + 1}
+        return h / jnp.linalg.norm(h, axis=-1, keepdims=True), state
+
+    distance = lambda outputs, targets: jnp.linalg.norm(outputs - targets, axis=-1)
+    tx = optax.sgd(0.1)
+    loss_fn = regularized_loss(Model(lambda: None, apply), distance, l2_penalty(0.3))
+    step = jax.jit(make_train_step(loss_fn, tx, num_micro_batches=4))
+    state = init_state(jnp.asarray(w), tx, model_state={"mean": jnp.array(9.0), "calls": 0})
+    found, _ = step(state, Batch(x, y, s))
+    np.testing.assert_allclose(found.params, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.model_state["mean"], seen, rtol=1e-12)
+    assert found.model_state["calls"] == 2
+
+
+def test_many_parts_of_bfloat16_gradients_have_their_mean():
+    """256 gradients of 1, then 256 of 1.5: a running mean in bfloat16 stays at 1, since a share of
+    1/257 of 0.5 is below its last digit."""
+    tx = optax.sgd(1.0)
+    x = np.repeat([1.0, 1.5], 256)
+    batch = Batch(jnp.asarray(x, jnp.bfloat16), np.zeros(512), np.ones(512, np.float32))
+    step = make_train_step(
+        regularized_loss(lambda w, x: w * x, lambda outputs, _: outputs), tx, num_micro_batches=512
+    )
+    _, metrics = jax.jit(step)(init_state(jnp.ones((), jnp.bfloat16), tx), batch)
+    np.testing.assert_allclose(metrics["grad_norm"], 1.25, rtol=2**-8)
+    np.testing.assert_allclose(metrics["loss"], 1.25, rtol=1e-6)
+
+
 def test_model_state_goes_from_part_to_part_and_each_draws_its_own_dropout(key):
     def apply(params, model_state, inputs, *, key, train):
         noise = jax.random.uniform(key)

@@ -10,10 +10,10 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from wdjax.decay import decoupled_decay
-from wdjax.losses import cross_entropy, regularized_loss, squared_error
+from wdjax.losses import cross_entropy, fill_inactive_rows, regularized_loss, squared_error
 from wdjax.models import dropout, from_linen
 from wdjax.penalties import l2_penalty
-from wdjax.types import Batch
+from wdjax.types import Batch, Model
 
 RNG = np.random.default_rng(0)
 
@@ -221,6 +221,219 @@ def test_if_nothing_counts_the_data_loss_is_zero_and_the_penalty_stays(x64):
         (loss, aux), grads = value_and_grad(loss_fn, {"w": jnp.ones(3)}, batch)
         assert (loss, aux.data_loss, aux.penalty, aux.denominator) == (3.0, 0.0, 3.0, 0.0)
         np.testing.assert_array_equal(grads["w"], 2.0)
+
+
+def normalised(params, inputs):
+    """`h / |h|`, whose derivative at h = 0 is NaN; token ids are looked up first."""
+    inputs = params["table"][inputs] if inputs.dtype == jnp.int32 else inputs
+    h = inputs @ params["w"]
+    return h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+
+
+def distance(outputs, targets):
+    """`|o - t|`, singular where they are equal."""
+    return jnp.linalg.norm(outputs - targets, axis=-1)
+
+
+def soft_cross_entropy_by_hand(outputs, targets):
+    z = outputs - jnp.max(outputs, axis=-1, keepdims=True)
+    log_softmax = z - jnp.log(jnp.sum(jnp.exp(z), axis=-1, keepdims=True))
+    return -jnp.sum(targets * log_softmax, axis=-1)
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_singular_model_or_loss_sees_no_row_of_weight_zero(is_traced, tokens, soft, x64):
+    """Value and gradient are those of the rows that count, to the last digits; NaN and infinity in
+    the others, and token ids beyond the table."""
+    s = np.array([0.0, 2.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0])
+    kept, y = s > 0, RNG.uniform(0.1, 1, (8, 4))
+    x = RNG.integers(0, 6, 8).astype(np.int32) if tokens else RNG.normal(size=(8, 3))
+    params = {"w": jnp.asarray(RNG.normal(size=(3, 4)))}
+    params |= {"table": jnp.asarray(RNG.normal(size=(6, 3)))} if tokens else {}
+    of_row = soft_cross_entropy_by_hand if soft else distance
+
+    def by_hand(p, x, y):
+        return jnp.sum(s[kept] * of_row(normalised(p, jnp.asarray(x)), y)) / s.sum()
+
+    expected = jax.value_and_grad(by_hand)(params, x[kept], y[kept])
+    x[~kept], y[~kept] = (999 if tokens else np.nan), np.inf
+    loss_fn = regularized_loss(normalised, cross_entropy if soft else distance)
+    grad = lambda p, batch: jax.value_and_grad(lambda p: loss_fn(p, batch)[0])(p)
+    batch = Batch(x, y, s)
+    with jax.debug_nans(is_traced):  # Outside a program even `jnp.asarray` of a NaN is refused.
+        found = jax.jit(grad)(params, batch) if is_traced else grad(params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def rows_and_targets_by_hand(x, y, s):
+    """The rule in loops: the (j mod n)-th active row, the (t mod n)-th active position of it."""
+    of_row = s.reshape(len(s), -1).any(1)
+    rows = np.flatnonzero(of_row)
+    x, y, s = (
+        np.array([a[j] if of_row[j] else a[rows[j % len(rows)]] for j in range(len(s))])
+        for a in (x, y, s)
+    )
+    if s.ndim > 1:
+        for j in range(len(s)):
+            places = np.flatnonzero(s[j])
+            y[j] = [y[j][t if s[j, t] else places[t % len(places)]] for t in range(s.shape[1])]
+    return x, y
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4)], ids=str)
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_inactive_rows_are_filled_with_active_ones_in_turn(shape, is_traced):
+    s = (RNG.uniform(size=shape) < 0.4).astype(np.float32)
+    s[1] = s[2] = 0
+    s[3] = 1
+    x, y = RNG.normal(size=(*shape, 3)), RNG.integers(0, 9, shape)
+    fill = jax.jit(fill_inactive_rows) if is_traced else fill_inactive_rows
+    found = fill(x.astype(np.float32), y, s)
+    expected = rows_and_targets_by_hand(x.astype(np.float32), y, s)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("through", ["weights", "example_weights"])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_without_an_active_row_the_data_loss_has_no_derivative_of_any_kind(
+    through, is_traced, nans_allowed, x64
+):
+    """The derivative inside is NaN whatever the inputs, sqrt at 0. Forward, reverse, and each over
+    the other see the penalty alone, `|w|^2`, and the state of the model stays."""
+    apply = lambda p, state, x, **_: (jnp.sqrt(0 * (x @ p)), {"mean": state["mean"] + jnp.mean(x)})
+    loss_fn = regularized_loss(Model(lambda: None, apply), squared_error, l2_penalty(2.0))
+    w, v, zeros = jnp.array([1.0, -2.0, 3.0]), jnp.array([0.5, 1.0, -1.0]), np.zeros(4)
+    x = np.full((4, 3), np.nan if through == "weights" else 1.0)
+
+    def run(w, weights):
+        how = {} if through == "weights" else {"example_weights": weights}
+        batch = Batch(x, np.ones(4), weights if through == "weights" else np.ones(4))
+        of = lambda w: loss_fn(w, batch, model_state={"mean": jnp.array(9.0)}, **how)
+        value = lambda w: of(w)[0]
+        slope = lambda w: jax.grad(value)(w) @ v
+        return (
+            of(w)[1],
+            jax.grad(value)(w),
+            jax.jvp(value, (w,), (v,))[1],
+            jax.jvp(jax.grad(value), (w,), (v,))[1],
+            jax.grad(slope)(w),
+            jax.grad(lambda w: jax.jvp(value, (w,), (v,))[1])(w),
+        )
+
+    aux, grad, forward, *second = (jax.jit(run) if is_traced else run)(w, zeros)
+    assert (aux.data_loss, aux.penalty, aux.denominator) == (0.0, 14.0, 0.0)
+    assert aux.model_state["mean"] == 9.0
+    np.testing.assert_array_equal(grad, 2 * w)
+    assert forward == 2 * w @ v
+    for product in second:
+        np.testing.assert_array_equal(product, 2 * v)
+
+
+def test_stand_ins_for_a_batch_without_any_are_finite_and_no_singular_point():
+    """With debug_nans on: a model that normalises, by rows and by columns, makes no NaN of them."""
+
+    def standardised(w, inputs):
+        h = inputs @ w
+        h = (h - jnp.mean(h, 0)[None]) / jnp.std(h, 0)[None]
+        return h / jnp.linalg.norm(h, axis=1, keepdims=True)
+
+    nothing = np.full((8, 61), np.nan, np.float32)
+    batch = Batch(nothing, nothing[:, :2], np.zeros(8, np.float32))
+    w = jnp.asarray(RNG.normal(size=(61, 2)), jnp.float32)
+    loss_fn = regularized_loss(standardised, distance)
+    grad = jax.jit(jax.grad(lambda w, batch: loss_fn(w, batch)[0]))(w, batch)
+    np.testing.assert_array_equal(grad, 0.0)
+
+
+def test_batches_without_an_active_row_pass_a_run_and_its_derivatives(nans_allowed, x64):
+    """Over the batches (active, none) by decoupled descent on `sqrt(u)`, `u = (w x - y)^2`:
+    w <- w - eta (x sign(w x - y) + lam w), then w <- w (1 - eta lam). With y and x one, w_0 = 3:
+    d w_2 / d lam in closed form, in forward and in reverse mode."""
+    eta, w0 = 0.1, 3.0
+    example_loss = lambda outputs, y: jnp.sqrt((outputs - y) ** 2)
+    loss_fn = regularized_loss(lambda w, x: jnp.sqrt(jnp.abs(w * x) ** 2), example_loss)
+    # The second batch is at the singular point of both square roots, and holds NaN.
+    x = jnp.array([[1.0, np.nan], [0.0, np.nan]])
+    batches = Batch(x, x, jnp.array([[1.0, 0.0], [0.0, 0.0]]))
+
+    def end(lam):
+        tx = optax.chain(optax.sgd(eta), decoupled_decay(lam, eta))
+
+        def step(carry, batch):
+            w, state = carry
+            grad = jax.grad(lambda w: loss_fn(w, batch)[0])(w)
+            updates, state = tx.update(grad, state, w)
+            return (optax.apply_updates(w, updates), state), None
+
+        w = jnp.asarray(w0)
+        return jax.lax.scan(step, (w, tx.init(w)), batches)[0][0]
+
+    lam, left = 0.4, 1 - eta * 0.4
+    first = left * w0 - eta
+    np.testing.assert_allclose(jax.jit(end)(lam), left * first, rtol=1e-14)
+    slope = -eta * first + left * -eta * w0
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(end))(lam), slope, rtol=1e-13)
+    np.testing.assert_allclose(jax.jit(jax.grad(end))(lam), slope, rtol=1e-13)
+
+
+# Sums
+
+
+def test_float16_logits_of_a_long_batch_have_a_loss_and_a_gradient():
+    """64 x 1,024 positions: their number alone is beyond float16. At logits (0, w) and label 1,
+    l = log(1 + e^-w), dl/dw = -1 / (1 + e^w); float16 holds 1/65,536 of that to a hundredth."""
+
+    def apply(w, x):
+        z = (w * x).astype(jnp.float16)
+        return jnp.stack([jnp.zeros_like(z), z], axis=-1)
+
+    ones = np.ones((64, 1024), np.float32)
+    loss_fn = regularized_loss(apply, cross_entropy)
+    of_params = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, aux), grad = jax.jit(of_params)(jnp.array(0.5), Batch(ones, ones.astype(int), ones))
+    assert aux.denominator == 65536
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-0.5)), rtol=1e-6)
+    np.testing.assert_allclose(grad, -1 / (1 + np.exp(0.5)), rtol=1e-2)
+
+
+@pytest.mark.parametrize("of_losses", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("of_weights", ["bfloat16", "float16", "float32", "int8", "bool"])
+def test_the_mean_of_1001_rows_is_theirs_in_any_dtype(of_losses, of_weights):
+    """In bfloat16 1,001 ones sum to 1,000. Losses 1, but for the last, 3; the first weight is 0."""
+    s = np.ones(1001)
+    s[0] = 0
+    losses, weights = jnp.ones(1001, of_losses).at[-1].set(3), jnp.asarray(s, of_weights)
+    for normalize in ("weights", "count"):
+        loss_fn = regularized_loss(lambda p, x: x * p, lambda o, _: o, normalize=normalize)
+        loss, aux = loss_fn(jnp.ones((), of_losses), Batch(losses, losses, weights))
+        assert aux.denominator == 1000
+        np.testing.assert_allclose(loss, 1.002, rtol=1e-6)
+
+
+def test_the_product_of_two_small_weights_in_float16_is_not_lost():
+    """1e-4 * 1e-4 is below float16: the row would not count at all."""
+    weights = np.array([1e-4, 1e-4], np.float16)
+    loss_fn = regularized_loss(lambda p, x: x * p, lambda o, _: o)
+    batch = Batch(np.array([1.0, 3.0], np.float16), np.zeros(2), weights)
+    _, aux = loss_fn(jnp.ones((), jnp.float16), batch, example_weights=jnp.asarray(weights))
+    np.testing.assert_allclose(aux.data_loss, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(aux.denominator, 2e-8, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_losses_of_half_precision_sum_in_float32(dtype):
+    """70,000 labels, equal logits: log 70,000, where float16 ends at 65,504. Four differences of
+    300, half of whose squares sum to 180,000."""
+    logits = jnp.zeros((2, 70_000), dtype)
+    expected = np.full(2, np.log(70_000))
+    np.testing.assert_allclose(cross_entropy(logits, np.array([3, 4])), expected, rtol=1e-6)
+    soft = jnp.full((2, 70_000), 1 / 70_000, jnp.float32)
+    np.testing.assert_allclose(cross_entropy(logits, soft), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        squared_error(jnp.full((1, 4), 300, dtype), np.zeros((1, 4))), [180_000.0], rtol=1e-6
+    )
 
 
 # Parts

@@ -16,7 +16,7 @@ from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
 from wdjax.runners import _norm_before_writing, jit_step, pmap_step, shard_step
 from wdjax.step import init_state, make_train_step
-from wdjax.types import Batch
+from wdjax.types import Batch, Model
 
 
 class Normed(nn.Module):
@@ -69,6 +69,59 @@ def test_jit_sharded_and_pmapped_steps_agree_with_batch_statistics_and_dropout(t
             ends[name],
             ends["jit"],
         )
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_shard_without_an_active_row_sees_those_of_the_other(empty, key):
+    """A model singular at zero with batch statistics, a distance as loss, NaN in the rows of weight
+    0: jit, sharded and pmapped, the mean is that of the rule, written as loops."""
+
+    def apply(w, model_state, inputs, *, key, train):
+        h = inputs @ w
+        return h / jnp.linalg.norm(h, axis=-1, keepdims=True), {"mean": jnp.mean(inputs, axis=0)}
+
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(8, n)).astype(np.float32) for n in (3, 2))
+    s = np.array([0, 2, 0, 1, 0, 0, 0, 0] if empty else [0, 0, 0, 0, 1, 0, 0, 3], np.float32)
+    rows = np.flatnonzero(s)
+    mean = x[[j if s[j] else rows[j % 2] for j in range(8)]].mean(0)
+    x[s == 0], y[s == 0] = np.nan, np.inf
+    w = jax.random.normal(key, (3, 2))
+
+    def by_hand(w):
+        h = x[rows] @ w
+        h = h / jnp.sqrt(jnp.sum(h**2, axis=1))[:, None]
+        return jnp.sum(s[rows] * jnp.sqrt(jnp.sum((h - y[rows]) ** 2, axis=1))) / s.sum()
+
+    expected = w - 0.1 * (jax.grad(by_hand)(w) + 0.3 * w)
+    tx = optax.sgd(0.1)
+    distance = lambda outputs, targets: jnp.linalg.norm(outputs - targets, axis=-1)
+    loss_fn = regularized_loss(Model(lambda: None, apply), distance, l2_penalty(0.3))
+    step, batch = make_train_step(loss_fn, tx), Batch(x, y, s)
+    state = init_state(w, tx, model_state={"mean": jnp.full(3, 9.0)})
+    for run, layout in (
+        (jit_step(step), lambda batch: batch),
+        (shard_step(step, data_mesh()), lambda batch: batch),
+        (pmap_step(step), by_device),
+    ):
+        found, _ = run(state, layout(batch))
+        np.testing.assert_allclose(found.params, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.model_state["mean"], mean, rtol=1e-6)
+
+
+def test_a_sharded_step_moves_no_rows_between_devices_where_all_are_active(key):
+    """What fills inactive rows stands in a branch; outside it only scalars and gradients travel."""
+    tx = optax.sgd(0.1)
+    step = make_train_step(regularized_loss(lambda p, x: x @ p, cross_entropy), tx)
+    mesh = data_mesh()
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    split = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    batch = Batch(jnp.ones((16, 4)), jnp.zeros(16, int), jnp.ones(16))
+    compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+    text = compiled.lower(init_state(jnp.zeros((4, 3)), tx), batch).compile().as_text()
+    main = text[text.index("ENTRY") :]
+    moved = re.findall(r"= (\S+) (?:all-reduce|all-gather|all-to-all|collective-permute)\(", main)
+    assert moved and not any("[16" in shape or "[8" in shape for shape in moved), moved
 
 
 def test_the_users_arrays_survive_and_a_second_call_does_not_compile(key, nans_allowed):

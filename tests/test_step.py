@@ -129,11 +129,100 @@ def test_batch_statistics_are_averaged_by_share_and_counters_kept(x64):
     state = init_state(params(), tx, model_state={"mean": 0.0, "calls": jnp.array(0)})
     halves = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), batch)
     found, _ = pmapped(step)(state, halves)
-    # The row of weight 0 is seen as zeros.
-    means = [batch.inputs[:2].mean(), batch.inputs[2].sum() / 6]
+    # The second device sees its only row of weight above 0 twice.
+    means = [batch.inputs[:2].mean(), batch.inputs[2].mean()]
     expected = 0.75 * means[0] + 0.25 * means[1]
     np.testing.assert_allclose(found.model_state["mean"], expected)
     assert found.model_state["calls"] == 1
+
+
+def singular(params, model_state, inputs, *, key, train):
+    """`h / |h|`, whose derivative at h = 0 is NaN, with the inputs' mean as batch statistics."""
+    h = inputs @ params["w"]
+    model_state = {"mean": jnp.mean(inputs), "calls": model_state["calls"] + 1}
+    return h / jnp.linalg.norm(h, axis=-1, keepdims=True), model_state
+
+
+def distance(outputs, targets):
+    return jnp.linalg.norm(outputs - targets, axis=-1)
+
+
+def by_hand(w, x, y, s):
+    """The weighted mean distance of the rows that count, and nothing else."""
+    kept = s > 0
+    h = x[kept] @ w
+    h = h / jnp.sqrt(jnp.sum(h**2, axis=1))[:, None]
+    return jnp.sum(s[kept] * jnp.sqrt(jnp.sum((h - y[kept]) ** 2, axis=1))) / s.sum()
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0, 0, 2, 0, 1], [1.0, 0, 3, 0, 0, 0]], ids=str)
+def test_a_device_without_an_active_row_adds_nothing_and_keeps_its_statistics(weights, x64):
+    """NaN and infinity in the rows of weight 0, a model singular at zero, a distance as loss."""
+    s, w = np.array(weights), RNG.normal(size=(3, 2))
+    x, y = RNG.normal(size=(6, 3)), RNG.normal(size=(6, 2))
+    expected = w - 0.1 * (jax.grad(by_hand)(jnp.asarray(w), x, y, s) + 0.3 * w)
+    # Of the other device's rows a, -, b the middle one, number 1 of 2 active, is seen as b.
+    first = np.argmax(s > 0)
+    seen = x[[first, first + 2, first + 2]].mean()
+    x[s == 0], y[s == 0] = np.nan, np.inf
+    tx = optax.sgd(0.1)
+    loss_fn = regularized_loss(Model(lambda: None, singular), distance, l2_penalty(0.3))
+    state = init_state(
+        {"w": jnp.asarray(w)}, tx, model_state={"mean": jnp.array(9.0), "calls": jnp.array(7)}
+    )
+    halves = Batch(x.reshape(2, 3, 3), y.reshape(2, 3, 2), s.reshape(2, 3))
+    found, _ = pmapped(make_train_step(loss_fn, tx))(state, halves)
+    np.testing.assert_allclose(found.params["w"], expected, rtol=1e-10)
+    np.testing.assert_allclose(found.model_state["mean"], seen, rtol=1e-12)
+
+
+def test_where_nothing_counts_on_any_device_only_the_penalty_acts(nans_allowed, x64):
+    """The derivative inside is NaN: sqrt at 0."""
+    apply = lambda params, state, inputs, **_: (
+        jnp.sqrt(0 * (inputs @ params["w"])),
+        {"mean": jnp.mean(inputs)},
+    )
+    tx, nothing = optax.sgd(0.1), np.full((2, 3, 3), np.nan)
+    loss_fn = regularized_loss(Model(lambda: None, apply), squared_error, l2_penalty(0.3))
+    state = init_state(params(), tx, model_state={"mean": jnp.array(9.0)})
+    batch = Batch(nothing, nothing[..., 0], np.zeros((2, 3)))
+    found, metrics = pmapped(make_train_step(loss_fn, tx))(state, batch)
+    np.testing.assert_allclose(found.params["w"], 0.97 * params()["w"], rtol=1e-14)
+    assert (metrics["data_loss"], found.model_state["mean"]) == (0.0, 9.0)
+
+
+# Sums
+
+
+def test_norms_of_half_precision_are_taken_in_float32():
+    """A gradient of 300 in each of 16 entries: its squares are beyond float16."""
+    tx = optax.sgd(1e-4)
+    batch = Batch(np.full((2, 16), 300, np.float16), np.zeros(2), np.ones(2, np.float32))
+    loss_fn = regularized_loss(lambda w, x: x @ w, lambda outputs, _: outputs)
+    _, metrics = make_train_step(loss_fn, tx)(init_state(jnp.zeros(16, jnp.float16), tx), batch)
+    np.testing.assert_allclose(metrics["grad_norm"], 1200.0, rtol=1e-3)
+    np.testing.assert_allclose(metrics["update_norm"], 0.12, rtol=1e-2)
+
+
+# Leaves that training does not move
+
+
+def test_integers_and_keys_among_the_params_stay_and_the_rest_steps_as_without_them(key, x64):
+    """Adam with decay, in a scan: every part of the state keeps its dtype."""
+    tx = optax.chain(optax.adam(0.1), decoupled_decay(0.3, 0.1))
+    batch = jax.tree.map(jnp.asarray, batch_of([1.0, 2.0, 0.5]))
+    more = {"table": jnp.array([2**24 + 1, -3]), "key": key}
+
+    def run(start):
+        step = make_train_step(regularized_loss(linear, squared_error, l2_penalty(0.3)), tx)
+        one = lambda state, _: step(state, batch)
+        return jax.jit(lambda: jax.lax.scan(one, init_state(start, tx), length=3))()
+
+    (found, metrics), (expected, without) = run(params() | more), run(params())
+    np.testing.assert_allclose(found.params["w"], expected.params["w"], rtol=1e-14)
+    np.testing.assert_array_equal(found.params["table"], more["table"])
+    assert found.params["key"] == key and found.params["table"].dtype == more["table"].dtype
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), metrics, without)
 
 
 # Compiled

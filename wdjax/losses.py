@@ -86,7 +86,7 @@ def regularized_loss(
         model_state: PyTree = None,
         key: Array | None = None,
         train: bool = True,
-        example_weights: Array | None = None,
+        example_weights: ArrayLike | None = None,
     ) -> tuple[Array, LossAux]:
         check_batch("batch", batch)
         weights = validated_weights(batch.weights)
@@ -195,18 +195,19 @@ def fill_inactive_rows(inputs: PyTree, targets: PyTree, weights: Any) -> tuple[P
     integers become 0.
     """
     _check_fit(inputs, targets, jnp.shape(weights))
+    inputs, targets = jax.tree.map(jnp.asarray, (inputs, targets))
     known = is_known(weights)
-    active = (np.asarray(weights) if known else weights) != 0
-    if known and active.all():
+    if known and np.all(np.asarray(weights) != 0):
         return inputs, targets
+    active = jnp.asarray(weights) != 0
 
     def filled(inputs: PyTree, targets: PyTree) -> tuple[PyTree, PyTree]:
         row_active = active.any(axis=tuple(range(1, active.ndim)))
         rows, some_active = _stand_ins(row_active), row_active.any()
-        take = lambda leaf: _or_ramp(some_active, jnp.asarray(leaf)[rows])
+        take = lambda leaf: _or_ramp(some_active, leaf[rows])
         inputs, targets = jax.tree.map(take, (inputs, targets))
         if active.ndim > 1:
-            of_row = jnp.asarray(active)[rows].reshape(active.shape[0], -1)
+            of_row = active[rows].reshape(active.shape[0], -1)
             positions = jax.vmap(_stand_ins)(of_row)
             targets = jax.tree.map(lambda y: _take_positions(y, positions, active.ndim), targets)
         return inputs, targets
