@@ -8,11 +8,13 @@ import pytest
 
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.penalties import l2_penalty
+from wdjax.recipe import Recipe, recipe_model, recipe_step
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import grid_product
-from wdjax.training import make_fit
-from wdjax.types import Batch, Model
+from wdjax.step import init_state
+from wdjax.training import is_correct, make_fit, make_score
+from wdjax.types import Batch, Fit, Model
 from wdjax.weights import (
     augment_strength,
     by_label,
@@ -90,6 +92,17 @@ def test_class_balanced_weights_keep_their_digits_in_float32():
     np.testing.assert_allclose(class_balanced_weights(counts, beta), raw / raw.mean(), rtol=5e-6)
 
 
+def test_class_balanced_weights_have_a_limit_where_float32_has_no_beta_below_one():
+    """w_c proportional to 1 / (1 - beta^{n_c}), in float64; traced, 1 - 1e-8 is 1 in float32, and
+    the limit is 1 / n_c."""
+    counts, beta = np.array([1e6, 10]), 0.99999999
+    raw = 1 / -np.expm1(counts * np.log(beta))
+    np.testing.assert_allclose(class_balanced_weights(counts, beta), raw / raw.mean(), rtol=1e-6)
+    limit = (1 / counts) / np.mean(1 / counts)
+    found = jax.jit(lambda beta: class_balanced_weights(counts, beta))(beta)
+    np.testing.assert_allclose(found, limit, rtol=1e-6)
+
+
 @pytest.mark.parametrize("counts", [[3, 0, 5], [3, np.nan], [[3, 4]]])
 def test_a_class_without_an_example_cannot_be_balanced(counts):
     with pytest.raises(ValueError, match="counts"):
@@ -135,6 +148,23 @@ def test_the_focal_weight_times_cross_entropy_is_the_focal_loss(x64):
     p = np.exp(logits)[[0, 1], [0, 1]] / np.exp(logits).sum(1)
     np.testing.assert_allclose(weights, (1 - p) ** 2)
     np.testing.assert_allclose(weights * cross_entropy(logits, y), focal_loss(2.0)(logits, y))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_takes_labels_that_a_model_excludes(gamma, x64):
+    """Logits of -inf: p of those labels is 0, and where no other is left p_y is 1. In p,
+    dl/dp_y = gamma (1 - p)^{gamma - 1} log p - (1 - p)^gamma / p, dp_y/dz_k = p_y (1[k = y] - p_k),
+    with (1 - p)^gamma log p = 0 at p = 1."""
+    z, y = np.array([[2.0, -np.inf, 0.0], [1.0, -np.inf, -np.inf]]), np.array([0, 0])
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    slope = (
+        gamma * (1 - p[0, 0]) ** (gamma - 1) * np.log(p[0, 0]) - (1 - p[0, 0]) ** gamma / p[0, 0]
+    )
+    gradient = [slope * p[0, 0] * (np.array([1, 0, 0]) - p[0]), np.zeros(3)]
+    losses = focal_loss(gamma)(jnp.asarray(z), y)
+    np.testing.assert_allclose(losses, [-((1 - p[0, 0]) ** gamma) * np.log(p[0, 0]), 0], rtol=1e-12)
+    found = jax.jit(jax.grad(lambda z: jnp.sum(focal_loss(gamma)(z, y))))(jnp.asarray(z))
+    np.testing.assert_allclose(found, gradient, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("weigh", [margin, focal_weight(1.0), by_label(np.ones(3))])
@@ -380,6 +410,132 @@ def test_an_array_of_the_users_own_is_a_feature_too(key):
     )
     flat, steep = (fit({"slope": s}, train, key).params for s in (0.0, 5.0))
     assert not np.allclose(flat, steep)
+
+
+# Rows of weight 0, and sums, inside a run.
+
+NORMALISED = Model(
+    lambda key, inputs: (jax.random.normal(key, (2, 2)), {}),
+    lambda params, state, inputs, *, key, train: (
+        inputs @ params / jnp.linalg.norm(inputs @ params, axis=-1, keepdims=True),
+        state,
+    ),
+)
+
+
+def with_rows_that_do_not_count(data, rows):
+    """The data with as many rows of NaN and of labels beyond all classes, of weight 0, between."""
+    at = np.sort(np.random.default_rng(1).integers(0, len(data.weights), rows))
+    spoilt = [np.nan, 99, 0.0]
+    return Batch(*(np.insert(leaf, at, no, axis=0) for leaf, no in zip(data, spoilt, strict=True)))
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_run_of_a_singular_model_and_its_derivative_are_those_without_the_rows_of_weight_zero(
+    weighed, key, x64
+):
+    """In whole batches, whose order does not matter; forward and reverse, in decay and slope."""
+    data = labelled()
+
+    def end(h, train):
+        fit = make_fit(
+            NORMALISED,
+            cross_entropy,
+            make_tx=lambda h: optax.sgd(0.3),
+            num_epochs=3,
+            batch_size=len(train.weights),
+            make_penalty=lambda h: l2_penalty(h["strength"]),
+            make_example_weight=(lambda h: sigmoid_example_weight(margin, h["slope"]))
+            if weighed
+            else None,
+        )
+        return fit(h, train, key).params
+
+    more = with_rows_that_do_not_count(data, 5)
+    h = {"strength": 0.2, "slope": 1.5}
+    results = []
+    for train in (data, more):
+        both = lambda h, train: (
+            end(h, train),
+            jax.jacfwd(end)(h, train),
+            jax.grad(lambda h: jnp.sum(end(h, train) ** 2))(h),
+        )
+        results.append(jax.jit(both)(h, train))
+    assert abs(results[0][2]["strength"]) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results)
+
+
+def test_batches_without_an_active_row_only_decay_in_a_run(key, x64):
+    """One row of eight counts, in batches of four: an epoch has a batch with it and one without, in
+    either order. Every step takes (1 - eta lam) of the weights, one the gradient of the row; the
+    inputs of the others are infinite."""
+    data = labelled(rows=8)
+    weights = np.zeros(8)
+    weights[5] = 2.0
+    spoilt = np.where(weights[:, None] > 0, data.inputs, np.inf)
+    fit = make_fit(
+        NORMALISED,
+        cross_entropy,
+        make_tx=lambda h: optax.sgd(0.3),
+        make_penalty=lambda h: l2_penalty(h["strength"]),
+        num_epochs=1,
+        batch_size=4,
+    )
+    found = jax.jit(fit)({"strength": 0.2}, Batch(spoilt, data.targets, weights), key)
+    w, _ = NORMALISED.init(jax.random.split(key, 4)[0], data.inputs)
+    x, y = data.inputs[5], int(data.targets[5])
+
+    def gradient(w):
+        h = x @ w
+        p = np.exp(h / np.linalg.norm(h))
+        inner = p / p.sum() - np.eye(2)[y]
+        u = h / np.linalg.norm(h)
+        return np.outer(x, (inner - u * (u @ inner)) / np.linalg.norm(h))
+
+    w, left = np.asarray(w), 1 - 0.3 * 0.2
+    first = left * (left * w - 0.3 * gradient(w))
+    last = left * (left * w) - 0.3 * gradient(left * w)
+    assert min(np.abs(np.asarray(found.params) - end).max() for end in (first, last)) < 1e-12
+    assert np.abs(first - last).max() > 1e-3
+
+
+def test_the_recipes_step_weighs_examples_without_seeing_rows_of_weight_zero(key):
+    """By the model's own outputs; the same step from the rows that count alone."""
+    recipe = Recipe(num_outputs=2, example_feature="margin", optimizer="sgd", num_epochs=1)
+    data = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), labelled(rows=6))
+    hparams = {"strength": 0.1, "learning_rate": 0.1, "example_slope": 2.0}
+    step, tx = recipe_step(recipe, hparams, 10, data.inputs, key)
+    params, model_state = recipe_model(recipe, hparams).init(key, data.inputs)
+    state = init_state(params, tx, model_state=model_state, key=key)
+    more = jax.tree.map(
+        lambda leaf, like: leaf.astype(like.dtype), with_rows_that_do_not_count(data, 2), data
+    )
+    (found, metrics), (expected, alone) = (jax.jit(step)(state, batch) for batch in (more, data))
+    np.testing.assert_allclose(metrics["denominator"], alone["denominator"], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        found.params,
+        expected.params,
+    )
+
+
+def test_scores_in_float16_are_the_mean_of_70001_rows():
+    """Their number is beyond float16. In blocks and at once; a third of them right."""
+    model = Model(None, lambda params, state, inputs, *, key, train: (inputs, state))
+    right = np.arange(70_001) % 3 == 0
+    logits = np.stack([right, ~right], axis=1).astype(np.float16)
+    data = Batch(logits, np.zeros(70_001, np.int32), np.ones(70_001, np.float16))
+    loss = np.log1p(np.exp(np.where(right, -1.0, 1.0))).mean()
+    for batch_size in (None, 1000):
+        score = make_score(model, batch_size=batch_size, loss=cross_entropy, accuracy=is_correct)
+        found = jax.jit(score)(Fit({}, {}, {}), data)
+        np.testing.assert_allclose(found["accuracy"], right.mean(), rtol=1e-5)
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+
+
+def test_importance_weights_of_70001_rows_in_float16_have_mean_one():
+    weights = importance_weights(jnp.zeros(70_001, jnp.float16))
+    np.testing.assert_allclose(weights, np.ones(70_001), rtol=1e-5)
 
 
 # Refusals.
