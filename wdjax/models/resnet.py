@@ -22,9 +22,9 @@ def make_resnet20(num_outputs: int, *, dropout: Strength = 0.0) -> Model:
     3 channels and 10 outputs. A block adds two convolutions to its input, each followed by
     batch normalisation and so without a bias; a shortcut into a wider stage takes every second
     pixel and pads channels with zeros. The model's state holds the running mean and variance
-    (decay 0.9). Batch statistics see every row of a batch; in training those of
-    weight 0 are filled with others (see `regularized_loss`). He normal
-    kernels, in the inputs' dtype, float32 at least; `dropout` in [0, 1) may be traced.
+    (decay 0.9). Batch statistics see every row of a batch, others in place of those of weight 0
+    (`regularized_loss`). He normal kernels, in the inputs' dtype, float32 at least; `dropout` in
+    [0, 1) may be traced.
 
     Raises:
       ValueError: if `num_outputs` is not a positive integer, or a known `dropout` is out of
