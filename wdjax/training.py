@@ -45,7 +45,8 @@ def make_fit(
     size; the remainder waits for another epoch. The function is not compiled: `jit` it, `vmap`
     it over numbers, hand it to `cross_validate`. It is differentiable in every number, forward
     and reverse (with Adam, pass `optax.scale_by_adam(eps_root=1e-12)`: without it a second
-    moment of exactly zero, which one dead pixel makes, has a derivative of NaN).
+    moment of exactly zero, which one dead pixel makes, has a derivative of NaN). Rows of weight 0
+    are filled as `regularized_loss` says, here from all of the training part.
 
     Args:
       model: a `Model`, or `hparams -> Model` where a number reaches inside (a dropout rate).
@@ -96,7 +97,8 @@ def make_fit(
         check_hparams("hparams", hparams)
         check_examples("train", train)
         check(hparams, train)
-        # Here and not in every step, where it would cost one in ten of a small network's.
+        # Once, not in every step; and where a step need not choose which rows it sees, the compiler
+        # can share the forward pass of the example weights with the loss's.
         inputs, targets = fill_inactive_rows(train.inputs, train.targets, train.weights)
         train = jax.tree.map(jnp.asarray, Batch(inputs, targets, train.weights))
         num_steps = steps_per_epoch(train, batch_size)
