@@ -61,8 +61,19 @@ from wdjax.training import (
     make_fit,
     make_fit_and_score,
     steps_per_epoch,
+    without_known_padding,
 )
-from wdjax.types import Batch, Fit, HParams, Model, Parts, PenaltyFn, Schedule, Strength
+from wdjax.types import (
+    Batch,
+    Fit,
+    HParams,
+    Model,
+    Parts,
+    PenaltyFn,
+    Schedule,
+    Strength,
+    TakesPadding,
+)
 from wdjax.weights import (
     augment_strength,
     confidence,
@@ -280,13 +291,16 @@ def recipe_measure(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any
 
 def recipe_fit(
     recipe: Recipe, observe: Callable[[Fit], Any] | None = None, *, measured: bool = False
-) -> FitFn:
+) -> TakesPadding:
     """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`.
 
     `measured` adds the telemetry of each epoch's first step, `history["measured"]`.
     """
 
-    def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
+    def fit(
+        hparams: HParams, train: Batch, key: Array, *, num_examples: int | Array | None = None
+    ) -> Fit:
+        train, num_examples = without_known_padding(train, num_examples)
         num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
         measure = lambda hparams: recipe_measure(recipe, hparams, num_steps, train.inputs)
         run = make_fit(
@@ -304,9 +318,9 @@ def recipe_fit(
             observe=observe,
             make_measure=measure if measured else None,
         )
-        return run(hparams, train, key)
+        return run(hparams, train, key, num_examples=num_examples)
 
-    return fit
+    return TakesPadding(fit, lambda n: recipe.num_epochs * (n // recipe.batch_size))
 
 
 def recipe_step(
@@ -412,19 +426,24 @@ def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
 
 def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Array], Any]:
     """What `cross_validate` runs: scale, fit, score on both parts."""
-    plain = make_fit_and_score(recipe_fit(recipe), recipe_score(recipe))
+    fit = recipe_fit(recipe)
+    plain = make_fit_and_score(fit, recipe_score(recipe))
 
-    def fit_and_score(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+    def fit_and_score(
+        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
+    ) -> Any:
         train, valid = recipe_scale(recipe, train, valid)
-        return plain(hparams, train, valid, key)
+        return plain(hparams, train, valid, key, **num_examples)
 
-    def by_example(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
+    def by_example(
+        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
+    ) -> Any:
         train, valid = recipe_scale(recipe, train, valid)
-        return plain.by_example(hparams, train, valid, key)
+        return plain.by_example(hparams, train, valid, key, **num_examples)
 
     fit_and_score.by_example = by_example
     fit_and_score.higher_is_better = plain.higher_is_better
-    return fit_and_score
+    return TakesPadding(fit_and_score, fit.num_steps)
 
 
 def recipe_param_shapes(recipe: Recipe, inputs: Any) -> Any:

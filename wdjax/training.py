@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from wdjax.checks import check_positive_int, check_weights
+from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.given import check_examples, check_hparams, check_loss_of_labels
 from wdjax.kinds import check_batch, check_model, check_model_or_maker
 from wdjax.losses import fill_inactive_rows, regularized_loss, validated_weights
@@ -18,10 +18,20 @@ from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
 from wdjax.step import MeasureFn, TrainState, init_state, make_train_step
-from wdjax.types import Batch, ExampleLoss, Fit, HParams, Model, Parts, PenaltyFn, is_inexact
+from wdjax.types import (
+    Batch,
+    ExampleLoss,
+    Fit,
+    HParams,
+    Model,
+    Parts,
+    PenaltyFn,
+    TakesPadding,
+    is_inexact,
+)
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
-"""`fit(hparams, train, key) -> Fit`, pure."""
+"""`fit(hparams, train, key) -> Fit`, pure; with a keyword more where it `TakesPadding`."""
 
 
 def make_fit(
@@ -38,11 +48,15 @@ def make_fit(
     augment: Callable[[Array, Array], tuple[Array, Array]] | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
     make_measure: Callable[[HParams], MeasureFn] | None = None,
-) -> FitFn:
+) -> TakesPadding:
     """Builds `fit(hparams, train, key) -> Fit`: a whole training run as one pure function.
 
     Every epoch visits the examples in a new random order, `n // batch_size` batches of one
-    size; the remainder waits for another epoch. The function is not compiled: `jit` it, `vmap`
+    size; the remainder waits for another epoch. A row of weight 0 is visited like any other; rows
+    beyond `fit(..., num_examples=n)` are not: the run is that of the first n rows alone, in the
+    shapes of them all, so that one program serves parts of several sizes (n may be traced, and
+    `n // batch_size` must be that of all rows; else the params are NaN, or a known n is cut out).
+    The function is not compiled: `jit` it, `vmap`
     it over numbers, hand it to `cross_validate`. It is differentiable in every number, forward
     and reverse (with Adam, pass `optax.scale_by_adam(eps_root=1e-12)`: without it a second
     moment of exactly zero, which one dead pixel makes, has a derivative of NaN). Rows of weight 0
@@ -72,8 +86,9 @@ def make_fit(
       ValueError: at build, if `model` is neither of the two, `num_epochs` or `batch_size` is not an
         integer >= 1, or part weights are given twice; in `fit`, if the batch is larger than the
         training part, its weights are known and negative, not finite or all zero, a known strength
-        or learning rate is negative or not finite, known inputs or targets are not finite, or the
-        loss finds a known label out of range. (Rows of weight 0 may hold anything.)
+        or learning rate is negative or not finite, known inputs or targets are not finite, the
+        loss finds a known label out of range, or `num_examples` is known and not an integer in
+        [1, rows]. (Rows of weight 0 may hold anything.)
     """
     check_model_or_maker("model", model)
     check_positive_int("num_epochs", num_epochs)
@@ -91,8 +106,11 @@ def make_fit(
     def check(hparams: HParams, data: Batch) -> None:
         check_loss_of_labels(model_of(hparams), example_loss, data, batch_size)
 
-    def fit(hparams: HParams, train: Batch, key: Array) -> Fit:
+    def fit(
+        hparams: HParams, train: Batch, key: Array, *, num_examples: int | Array | None = None
+    ) -> Fit:
         check_batch("train", train)
+        train, num_examples = without_known_padding(train, num_examples)
         check_weights("weights", train.weights, some=True)
         check_hparams("hparams", hparams)
         check_examples("train", train)
@@ -131,7 +149,7 @@ def make_fit(
             return state, {name: metrics[name] for name in recorded}
 
         def one_epoch(state, epoch_key):
-            order = random_order(epoch_key, train.weights.shape[0])
+            order = random_order(epoch_key, train.weights.shape[0], num_examples)
             order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
             seen = {} if measure is None else one_step(state, order[0], measure)[1]
             state, steps = jax.lax.scan(one_step, state, order)
@@ -141,29 +159,79 @@ def make_fit(
             return state, epoch
 
         state, history = jax.lax.scan(one_epoch, state, jax.random.split(order_key, num_epochs))
-        return Fit(state.params, state.model_state, history)
+        params = state.params
+        if num_examples is not None:
+            # Else the last batches held padding, or rows were left out: no run of this part alone.
+            sound = num_examples // batch_size == num_steps
+            params = jax.tree.map(
+                lambda p: jnp.where(sound, p, jnp.nan) if is_inexact(p) else p, params
+            )
+        return Fit(params, state.model_state, history)
 
     fit.check = check  # For `cross_validate`: the function knows the loss and the classes.
-    return fit
+    return TakesPadding(fit, lambda num_examples: num_epochs * (num_examples // batch_size))
 
 
-def random_order(key: Array, num_examples: int) -> Array:
-    """A random permutation of `range(num_examples)`; equal keys give equal orders.
+def random_order(
+    key: Array, num_rows: int, num_examples: int | Array | None = None
+) -> Int[Array, " row"]:
+    """A random order of `range(num_rows)` that begins with that of the first `num_examples` alone.
 
-    `jax.random.permutation` sorts pairs of a random number and an index, which took XLA on a CPU
-    a quarter of a small run. One array of unique numbers sorts several times as fast: each index
-    rides in the low bits of its random number, 20 bits or more of which remain. Larger sets take
-    `jax.random.permutation`.
+        random_order(key, m, n)[:n] = random_order(key, n),   1 <= n <= m, then n, n + 1, ..., m - 1
+
+    Equal keys give equal orders. Row i has a random number of its own, which depends on the key
+    and i only, and the rows are sorted by it; those beyond `num_examples` (default: none) go last.
+    That holds in each of JAX's random number settings: a key of another kind than threefry seeds
+    one, and threefry's numbers are those of `jax_threefry_partitionable=True`.
+
+    Up to 4,096 rows the number has 20 bits, the index below them breaks ties (of 1,150 rows 0.6
+    pairs are expected to keep their order for that reason, of 4,096 eight); beyond it has 64.
     """
-    num_bits = (num_examples - 1).bit_length()
-    if num_bits > 12:
-        return jax.random.permutation(key, num_examples)
-    low = jnp.uint32(2**num_bits - 1)
-    bits = jax.random.bits(key, (num_examples,))
-    numbers = bits & ~low | jnp.arange(num_examples, dtype=jnp.uint32)
-    # Nothing is equal here, so a stable sort gives no other order. On a CPU it is the one that
-    # merges, which takes two thirds of the time of the other.
-    return (jax.lax.sort(numbers, is_stable=True) & low).astype(jnp.int32)
+    num_examples = num_rows if num_examples is None else num_examples
+    if jax.random.key_impl(key) != "threefry2x32":
+        seed = jax.random.bits(key, (2,), jnp.uint32)
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    with jax.threefry_partitionable(True):
+        bits = jax.random.bits(key, (num_rows,), jnp.uint32)
+        lower = None
+        if num_rows > _FEW_ROWS:
+            lower = jax.random.bits(jax.random.fold_in(key, 1), (num_rows,), jnp.uint32)
+    index = jnp.arange(num_rows, dtype=jnp.uint32)
+    low, highest = jnp.uint32(_FEW_ROWS - 1), jnp.uint32(2**32 - 1)
+    counts = index < num_examples
+    if lower is None:
+        # `jax.random.permutation` sorts pairs, which took XLA on a CPU a quarter of a small run.
+        # One array sorts several times as fast: each index rides in the low bits of its number.
+        # Nothing is equal here, so a stable sort gives no other order. On a CPU it is the one that
+        # merges, which takes two thirds of the time of the other.
+        numbers = jnp.where(counts, bits, highest) & ~low | index
+        return (jax.lax.sort(numbers, is_stable=True) & low).astype(jnp.int32)
+    # Few rows that are padded to many are ordered as they are alone.
+    few = jnp.asarray(num_examples) <= _FEW_ROWS
+    upper = jnp.where(few, bits & ~low, bits)
+    lower = jnp.where(few, 0, lower)
+    keys = tuple(jnp.where(counts, word, highest) for word in (upper, lower))
+    return jax.lax.sort((*keys, index.astype(jnp.int32)), num_keys=2, is_stable=True)[2]
+
+
+_FEW_ROWS = 2**12
+
+
+def without_known_padding(
+    train: Batch, num_examples: int | Array | None
+) -> tuple[Batch, Array | None]:
+    """The rows that train, and how many of them do, where that is not known yet.
+
+    Raises:
+      ValueError: if `num_examples` is known and not an integer in [1, rows of `train`].
+    """
+    if num_examples is None:
+        return train, None
+    if not is_known(num_examples):
+        return train, jnp.asarray(num_examples)
+    known = num_examples if isinstance(num_examples, int) else np.asarray(num_examples)[()]
+    check_positive_int("num_examples", known, high=train.weights.shape[0])
+    return jax.tree.map(lambda leaf: leaf[: int(known)], train), None
 
 
 def steps_per_epoch(train: Batch, batch_size: int) -> int:
@@ -187,24 +255,31 @@ def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, 
     Returns `score(fit, valid)`. If that is a dict, the same is taken on the training part, with
     `train_` before its names: the gap between the two is what decay is about. A run whose
     params or scores are not finite has diverged: every score of it is NaN, accuracy included.
+    If `fit` takes padding, as that of `make_fit` does, so does what is built.
 
     With a score of `make_score`, the function's `by_example` gives the scores on the held-out part
     example by example, and its `higher_is_better` their directions: `cross_validate` reads both.
     """
 
-    def judge(hparams: HParams, train: Batch, valid: Batch, key: Array, on_valid: Callable) -> Any:
-        result = fit(hparams, train, key)
+    def judge(
+        hparams: HParams, train: Batch, valid: Batch, key: Array, on_valid: Callable, told: Any
+    ) -> Any:
+        result = fit(hparams, train, key, **told)
         scores = on_valid(result, valid)
         if isinstance(scores, dict):
             on_train = {f"train_{name}": value for name, value in score(result, train).items()}
             scores = {**scores, **on_train}
         return nan_if_diverged(scores, result.params)
 
-    def fit_and_score(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
-        return judge(hparams, train, valid, key, score)
+    def fit_and_score(
+        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
+    ) -> Any:
+        return judge(hparams, train, valid, key, score, num_examples)
 
-    def by_example(hparams: HParams, train: Batch, valid: Batch, key: Array) -> Any:
-        return judge(hparams, train, valid, key, score.by_example)
+    def by_example(
+        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
+    ) -> Any:
+        return judge(hparams, train, valid, key, score.by_example, num_examples)
 
     if hasattr(score, "by_example"):
         fit_and_score.by_example = by_example
@@ -213,6 +288,8 @@ def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, 
     fit_and_score.higher_is_better = both
     if hasattr(fit, "check"):
         fit_and_score.check = getattr(fit, "check")  # noqa: B009
+    if isinstance(fit, TakesPadding):
+        return TakesPadding(fit_and_score, fit.num_steps)
     return fit_and_score
 
 

@@ -1,5 +1,6 @@
 """The nouns every other module speaks: parameters, batches, models, losses, strengths."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +81,27 @@ class Fit(NamedTuple):
     model_state: PyTree
     history: dict[str, Array]
     """Per epoch: `loss`, `data_loss`, `penalty` over the training batches, shape `[epoch]`."""
+
+
+class TakesPadding:
+    """A run that can be told which rows of its training part are padding, and leaves them out.
+
+    It is called as `function`, with a keyword `num_examples` where the part is padded: only the
+    first `num_examples` rows of `train` are the part, and the result is that of them alone. That
+    number may be traced, but never makes another count of steps than all rows would.
+    """
+
+    function: Callable[..., Any]
+    num_steps: Callable[[int], int]
+    """`num_examples -> steps` of the run: parts of one count can be padded to one shape."""
+
+    def __init__(self, function: Callable[..., Any], num_steps: Callable[[int], int]):
+        functools.update_wrapper(self, function)
+        self.function, self.num_steps = function, num_steps
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `function` returns."""
+        return self.function(*args, **kwargs)
 
 
 def is_inexact(leaf: Any) -> bool:

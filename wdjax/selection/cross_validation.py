@@ -18,7 +18,7 @@ from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.given import check_given
 from wdjax.runners import replicate
-from wdjax.selection.folds import Folds
+from wdjax.selection.folds import Folds, narrowed, sizes
 from wdjax.selection.kept import Kept, find_kept
 from wdjax.selection.scores import Grid, HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
@@ -32,8 +32,10 @@ from wdjax.selection.trials import (
     missing_trials,
     on_host,
     one_trial,
+    parts_of,
     platform_of,
     trial_program,
+    unlike_the_longest,
 )
 from wdjax.types import Batch
 
@@ -79,6 +81,13 @@ def cross_validate(
     folds compiles nothing (if both have trials enough to run as many at once), and with `kept` runs
     only the trials that are new.
 
+    A fold trains as it would alone. Folds of one count of steps share the program (those of
+    `kfold` do, unless their sizes, n and n + 1, lie on both sides of a multiple of the batch size);
+    each further count is a further program. That is so of what `make_fit_and_score` builds from
+    a fit of `make_fit`. Any other function is never shown a row that is not of the fold, so each
+    pair of sizes is a program (two of `kfold`, at most); one that knows what to do with padding
+    says so with `TakesPadding`.
+
     Args:
       fit_and_score: pure, `(hparams, train, valid, key) -> score or tree of scores`, each a scalar
         or one number per held-out example (in the shape of `valid.weights`), whose weighted mean
@@ -87,7 +96,7 @@ def cross_validate(
         `make_fit_and_score` builds gives them. It is a static argument: pass the same function
         object again to find the compiled program.
       grid: `{name: values[row]}`; `hparams` is a dict of its rows' scalars.
-      data: all examples; folds differ in rows and `weights`, never in shape.
+      data: all examples.
       folds: from `kfold` or `folds_from_splits`.
       key: `key[fold, seed] = fold_in(fold_in(key, fold), seed)`: rows are paired.
       num_seeds: runs per row and fold, >= 1.
@@ -123,27 +132,41 @@ def cross_validate(
     trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # On the host, in the dtype that a program takes.
     numbers = {name: data_of(np.asarray(values)) for name, values in grid.items()}
-    given = data, folds, key
+    # The padding of every fold behind its rows, as in the programs and their scores.
+    folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
+    given_data, given_key = data, key
     # On the device once, not once a chunk; on every device of a mesh.
-    data, folds, key = _put(given, mesh)
+    data, key = _put((data, key), mesh)
     static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
-    program = functools.partial(trial_program(mesh), data=data, folds=folds, key=key, **static)
     deal = functools.partial(
         Chunk.of, numbers, num_seeds, num_devices=num_devices, trials_at_once=trials_at_once
     )
-    # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
-    # below find this program.
-    lowered = program.func.lower(*deal(0, np.arange(1)).arguments, **program.keywords)
-    known = Kept.nothing(lowered.out_info, (folds.train.shape[0], num_rows * num_seeds))
+    parts, programs, lowered = parts_of(fit_and_score, folds), {}, []
+    for part in parts:
+        shared = {"data": data, "folds": _put(part.folds, mesh), "key": key}
+        program = functools.partial(trial_program(mesh), **shared, **static)
+        programs |= dict.fromkeys(part.members.tolist(), program)
+        # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
+        # below find this program.
+        first = deal(int(part.members[0]), np.arange(1)).arguments
+        lowered.append(program.func.lower(*first, **program.keywords))
+    widest = max(
+        lowered, key=lambda program: sum(s.size for s in jax.tree.leaves(program.out_info))
+    )
+    known = Kept.nothing(widest.out_info, (folds.train.shape[0], num_rows * num_seeds))
     if kept is not None:
         options = compiler_options(platform_of(mesh))
         device = jax.tree.leaves(data)[0].addressable_shards[0].device
-        known = find_kept(kept, lowered, numbers, given, num_seeds, options=options, device=device)
+        for part, program in zip(parts, lowered, strict=True):
+            inputs = given_data, part, given_key
+            find_kept(
+                known, kept, program, numbers, inputs, num_seeds, options=options, device=device
+            )
         known = _as_the_first_process(known, mesh)
     total, num_kept = known.found.size, int(known.found.sum())
     directions = getattr(fit_and_score, "higher_is_better", {})
     scores_of = functools.partial(
-        _scores, grid, HeldOut.of(*given[:2], groups), directions, num_seeds=num_seeds
+        _scores, grid, HeldOut.of(given_data, folds, groups), directions, num_seeds=num_seeds
     )
 
     def report(stage: str, done: int, remaining: float | None = None) -> None:
@@ -158,17 +181,28 @@ def cross_validate(
         report("run", total, 0.0)
         return scores_of(known.values)
     report("compile", num_kept)
-    lowered.compile()
-    compiled_at, done = time.perf_counter(), num_kept
+    for part, program in zip(parts, lowered, strict=True):
+        if not known.found[part.members].all():
+            program.compile()
+    compiled_at, done, rows_done = time.perf_counter(), num_kept, 0
     report("run", done)
+    # The time of a trial grows with the rows it trains on.
+    rows_left = int(_rows_of(folds) @ (~known.found).sum(axis=1))
     chunks = (deal(*one) for one in missing_trials(known.found, num_devices * trials_at_once))
-    for chunk, pending in dispatched(program, chunks):
+    for chunk, pending in dispatched(programs, chunks):
         scores = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
         known.add(chunk.fold, chunk.trials, scores)
         done += len(chunk.trials)
-        rate = (time.perf_counter() - compiled_at) / (done - num_kept)
-        report("run", done, (total - done) * rate)
+        rows = int(_rows_of(folds)[chunk.fold]) * len(chunk.trials)
+        rows_done, rows_left = rows_done + rows, rows_left - rows
+        rate = (time.perf_counter() - compiled_at) / rows_done
+        report("run", done, rows_left * rate)
     return scores_of(known.values)
+
+
+def _rows_of(folds: Folds) -> np.ndarray:
+    """How many rows train, `[fold]`; folds that are run are known."""
+    return (np.asarray(folds.train_mask) > 0).sum(axis=1)
 
 
 def _at_once(trials_at_once: int | None, trials_per_fold: int, mesh: Mesh | None) -> int:
@@ -197,7 +231,12 @@ def cross_validate_pure(
     """The traceable form of `cross_validate`: a tree of `[row, fold, seed]`, equal run by run.
 
     For `jit`, `vmap`, nested cross-validation and derivatives: no chunks, no progress, no mesh.
-    Folds follow one by one; the trials of a fold are vmapped.
+    Folds follow one by one; the trials of a fold are vmapped. Each further count of steps, or pair
+    of sizes, makes the program longer, as it makes further programs there. For that the sizes of
+    the folds must be known: make them inside with `kfold` (whose sizes no key changes), or close
+    over them. Where `folds` are an argument of `jit` or `vmap`, all must be of one kind: the
+    scores of a fold that takes another count of steps than its padded width would (for a function
+    that does not take padding: of a fold that is padded at all) are NaN.
 
     Raises:
       ValueError: as `cross_validate`.
@@ -209,16 +248,28 @@ def cross_validate_pure(
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     row, seed = np.divmod(np.arange(num_rows * num_seeds, dtype=np.int32), np.int32(num_seeds))
 
-    def one_fold(fold_index):
-        train, valid = gather(data, folds, fold_index)
+    def one_fold(folds, fold_index):
+        train, valid, num_train = gather(data, folds, fold_index)
 
         def one(row, seed):
             numbers = {name: values[row] for name, values in hparams.items()}
-            return one_trial(fit_and_score, numbers, train, valid, key, fold_index, seed).means
+            return one_trial(
+                fit_and_score, numbers, train, valid, num_train, key, fold_index, seed
+            ).means
 
-        return jax.vmap(one)(row, seed)
+        scores = jax.vmap(one)(row, seed)
+        if sizes(folds) is None:
+            unlike = unlike_the_longest(fit_and_score, folds, fold_index)
+            scores = jax.tree.map(lambda s: jnp.where(unlike, jnp.nan, s), scores)
+        return scores
 
-    values = jax.lax.map(one_fold, jnp.arange(folds.train.shape[0]))
+    parts = parts_of(fit_and_score, folds)
+    values = [
+        jax.lax.map(functools.partial(one_fold, part.folds), jnp.asarray(part.members))
+        for part in parts
+    ]
+    in_order = np.argsort(np.concatenate([part.members for part in parts]))
+    values = jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[in_order], *values)
     return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
 
 
@@ -231,8 +282,8 @@ def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
     told = (known.found, [leaf.view(np.uint32) for leaf in leaves])
     found, bits = jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(told))
     values = [new.view(leaf.dtype) for new, leaf in zip(bits, leaves, strict=True)]
-    store = known.store if jax.process_index() == 0 else None
-    return Kept(store, known.names, found, jax.tree.unflatten(structure, values))
+    stores = known.stores if jax.process_index() == 0 else {}
+    return Kept(stores, known.names, found, jax.tree.unflatten(structure, values))
 
 
 def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:

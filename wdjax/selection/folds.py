@@ -46,11 +46,19 @@ def kfold(
     """
     check_positive_int("num_folds", num_folds, low=2, high=num_examples)
     classes = None if stratify is None else _checked_classes(stratify, num_examples, num_folds)
-    return _deal(key, classes, num_examples, num_folds)
+    train, valid = _deal(key, classes, num_examples, num_folds)
+    # How many rows a fold has depends on no key: known under `jit` as well, see `parts_of`.
+    held_out = np.bincount(np.arange(num_examples) % num_folds)[:, None]
+    with jax.ensure_compile_time_eval():
+        train_mask = jnp.asarray(np.arange(train.shape[1]) < num_examples - held_out)
+        valid_mask = jnp.asarray(np.arange(valid.shape[1]) < held_out)
+    return Folds(train, train_mask, valid, valid_mask)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _deal(key: Array, classes: Array | None, num_examples: int, num_folds: int) -> Folds:
+def _deal(
+    key: Array, classes: Array | None, num_examples: int, num_folds: int
+) -> tuple[Array, Array]:
     # One program: a process compiles each of these operations, or looks it up, but once.
     order = jax.random.permutation(key, num_examples)
     if classes is not None:
@@ -61,13 +69,8 @@ def _deal(key: Array, classes: Array | None, num_examples: int, num_folds: int) 
 
     def one(fold):
         held_out = fold_of == fold
-        size = jnp.sum(held_out)
-        return Folds(
-            train=jnp.argsort(held_out, stable=True)[:num_train],
-            train_mask=jnp.arange(num_train) < num_examples - size,
-            valid=jnp.argsort(~held_out, stable=True)[:num_valid],
-            valid_mask=jnp.arange(num_valid) < size,
-        )
+        train = jnp.argsort(held_out, stable=True)[:num_train]
+        return train, jnp.argsort(~held_out, stable=True)[:num_valid]
 
     return jax.vmap(one)(jnp.arange(num_folds))
 
@@ -102,6 +105,34 @@ def folds_from_splits(pairs: Iterable[tuple[Any, Any]]) -> Folds:
     train, train_mask = _padded([train for train, _ in checked])
     valid, valid_mask = _padded([valid for _, valid in checked])
     return Folds(train, train_mask, valid, valid_mask)
+
+
+def sizes(folds: Folds) -> tuple[np.ndarray, np.ndarray] | None:
+    """How many rows train and how many validate, `[fold]` each; None where that is traced."""
+    if not (is_known(folds.train_mask) and is_known(folds.valid_mask)):
+        return None
+    count = lambda mask: (np.asarray(mask) > 0).sum(axis=1)
+    return count(folds.train_mask), count(folds.valid_mask)
+
+
+def narrowed(folds: Folds, num_train: int, num_valid: int) -> Folds:
+    """The folds with the padding of each behind its rows, and then cut to a width.
+
+    A fold that holds more rows is not whole any longer.
+    """
+    parts = []
+    for index, mask, width in (
+        (folds.train, folds.train_mask, num_train),
+        (folds.valid, folds.valid_mask, num_valid),
+    ):
+        # On the host what is known: sizes stay known under `jit`, where the rows may be traced.
+        own: Any = np if is_known(mask) else jnp
+        mask = own.asarray(mask) > 0
+        place = own.argsort(~mask, axis=1, stable=True)[:, :width]
+        both: Any = own if is_known(index) else jnp
+        parts.append(both.take_along_axis(both.asarray(index), place, axis=1))
+        parts.append(own.take_along_axis(mask, place, axis=1))
+    return Folds(*parts)
 
 
 def take(data: Batch, index: Array, mask: Array) -> Batch:

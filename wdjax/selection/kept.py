@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.facts import json_bytes
 from wdjax.checkpoint.leaves import hash_of_array, host_leaves
 from wdjax.runners import num_cores
-from wdjax.selection.folds import Folds
+from wdjax.selection.trials import Part
 from wdjax.types import Batch
 
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -110,10 +110,10 @@ class KeptTrials:
 class Kept(NamedTuple):
     """What a cross-validation knows of its trials before it runs one."""
 
-    store: KeptTrials | None
-    """None where this process does not write, or nothing can be kept."""
-    names: np.ndarray | None
-    """`[fold, row * seed]`, of the store's lines."""
+    stores: dict[int, KeptTrials]
+    """`{fold: store}` of its program; without those that this process cannot keep."""
+    names: dict[int, list[str]]
+    """`{fold: [row * seed]}`, of the store's lines."""
     found: np.ndarray
     """`[fold, row * seed]`: whether it need not run."""
     values: PyTree
@@ -126,29 +126,30 @@ class Kept(NamedTuple):
         first axis."""
         unknown = lambda leaf: np.full((*shape, *leaf.shape[1:]), np.nan, leaf.dtype)
         values = jax.tree.map(unknown, scores)
-        return cls(None, None, np.zeros(shape, bool), values)
+        return cls({}, {}, np.zeros(shape, bool), values)
 
     def add(self, fold: int, trials: np.ndarray, scores: PyTree) -> None:
         """Takes in, and keeps, the finished `trials` of a fold, `scores` in their order."""
         for values, new in zip(jax.tree.leaves(self.values), jax.tree.leaves(scores), strict=True):
-            values[fold, trials] = new
-        if self.store is not None and self.names is not None:
+            _set(values, (fold, trials), new)
+        if fold in self.stores:
             each = zip(*map(list, jax.tree.leaves(scores)), strict=True)
-            names = self.names[fold, trials].tolist()
-            self.store.write((n, list(s)) for n, s in zip(names, each, strict=True))
+            names = [self.names[fold][trial] for trial in trials]
+            self.stores[fold].write((n, list(s)) for n, s in zip(names, each, strict=True))
 
 
 def find_kept(
+    known: Kept,
     folder: str | os.PathLike[str],
     lowered: Any,
     numbers: Mapping[str, np.ndarray],
-    inputs: tuple[Batch, Folds, Array],
+    inputs: tuple[Batch, Part, Array],
     num_seeds: int,
     *,
     options: Any,
     device: Any,
-) -> Kept:
-    """Looks up every trial of a cross-validation.
+) -> None:
+    """Looks up every trial of the folds that one program of a cross-validation runs.
 
     A trial is found if the same program ran on the same numbers. The program is the trial program
     as lowered, all constants in its text, with the versions, compiler options and processor that
@@ -158,6 +159,7 @@ def find_kept(
     (which is warned of), or whose scores are not real numbers.
 
     Args:
+      known: what is found is put in here.
       folder: where they are kept.
       lowered: the program that runs the trials.
       numbers: `{name: values[row]}`, in the dtype the program takes.
@@ -166,12 +168,10 @@ def find_kept(
       options: what its compiler is asked for.
       device: one of those that run it.
     """
-    data, folds, key = inputs
-    num_rows = len(next(iter(numbers.values())))
-    known = Kept.nothing(lowered.out_info, (folds.train.shape[0], num_rows * num_seeds))
+    data, part, key = inputs
     leaves = jax.tree.leaves(known.values)
     if not leaves or any(leaf.dtype.kind != "f" for leaf in leaves):
-        return known
+        return
     calls = calls_out(lowered.as_text())
     if calls:
         warnings.warn(
@@ -179,22 +179,23 @@ def find_kept(
             "so its trials are not kept; the run goes on without.",
             stacklevel=3,
         )
-        return known
-    names = trial_names(numbers, folds, num_seeds)
+        return
     store = KeptTrials(folder, program_name(lowered, (data, key), options, device))
     lines = store.read(len(leaves))
     find_nans = getattr(jax.config, "jax_debug_nans", False)
-    for place in np.ndindex(names.shape):
-        scores = lines.get(str(names[place]))
-        if scores is None or not _fit(scores, [leaf[place] for leaf in leaves]):
-            continue
-        # Who looks for NaNs wants the trial that makes one to run.
-        if find_nans and any(np.isnan(score).any() for score in scores):
-            continue
-        known.found[place] = True
-        for leaf, score in zip(leaves, scores, strict=True):
-            leaf[place] = score
-    return known._replace(store=store, names=names)
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(lowered.out_info)]
+    for fold, names in trial_names(numbers, part, num_seeds).items():
+        known.stores[fold], known.names[fold] = store, names
+        for trial, name in enumerate(names):
+            scores = lines.get(name)
+            if scores is None or [np.shape(score) for score in scores] != shapes:
+                continue
+            # Who looks for NaNs wants the trial that makes one to run.
+            if find_nans and any(np.isnan(score).any() for score in scores):
+                continue
+            known.found[fold, trial] = True
+            for leaf, score in zip(leaves, scores, strict=True):
+                _set(leaf, (fold, trial), score)
 
 
 def calls_out(text: str) -> set[str]:
@@ -217,19 +218,21 @@ def program_name(lowered: Any, inputs: PyTree, options: Any, device: Any) -> str
     )
 
 
-def trial_names(numbers: Mapping[str, np.ndarray], folds: Folds, num_seeds: int) -> np.ndarray:
-    """`[fold, row * seed]`: a name for each trial of a program on its data."""
+def trial_names(
+    numbers: Mapping[str, np.ndarray], part: Part, num_seeds: int
+) -> dict[int, list[str]]:
+    """`{fold: [row * seed]}`: a name for each trial of a program on its data."""
     num_rows = len(next(iter(numbers.values())))
     rows = [
         {name: values[row].tobytes().hex() for name, values in sorted(numbers.items())}
         for row in range(num_rows)
     ]
-    indices = [leaf.array for leaf in host_leaves(folds).values()]
-    names = []
-    for fold in range(len(folds.train)):
-        part = [hash_of_array(index[fold]) for index in indices]
-        names.append([_hash(part, fold, row, s) for row in rows for s in range(num_seeds)])
-    return np.array(names)
+    indices = [leaf.array for leaf in host_leaves(part.folds).values()]
+    names = {}
+    for fold in part.members.tolist():
+        own = [hash_of_array(index[fold]) for index in indices]
+        names[fold] = [_hash(own, fold, row, s) for row in rows for s in range(num_seeds)]
+    return names
 
 
 def _hash(*parts: Any) -> str:
@@ -255,39 +258,10 @@ def _score_of(text: Any) -> Any:
 _DTYPES = ("<f2", "<f4", "<f8")
 
 
-def _fit(scores: list[Any], places: list[Any]) -> bool:
-    """Whether each score has the shape of its place."""
-    return all(np.shape(s) == np.shape(p) for s, p in zip(scores, places, strict=True))
-
-
-def _check(trial: str, hexed: list[Any]) -> str:
-    return _hash(trial, *hexed)[:8]
-
-
-def _parsed(line: bytes) -> tuple[str, list[Any]] | None:
-    try:
-        told = json.loads(line)
-        trial, hexed = told["trial"], told["scores"]
-        if told["check"] != _check(trial, hexed):
-            return None
-        return trial, [_score_of(text) for text in hexed]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _setting(name: str) -> str:
-    value = os.environ.get(name, "")
-    # XLA takes flags from a file as well.
-    is_file = value and not value.lstrip().startswith("-") and os.path.isfile(value)
-    return pathlib.Path(value).read_text(encoding="utf-8") if is_file else value
-
-
-@functools.cache
-def _processor() -> str:
-    """The processor's model and what it can do: another's library may sum in another order."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    first = text.split("\n\n")[0].splitlines()
-    return "\n".join(line for line in first if line.partition(":")[0].strip().lower() in OF_A_MODEL)
+def _set(values: np.ndarray, place: tuple[Any, Any], new: Any) -> None:
+    """`values[place] = new`; what lies beyond the examples of the fold is 0, as padding is."""
+    if values.ndim == 2:
+        values[place] = new
+        return
+    values[place] = 0
+    values[(*place, slice(np.shape(new)[-1]))] = new

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.measures import example_means, weighted_mean
-from wdjax.selection.folds import Folds, take
+from wdjax.selection.folds import Folds, narrowed, sizes, take
 from wdjax.selection.scores import leaf_names
-from wdjax.types import Batch
+from wdjax.types import Batch, TakesPadding
 
 FitAndScore = Callable[[Any, Batch, Batch, Array], Any]
 """`fit_and_score(hparams, train, valid, key) -> score or tree of scores`, pure: each a scalar, or
@@ -116,14 +116,14 @@ def _run_chunk(
     # As host arrays they could not be indexed where JAX runs this operation by operation, as it
     # does to find a NaN.
     numbers, seed, num_blocks = jax.tree.map(jnp.asarray, (numbers, seed, num_blocks))
-    train, valid = gather(data, folds, fold)
+    train, valid, num_train = gather(data, folds, fold)
 
     def on_one_device(trials, shared):
-        (numbers, seed, num_blocks), (train, valid, key, fold) = trials, shared
+        (numbers, seed, num_blocks), (train, valid, num_train, key, fold) = trials, shared
 
         @jax.jit  # Compiled as a part of this program, but traced once for both uses below.
         def one(numbers, seed):
-            return one_trial(fit_and_score, numbers, train, valid, key, fold, seed)
+            return one_trial(fit_and_score, numbers, train, valid, num_train, key, fold, seed)
 
         run = one if trials_at_once == 1 else jax.vmap(one)
         of_block = () if trials_at_once == 1 else (trials_at_once,)
@@ -140,7 +140,7 @@ def _run_chunk(
         flat = lambda leaf: leaf.reshape(-1, *leaf.shape[1 + len(of_block) :])
         return jax.tree.map(flat, scores)
 
-    trials, shared = (numbers, seed, num_blocks), (train, valid, key, fold)
+    trials, shared = (numbers, seed, num_blocks), (train, valid, num_train, key, fold)
     return _split_trials(on_one_device, trials, shared, mesh)
 
 
@@ -181,11 +181,12 @@ def _split_trials(on_one_device, trials, shared, mesh):
     return over_devices(trials, shared)
 
 
-def one_trial(fit_and_score, numbers, train, valid, key, fold, seed) -> TrialScores:
+def one_trial(fit_and_score, numbers, train, valid, num_train, key, fold, seed) -> TrialScores:
     """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
     trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
     judge = getattr(fit_and_score, "by_example", fit_and_score)
-    scores = judge(numbers, train, valid, trial_key)
+    told = {"num_examples": num_train} if isinstance(fit_and_score, TakesPadding) else {}
+    scores = judge(numbers, train, valid, trial_key, **told)
     means, examples = [], {}
     for name, score in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
         score = jnp.asarray(score, jnp.result_type(score, jnp.float32))
@@ -208,10 +209,55 @@ def _by_example(name: str, score: Array, weights: Array) -> Array:
     )
 
 
-def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch]:
-    """The training and the held-out part of a fold."""
-    one = jax.tree.map(lambda index: index[fold], folds)
-    return take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
+def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch, Array]:
+    """The training and the held-out part of a fold, and how many rows of the first count."""
+    one = jax.tree.map(lambda index: jnp.asarray(index)[fold], folds)
+    train, valid = take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
+    return train, valid, jnp.sum(one.train_mask, dtype=jnp.int32)
+
+
+class Part(NamedTuple):
+    """Folds that one program can run."""
+
+    members: np.ndarray
+    """Which folds, `[member]`."""
+    folds: Folds
+    """All folds, as wide as the longest member: those that are no members may be cut short."""
+
+
+def parts_of(fit_and_score: FitAndScore, folds: Folds) -> list[Part]:
+    """The folds by what they are padded to: one program a part, and each fold as it is alone.
+
+    Of what `TakesPadding`, folds of one count of steps are a part. Any other function sees no
+    padding at all: a part are the folds of equal sizes. Where the sizes are traced, all folds are
+    one part, padded to its width, see `unlike_the_longest`.
+    """
+    known = sizes(folds)
+    if known is None:
+        width = folds.train.shape[1], folds.valid.shape[1]
+        return [Part(np.arange(folds.train.shape[0]), narrowed(folds, *width))]
+    kinds = [_kind(fit_and_score, *map(int, size)) for size in zip(*known, strict=True)]
+    parts = []
+    for kind in dict.fromkeys(kinds):
+        members = np.flatnonzero([other == kind for other in kinds])
+        longest = (int(size[members].max()) for size in known)
+        parts.append(Part(members, narrowed(folds, *longest)))
+    return parts
+
+
+def _kind(fit_and_score: FitAndScore, num_train: Any, num_valid: Any) -> Any:
+    if isinstance(fit_and_score, TakesPadding):
+        return fit_and_score.num_steps(num_train)
+    return num_train, num_valid
+
+
+def unlike_the_longest(fit_and_score: FitAndScore, folds: Folds, fold: Any) -> Array:
+    """Whether a fold whose size is traced is of another kind than its width: it cannot be run."""
+    count = lambda mask: jnp.sum(jnp.asarray(mask)[fold], dtype=jnp.int32)
+    own = _kind(fit_and_score, count(folds.train_mask), count(folds.valid_mask))
+    widths = _kind(fit_and_score, folds.train.shape[1], folds.valid.shape[1])
+    differs = [a != b for a, b in zip(*map(jax.tree.leaves, (own, widths)), strict=True)]
+    return jnp.any(jnp.stack(differs))
 
 
 def missing_trials(found: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -224,11 +270,18 @@ def missing_trials(found: np.ndarray, width: int) -> Iterator[tuple[int, np.ndar
             yield fold, trials[begin : begin + size]
 
 
-def dispatched(program: Callable, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, PyTree]]:
-    """Yields `(chunk, scores)`, the next chunk already under way: devices never wait."""
+def dispatched(
+    programs: Mapping[int, Callable], chunks: Iterable[Chunk]
+) -> Iterator[tuple[Chunk, PyTree]]:
+    """Yields `(chunk, scores)`, the next chunk already under way: devices never wait.
+
+    Args:
+      programs: of each fold.
+      chunks: in the order in which they run.
+    """
     waiting = None
     for chunk in chunks:
-        current = chunk, program(*chunk.arguments)
+        current = chunk, programs[chunk.fold](*chunk.arguments)
         if waiting is not None:
             yield waiting
         waiting = current
