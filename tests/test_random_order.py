@@ -26,6 +26,46 @@ def test_an_order_holds_every_row_once(key, num_examples):
     assert num_examples < 3 or not np.array_equal(order, np.arange(num_examples))
 
 
+@pytest.mark.parametrize(
+    "num_rows, num_examples",
+    [
+        (5, 1),
+        (5, 5),
+        (1150, 1149),
+        (4096, 7),
+        (4097, 4096),
+        (4097, 4097),
+        (9000, 300),
+        (9000, 8999),
+    ],
+)
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_the_order_of_padded_rows_begins_with_that_of_the_rows_alone(num_rows, num_examples, kind):
+    """On both sides of 4,096 rows, for every kind of key; then the padding, in its own order."""
+    key = jax.random.key(3, impl=kind)
+    padded = np.asarray(random_order(key, num_rows, jnp.int32(num_examples)))
+    np.testing.assert_array_equal(padded[:num_examples], random_order(key, num_examples))
+    np.testing.assert_array_equal(padded[num_examples:], np.arange(num_examples, num_rows))
+
+
+def test_an_order_does_not_depend_on_how_jax_lays_out_its_random_numbers(key):
+    orders = []
+    for partitionable in (False, True):
+        with jax.threefry_partitionable(partitionable):
+            orders.append([np.asarray(random_order(key, n)) for n in (37, 5000)])
+    jax.tree.map(np.testing.assert_array_equal, *orders)
+
+
+def test_large_orders_are_fair(key):
+    """Of 5,000 rows: where a row stands is uniform, and neighbours come in either order."""
+    orders = np.asarray(jax.vmap(lambda k: random_order(k, 5000))(jax.random.split(key, 400)))
+    places = np.argsort(orders, axis=1)
+    # A mean of 400 uniform places has deviation 5000 / sqrt(12 * 400) = 72; 5,000 of them.
+    assert np.abs(places.mean(axis=0) - 2499.5).max() < 72 * 5
+    ascending = (places[:, 1:] > places[:, :-1]).mean()
+    assert abs(ascending - 0.5) < 4 * 0.5 / np.sqrt(400 * 5000 / 3)
+
+
 def test_every_epoch_visits_each_row_at_most_once_and_in_another_order(key):
     """Row i moves entry i of the weights: by -1 / batch a visit under the loss w_i."""
 

@@ -6,13 +6,17 @@ import numpy as np
 import optax
 import pytest
 from sklearn.model_selection import GroupKFold, TimeSeriesSplit
+from small_trials import mesh_of
 
 from wdjax.decay import decoupled_decay
 from wdjax.losses import squared_error
-from wdjax.selection.cross_validation import cross_validate
-from wdjax.selection.folds import folds_from_splits, kfold
+from wdjax.models import make_mlp
+from wdjax.recipe import Recipe, recipe_fit_and_score
+from wdjax.selection.cross_validation import cross_validate, cross_validate_pure
+from wdjax.selection.folds import Folds, folds_from_splits, kfold
 from wdjax.selection.grids import grid_product
-from wdjax.training import make_fit, make_fit_and_score
+from wdjax.selection.trials import trial_program
+from wdjax.training import make_fit, make_fit_and_score, random_order
 from wdjax.types import Batch, Model
 
 GRID = grid_product(strength=[0.0, 1.0])
@@ -104,38 +108,230 @@ def pairs_of_kfold(num_examples, num_folds):
     return list(zip(train, valid, strict=True))
 
 
-def pairs_of_groups(num_examples):
-    """Groups of 1, 2, 3, ... rows."""
-    groups = np.repeat(np.arange(20), np.arange(1, 21))[:num_examples]
-    return list(GroupKFold(3).split(np.zeros(num_examples), groups=groups))
-
-
 SPLITS = {
     # Training parts of 10, 20, ..., 50 rows.
     "time series": (60, list(TimeSeriesSplit(5).split(np.zeros(60)))),
-    "groups": (58, pairs_of_groups(58)),
-    # 39 and 40 rows: on either side of a multiple of the batch; 40 and 41; 41 and 42.
+    # 28, 43 and 45 rows.
+    "groups": (
+        58,
+        list(GroupKFold(3).split(np.zeros(58), groups=np.repeat([0, 1, 2], [30, 15, 13]))),
+    ),
+    # 39 and 40 rows, on either side of a multiple of the batch; 40 and 41.
     "below and at": (59, pairs_of_kfold(59, 3)),
     "at and above": (61, pairs_of_kfold(61, 3)),
-    "above": (62, pairs_of_kfold(62, 3)),
 }
+
+
+def counted(run):
+    """What `run` returns, and how many programs of trials it adds."""
+    before = trial_program(None)._cache_size()
+    return run(), trial_program(None)._cache_size() - before
 
 
 def test_decay_alone_leaves_what_the_steps_of_the_fold_leave():
     """Inputs of zero: each of 3 * (n // 10) steps leaves 1 - 0.05 * strength of a weight."""
-    num_examples, pairs = SPLITS["time series"]
+    pairs = SPLITS["time series"][1][:3]
     zeros = Batch(np.zeros((60, 4), np.float32), np.zeros(60, np.float32), np.ones(60, np.float32))
-    found = trained_together(fit_of(linear()), zeros, pairs)
+    found, programs = counted(lambda: trained_together(fit_of(linear()), zeros, pairs))
+    assert programs == 3
     steps = np.array([EPOCHS * (len(train) // BATCH) for train, _ in pairs])
-    np.testing.assert_array_equal(steps, [3, 6, 9, 12, 15])
+    np.testing.assert_array_equal(steps, [3, 6, 9])
     np.testing.assert_allclose(found[1, :, 0], 0.95**steps, rtol=1e-6)
     np.testing.assert_array_equal(found[0], 1)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_fold_trains_as_it_would_alone(split):
+def numpy_sgd(data, rows, strength, key):
+    """The run of the linear model on `rows` by hand, float64; only the order is the library's."""
+    x, y, weights = (np.asarray(leaf)[rows] for leaf in data)
+    w = np.ones(x.shape[1])
+    for epoch_key in jax.random.split(jax.random.split(key, 4)[1], EPOCHS):
+        order = np.asarray(random_order(epoch_key, len(rows)))
+        for step in range(len(rows) // BATCH):
+            b = order[step * BATCH : (step + 1) * BATCH]
+            residual = x[b] @ w - y[b]
+            gradient = (weights[b] * residual) @ x[b] / weights[b].sum()
+            w = w - RATE * (gradient + strength * w)
+    return w
+
+
+def test_a_fold_trains_as_a_loop_written_by_hand_to_the_last_digits(x64):
+    """Rows of weight 0 take their place in a batch; there is no padding in one."""
+    data = data_of(60, np.float64)
+    pairs = SPLITS["time series"][1][:3]
+    by_hand = [
+        [numpy_sgd(data, train, strength, trial_key(fold)) for fold, (train, _) in enumerate(pairs)]
+        for strength in GRID["strength"]
+    ]
+    found = trained_together(fit_of(linear()), data, pairs)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "split, num_programs", [("groups", 2), ("below and at", 2), ("at and above", 1)]
+)
+def test_a_fold_trains_as_it_would_alone_one_program_a_count_of_steps(split, num_programs):
+    """A model that normalises by the batch would see one row too many."""
     num_examples, pairs = SPLITS[split]
-    data, fit = data_of(num_examples), fit_of(linear())
+    data, fit = data_of(num_examples), fit_of(with_batch_statistics())
     alone = trained_alone(fit, data, pairs)
-    np.testing.assert_allclose(trained_together(fit, data, pairs), alone, rtol=1e-6, atol=1e-6)
+    found, programs = counted(lambda: trained_together(fit, data, pairs))
+    assert programs == num_programs
+    np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-6)
     assert np.ptp(alone, axis=1).min() > 1e-3, "folds that are alike would prove nothing"
+
+
+def test_on_two_devices_a_fold_trains_as_it_would_alone():
+    num_examples, pairs = SPLITS["below and at"]
+    data, fit = data_of(num_examples), fit_of(linear())
+    found = trained_together(fit, data, pairs, mesh=mesh_of(2), num_seeds=1, trials_at_once=2)
+    np.testing.assert_allclose(found, trained_alone(fit, data, pairs), rtol=1e-6, atol=1e-6)
+
+
+def test_a_schedule_runs_over_the_steps_of_the_fold():
+    """By the recipe, whose cosine ends at zero with the run, and which scales by the fold."""
+    recipe = Recipe(
+        make_model=lambda num_outputs: make_mlp(num_outputs, widths=(3,)),
+        num_outputs=1,
+        loss="squared_error",
+        schedule="cosine",
+        optimizer="momentum",
+        num_epochs=EPOCHS,
+        batch_size=BATCH,
+    )
+    data = data_of(59)
+    data = data._replace(targets=data.targets[:, None])
+    pairs = SPLITS["below and at"][1][1:]
+    grid = grid_product(strength=[0.0, 1.0], learning_rate=0.05)
+    fit_and_score = recipe_fit_and_score(recipe)
+    scores = cross_validate(fit_and_score, grid, data, folds_from_splits(pairs), key=KEY).values
+    run = jax.jit(fit_and_score)
+    for fold, parts in enumerate(pairs):
+        train, valid = (jax.tree.map(lambda x, own=own: x[own], data) for own in parts)
+        by_itself = run(dict(strength=1.0, learning_rate=0.05), train, valid, trial_key(fold))
+        for name, score in by_itself.items():
+            np.testing.assert_allclose(scores[name][1, fold, 0], score, rtol=1e-5)
+
+
+def told_sizes(hparams, train, valid, key):
+    """A function of the user's own that ignores the weights: padding would change what it says."""
+    return {
+        "train": jnp.mean(train.inputs) + hparams["strength"],
+        "valid": jnp.sum(valid.inputs),
+        "rows": float(train.inputs.shape[0]),
+    }
+
+
+def sizes_by_numpy(data, pairs):
+    x = data.inputs
+    train = [[x[own].mean() + s for own, _ in pairs] for s in GRID["strength"]]
+    valid = [[x[own].sum() for _, own in pairs]] * 2
+    return {"train": train, "valid": valid, "rows": [[len(own) for own, _ in pairs]] * 2}
+
+
+@pytest.mark.parametrize("split", ["groups", "at and above"])
+def test_a_function_of_the_users_own_sees_the_rows_of_the_fold_and_no_others(split):
+    num_examples, pairs = SPLITS[split]
+    data = data_of(num_examples)
+    folds = folds_from_splits(pairs)
+    own = lambda *arguments: told_sizes(*arguments)
+    scores, programs = counted(lambda: cross_validate(own, GRID, data, folds, key=KEY).values)
+    kinds = {(len(train), len(valid)) for train, valid in pairs}
+    assert programs == len(kinds) == {"groups": 3, "at and above": 2}[split]
+    pure = jax.jit(lambda data: cross_validate_pure(own, GRID, data, folds, key=KEY))(data)
+    for name, expected in sizes_by_numpy(data, pairs).items():
+        np.testing.assert_allclose(scores[name][:, :, 0], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(pure[name][:, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_may_stand_anywhere_in_a_fold():
+    num_examples, pairs = SPLITS["at and above"]
+    data, folds = data_of(num_examples), jax.tree.map(np.asarray, folds_from_splits(pairs))
+    backwards = Folds(*(leaf[:, ::-1] for leaf in folds))
+    scores = cross_validate(told_sizes, GRID, data, backwards, key=KEY).values
+    for name, expected in sizes_by_numpy(data, pairs).items():
+        np.testing.assert_allclose(scores[name][:, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pure_form_trains_each_fold_as_it_would_alone():
+    """The sizes of `kfold` are known under `jit` as well, whatever the key."""
+    data, fit = data_of(59), fit_of(linear())
+    fit_and_score = make_fit_and_score(fit, tell_params)
+
+    @jax.jit
+    def run(folds_key, data):
+        folds = kfold(folds_key, 59, 3)
+        return folds, cross_validate_pure(fit_and_score, GRID, data, folds, key=KEY)
+
+    folds, scores = run(jax.random.key(0), data)
+    found = np.stack([scores[f"{i}"][:, :, 0] for i in range(4)], axis=-1)
+    alone = trained_alone(fit, data, SPLITS["below and at"][1])
+    np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-6)
+    assert folds.train_mask.sum(axis=1).tolist() == [39, 39, 40]
+
+
+def test_folds_of_traced_sizes_are_of_one_kind_or_nan(nans_allowed):
+    """Where they are an argument of `jit`, nobody can know how many steps a fold takes."""
+    for split, alike in (("below and at", [False, False, True]), ("at and above", [True] * 3)):
+        num_examples, pairs = SPLITS[split]
+        data, fit = data_of(num_examples), fit_of(linear())
+        fit_and_score = make_fit_and_score(fit, tell_params)
+        run = jax.jit(lambda f, d, run=fit_and_score: cross_validate_pure(run, GRID, d, f, key=KEY))
+        scores = run(folds_from_splits(pairs), data)
+        found = np.stack([scores[f"{i}"][:, :, 0] for i in range(4)], axis=-1)
+        alone = trained_alone(fit, data, pairs)
+        alone[:, ~np.array(alike)] = np.nan
+        np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-6)
+    run = jax.jit(lambda folds, data: cross_validate_pure(told_sizes, GRID, data, folds, key=KEY))
+    scores = run(folds_from_splits(pairs), data)
+    # Every fold is padded in one of its parts.
+    assert np.isnan(scores["train"]).all()
+
+
+def test_what_several_programs_found_is_kept_and_found_again(tmp_path):
+    num_examples, pairs = SPLITS["below and at"]
+    data, fit = data_of(num_examples), fit_of(linear())
+    events = []
+    options = dict(kept=tmp_path, progress=events.append)
+    first = trained_together(fit, data, pairs, **options)
+    assert events[-1].done == events[-1].total == 6 and events[-1].remaining == 0.0
+    assert [event.kept for event in events] == [0] * len(events)
+    stores = sorted(tmp_path.iterdir())
+    assert len(stores) == 2
+    events.clear()
+    np.testing.assert_array_equal(trained_together(fit, data, pairs, **options), first)
+    (event,) = events
+    assert event.kept == event.done == 6
+    # Two folds have 39 rows, one 40: without the larger store four trials run again.
+    max(stores, key=lambda path: path.stat().st_size).unlink()
+    events.clear()
+    np.testing.assert_array_equal(trained_together(fit, data, pairs, **options), first)
+    assert {event.kept for event in events} == {2}
+
+
+def test_rows_beyond_the_number_of_examples_are_no_part_of_a_run(key):
+    """Known, they are cut off; traced, they are padding, of which no batch holds a row."""
+    data, fit = data_of(36), fit_of(linear())
+    h = {"strength": jnp.float32(1.0)}
+    own = jax.tree.map(lambda x: x[:33], data)
+    spoilt = data._replace(inputs=np.where(np.arange(36)[:, None] < 33, data.inputs, 1e9))
+    alone = jax.jit(fit)(h, own, key).params["w"]
+    cut = jax.jit(lambda h, data, key: fit(h, data, key, num_examples=33))(h, spoilt, key)
+    np.testing.assert_array_equal(cut.params["w"], alone)
+    padded = jax.jit(lambda h, data, key, n: fit(h, data, key, num_examples=n))
+    found = padded(h, spoilt, key, 33).params["w"]
+    np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-6)
+    with jax.debug_nans(False):
+        assert np.isnan(padded(h, spoilt, key, 29).params["w"]).all()
+    for number, words in (
+        (0, "`num_examples` must be between 1 and 36, got num_examples=0"),
+        (37, "`num_examples` must be between 1 and 36, got num_examples=37"),
+        (3.5, r"`num_examples` must be an integer, got .*3\.5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fit(h, data, key, num_examples=jnp.asarray(number))
+
+
+def test_a_batch_larger_than_the_smallest_fold_is_refused():
+    pairs = list(TimeSeriesSplit(5).split(np.zeros(48)))
+    with pytest.raises(ValueError, match="`batch_size` must be at most the 8 examples"):
+        trained_together(fit_of(linear()), data_of(48), pairs)
