@@ -265,3 +265,36 @@ def _set(values: np.ndarray, place: tuple[Any, Any], new: Any) -> None:
         return
     values[place] = 0
     values[(*place, slice(np.shape(new)[-1]))] = new
+
+
+def _check(trial: str, hexed: list[Any]) -> str:
+    return _hash(trial, *hexed)[:8]
+
+
+def _parsed(line: bytes) -> tuple[str, list[Any]] | None:
+    try:
+        told = json.loads(line)
+        trial, hexed = told["trial"], told["scores"]
+        if told["check"] != _check(trial, hexed):
+            return None
+        return trial, [_score_of(text) for text in hexed]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _setting(name: str) -> str:
+    value = os.environ.get(name, "")
+    # XLA takes flags from a file as well.
+    is_file = value and not value.lstrip().startswith("-") and os.path.isfile(value)
+    return pathlib.Path(value).read_text(encoding="utf-8") if is_file else value
+
+
+@functools.cache
+def _processor() -> str:
+    """The processor's model and what it can do: another's library may sum in another order."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    first = text.split("\n\n")[0].splitlines()
+    return "\n".join(line for line in first if line.partition(":")[0].strip().lower() in OF_A_MODEL)
