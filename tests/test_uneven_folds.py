@@ -16,7 +16,7 @@ from wdjax.selection.cross_validation import cross_validate, cross_validate_pure
 from wdjax.selection.folds import Folds, folds_from_splits, kfold
 from wdjax.selection.grids import grid_product
 from wdjax.selection.trials import trial_program
-from wdjax.training import make_fit, make_fit_and_score, random_order
+from wdjax.training import make_fit, make_fit_and_score, make_score, random_order
 from wdjax.types import Batch, Model
 
 GRID = grid_product(strength=[0.0, 1.0])
@@ -335,3 +335,23 @@ def test_a_batch_larger_than_the_smallest_fold_is_refused():
     pairs = list(TimeSeriesSplit(5).split(np.zeros(48)))
     with pytest.raises(ValueError, match="`batch_size` must be at most the 8 examples"):
         trained_together(fit_of(linear()), data_of(48), pairs)
+
+
+def test_scores_of_single_examples_stand_where_the_examples_of_the_fold_do(tmp_path):
+    """Held-out parts of two widths in two programs, kept and found again."""
+    num_examples, pairs = SPLITS["below and at"]
+    data, model = data_of(num_examples), linear()
+    fit_and_score = make_fit_and_score(fit_of(model), make_score(model, loss=squared_error))
+    run = lambda: cross_validate(
+        fit_and_score, GRID, data, folds_from_splits(pairs), key=KEY, kept=tmp_path
+    )
+    scores = run()
+    values, held_out = scores.held_out.values["loss"], scores.held_out
+    assert values.shape == (2, 3, 1, 20)
+    for fold, (_, own) in enumerate(pairs):
+        np.testing.assert_array_equal(held_out.examples[fold][: len(own)], own)
+        assert (held_out.weights[fold][len(own) :] == 0).all()
+        assert (values[:, fold, 0, len(own) :] == 0).all()
+        means = np.average(values[:, fold, 0, : len(own)], weights=data.weights[own], axis=1)
+        np.testing.assert_allclose(scores.values["loss"][:, fold, 0], means, rtol=1e-5)
+    np.testing.assert_array_equal(run().held_out.values["loss"], values)
