@@ -57,7 +57,6 @@ from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.step import MeasureFn, Metrics, StepFn, TrainState, make_train_step
 from wdjax.telemetry import measure_parts
 from wdjax.training import (
-    FitFn,
     make_fit,
     make_fit_and_score,
     steps_per_epoch,
