@@ -1,7 +1,9 @@
 """Parts: path rules, who matches what, and what each leaf then loses."""
 
+import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,18 @@ import optax
 import pytest
 from flax import nnx
 
+from wdjax.decay import decay_weights
 from wdjax.models import from_nnx
-from wdjax.parts import describe_decay, inexact_leaves, leaf_path, matrices_only, resolve_parts
+from wdjax.parts import (
+    describe_decay,
+    inexact_leaves,
+    leaf_path,
+    leaf_role,
+    matrices_only,
+    no_norms_or_biases,
+    resolve_parts,
+    stacked_axes,
+)
 
 
 def params():
@@ -99,10 +111,10 @@ def test_integers_and_keys_get_zero_whatever_parts_say():
 
 def test_hidden_nodes_are_left_alone():
     """What `optax.masked` and `optax.partition` hide has no multiplier, and needs no pattern."""
-    tree = {"a": optax.MaskedNode(), "b": jnp.ones((2, 2))}
-    for parts in (None, matrices_only, {"a": 0.3, "b": 1.0}, {"a": 0.3, "*": 1.0}, {"b": 1.0}):
+    tree = {"a": optax.MaskedNode(), "w": jnp.ones((2, 2))}
+    for parts in (None, matrices_only, {"a": 0.3, "w": 1.0}, {"a": 0.3, "*": 1.0}, {"w": 1.0}):
         resolved = resolve_parts(parts, tree)
-        assert resolved["b"] == 1.0
+        assert resolved["w"] == 1.0
         assert isinstance(resolved["a"], optax.MaskedNode)
 
 
@@ -130,6 +142,148 @@ def test_a_multiplier_may_be_traced():
 def test_shapes_without_numbers_are_enough():
     shapes = jax.eval_shape(params)
     assert multipliers(matrices_only, shapes) == multipliers(matrices_only)
+
+
+# What is a matrix, by name and by what the user says.
+
+
+def linen_params(module, *inputs):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs)["params"])
+
+
+class StackedBlocks(nn.Module):
+    """Layers under `nn.scan`: every leaf has a first axis of layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.Dense(4, name="dense")(nn.LayerNorm(name="norm")(x)), None
+
+        scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return scanned(name="blocks")(x, None)[0]
+
+
+def test_biases_and_gains_of_linen_layers_under_a_scan_are_no_matrices():
+    shapes = linen_params(StackedBlocks(), jnp.ones((2, 4)))
+    assert {leaf_path(p): x.ndim for p, x in jax.tree_util.tree_leaves_with_path(shapes)} == {
+        "blocks/dense/bias": 2,
+        "blocks/dense/kernel": 3,
+        "blocks/norm/bias": 2,
+        "blocks/norm/scale": 2,
+    }
+    found = multipliers(matrices_only, shapes)
+    assert {path for path, m in found.items() if m} == {"blocks/dense/kernel"}
+
+
+def test_the_biases_of_an_attention_are_no_matrices():
+    linen = linen_params(nn.MultiHeadDotProductAttention(num_heads=2), jnp.ones((1, 3, 4)))
+    attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    for tree in (linen, nnx.state(attention, nnx.Param)):
+        found = multipliers(matrices_only, tree)
+        assert found["query/bias"] == 0 and tree["query"]["bias"].ndim == 2
+        assert {path for path, m in found.items() if m} == {
+            f"{name}/kernel" for name in ("query", "key", "value", "out")
+        }
+
+
+def test_the_gain_of_a_haiku_batch_norm_is_no_matrix():
+    """Haiku keeps the reduced axes: `scale[1, 1, 1, channel]`."""
+    tree = {
+        "net/~/conv": {"w": jnp.ones((3, 3, 2, 4)), "b": jnp.ones(4)},
+        "net/~/batch_norm": {"scale": jnp.ones((1, 1, 1, 4)), "offset": jnp.ones((1, 1, 1, 4))},
+    }
+    assert {path for path, m in multipliers(matrices_only, tree).items() if m} == {"net/~/conv/w"}
+
+
+NORMS = "LayerNorm_0 BatchNorm_1 RMSNorm GroupNorm_0 norm norm1 ln_1 ln_f bn1 gn_0 pre_norm".split()
+NORMS += ["input_layernorm", "layer_norm", "BatchNormalization", "norms/0", "ln"]
+
+
+@pytest.mark.parametrize("module", NORMS)
+def test_a_weight_in_a_module_named_norm_is_a_gain(module):
+    """As equinox and PyTorch call it; `[layer, unit]` under `eqx.filter_vmap`."""
+    found = matrices_only({"blocks": {module: {"weight": jnp.ones((3, 4)), "bias": jnp.ones(4)}}})
+    assert jax.tree.leaves(found) == [0.0, 0.0]
+    assert leaf_role(f"blocks/{module}/weight", jnp.ones((3, 4))) == "gain"
+
+
+@pytest.mark.parametrize("module", ["normal_head", "linear", "columns", "blinker", "layers/0"])
+def test_a_weight_elsewhere_stays_a_kernel(module):
+    assert leaf_role(f"{module}/weight", jnp.ones((3, 4))) == "kernel"
+    assert leaf_role(f"norm/{module}/weight", jnp.ones((3, 4))) == "kernel"
+
+
+def test_embeddings_and_matrices_without_a_name_still_decay():
+    tree = {"embed": {"embedding": jnp.ones((5, 4))}, "list": [jnp.ones((2, 2)), jnp.ones(2)]}
+    assert multipliers(matrices_only, tree) == {"embed/embedding": 1, "list/0": 1, "list/1": 0}
+
+
+def stacked_tree():
+    """Names that tell nothing: `weight[layer, unit]` could be a matrix."""
+    return {
+        "blocks": {"a": {"weight": jnp.ones((3, 4))}, "b": {"weight": jnp.ones((3, 4, 5))}},
+        "out": {"weight": jnp.ones((4, 5))},
+    }
+
+
+STACKED = {"blocks/*": 1}
+
+
+def test_what_names_cannot_tell_the_user_says():
+    found = multipliers(matrices_only, stacked_tree())
+    assert found == {"blocks/a/weight": 1, "blocks/b/weight": 1, "out/weight": 1}
+    said = functools.partial(matrices_only, stacked=STACKED)
+    expected = {"blocks/a/weight": 0, "blocks/b/weight": 1, "out/weight": 1}
+    assert multipliers(said, stacked_tree()) == expected
+    assert multipliers(functools.partial(no_norms_or_biases, stacked=STACKED), stacked_tree()) == (
+        expected
+    )
+    by_role = functools.partial(resolve_parts, {"role:gain": 0.0, "*": 1.0}, stacked=STACKED)
+    assert multipliers(by_role, stacked_tree()) == expected
+
+
+def test_what_is_stacked_goes_through_a_decay_and_a_mask(key):
+    said = functools.partial(matrices_only, stacked=STACKED)
+    tree = stacked_tree()
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    tx = decay_weights(0.5, parts=said)
+    updates, _ = tx.update(zeros, tx.init(tree), tree)
+    assert [float(u.max()) for u in jax.tree.leaves(updates)] == [0, -0.5, -0.5]
+    only_out = {"blocks": False, "out": True}
+    tx = optax.masked(decay_weights(0.5, parts=said), only_out)
+    updates, _ = tx.update(zeros, tx.init(tree), tree)
+    assert [float(u.max()) for u in jax.tree.leaves(updates)] == [0, 0, -0.5]
+
+
+def test_the_first_pattern_says_how_many_axes_and_integers_are_left_out():
+    tree = stacked_tree() | {"step": jnp.zeros((), jnp.int32)}
+    found = stacked_axes({"blocks/b/*": 2, "blocks/*": 1, "step": 1}, tree)
+    assert jax.tree.leaves(found) == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "stacked, words",
+    [
+        ({"blok/*": 1}, "matches no leaf: 'blok/\\*'. Did you mean 'blocks/"),
+        ({"*": 3}, "first 3 axes of 'blocks/a/weight' count layers .*shape is \\(3, 4\\)"),
+        ({"blocks/*": -1}, "-1 layer axes; it must be an integer >= 0"),
+        ({"blocks/*": True}, "True layer axes; it must be an integer >= 0"),
+        ({"role:kernel": 1}, "path patterns, not roles"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(stacked, words):
+    with pytest.raises(ValueError, match=words):
+        matrices_only(stacked_tree(), stacked=stacked)
+
+
+def test_a_report_has_the_roles_of_the_stacked_leaves():
+    roles = lambda **how: [
+        leaf.role for leaf in describe_decay(stacked_tree(), None, 0.1, **how).leaves
+    ]
+    assert roles() == ["kernel", "kernel", "kernel"]
+    assert roles(stacked=STACKED) == ["gain", "kernel", "kernel"]
 
 
 # describe_decay

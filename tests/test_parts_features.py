@@ -1,5 +1,6 @@
 """Weights of parts: roles, features, layer-wise forms, and where a multiplier can act."""
 
+import functools
 from typing import NamedTuple
 
 import flax.nnx as nnx
@@ -267,6 +268,60 @@ def test_z_scores_have_mean_zero_and_deviation_one_over_the_matrices(x64):
     assert scores["hidden/bias"] == 0
     alike = z_scores(fan_in)({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 5))})
     assert by_path(alike) == {"a": 0.0, "b": 0.0}
+
+
+# Leaves that hold several layers.
+
+
+def layers_and_their_stack():
+    """Three layers as leaves of their own, and as one leaf with a first axis of layers."""
+    r = np.random.default_rng(5)
+    kernels = [jnp.asarray(r.normal(size=(6, 4)) ** 3 * (i + 1)) for i in range(3)]
+    return kernels, {"blocks": {"kernel": jnp.stack(kernels)}, "out": {"kernel": jnp.ones((4, 2))}}
+
+
+STACKED = {"blocks/*": 1}
+
+
+def test_features_of_a_stack_are_those_of_its_layers(x64):
+    kernels, tree = layers_and_their_stack()
+    found = lambda feature: feature(tree, stacked=STACKED)["blocks"]["kernel"]
+    assert found(fan_in) == 6.0 and fan_in(tree)["blocks"]["kernel"] == 18.0
+    torch_like = {"blocks": {"weight": jnp.ones((3, 4, 6))}}
+    assert fan_in(torch_like, stacked=STACKED)["blocks"]["weight"] == 6.0
+    alone = [float(tail_index({"w": k})["w"]) for k in kernels]
+    np.testing.assert_allclose(found(tail_index), np.mean(alone), rtol=1e-10)
+    squares = [np.sum(np.square(k)) for k in kernels]
+    np.testing.assert_allclose(found(weight_norm), np.sqrt(np.mean(squares)), rtol=1e-12)
+
+
+def test_gradient_norms_of_a_stack_are_those_of_its_layers(x64):
+    """The gradient of sum_l |w_l|^2 / 2 is w: its root mean square over the layers."""
+    kernels, tree = layers_and_their_stack()
+    loss_fn = lambda params, batch, **how: (
+        sum(0.5 * jnp.sum(w**2) for w in jax.tree.leaves(params)),
+        None,
+    )
+    batch = Batch(np.ones((1, 1)), np.ones(1), np.ones(1))
+    found = gradient_norm(loss_fn, batch, stacked=STACKED)(tree)["blocks"]["kernel"]
+    squares = [np.sum(np.square(k)) for k in kernels]
+    np.testing.assert_allclose(found, np.sqrt(np.mean(squares)), rtol=1e-12)
+
+
+def test_z_scores_and_widths_leave_the_layer_axes_out(x64):
+    tree = {
+        "blocks": {"norm": jnp.ones((3, 4)), "w": jnp.ones((3, 4, 4))},
+        "out": {"w": jnp.ones((9, 2))},
+    }
+    scores = by_path(z_scores(functools.partial(fan_in, stacked=STACKED), stacked=STACKED)(tree))
+    assert {path: float(x) for path, x in scores.items()} == {
+        "blocks/norm": 0.0,
+        "blocks/w": -1.0,
+        "out/w": 1.0,
+    }
+    deeper = {"blocks": {"norm": jnp.ones((9, 8)), "w": jnp.ones((9, 8, 8))}, "out": tree["out"]}
+    widths = by_path(width_parts(tree, stacked=STACKED)(deeper))
+    assert widths == {"blocks/norm": 1.0, "blocks/w": 0.5, "out/w": 1.0}
 
 
 # Multipliers from a feature.

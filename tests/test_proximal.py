@@ -159,6 +159,35 @@ def test_the_sphere_keeps_every_columns_norm_and_a_column_of_zeros(x64):
     np.testing.assert_allclose(found, [[1.2, 1.2, 0.0], [1.6, 1.6, 0.0]], rtol=1e-12)
 
 
+@pytest.mark.parametrize("axis", [None, 1, (0, 1), -1])
+@pytest.mark.parametrize("make", [project_max_norm, project_sphere, proximal_group_lasso])
+def test_a_stack_of_layers_is_treated_layer_by_layer(make, axis, x64):
+    """Stacked under a scan, three layers end where each ends alone; without `stacked` not."""
+    r = np.random.default_rng(0)
+    layers = [jnp.asarray(r.normal(size=(4, 2)) * (i + 1)) for i in range(3)]
+    tree = {"blocks": {"kernel": jnp.stack(layers)}, "out": {"kernel": layers[0]}}
+    numbers = (0.6, 0.5) if make is proximal_group_lasso else (0.7,)
+    updates = jax.tree.map(jnp.zeros_like, tree)
+    found = step(make(*numbers, axis=axis, stacked={"blocks/*": 1}), tree, updates)
+    for i, layer in enumerate(layers):
+        alone = step(make(*numbers, axis=axis), layer, jnp.zeros_like(layer))
+        np.testing.assert_allclose(found["blocks"]["kernel"][i], alone, rtol=1e-12)
+    np.testing.assert_allclose(found["out"]["kernel"], found["blocks"]["kernel"][0], rtol=1e-12)
+    if axis is None:
+        together = step(make(*numbers), tree, updates)
+        assert not np.allclose(found["blocks"]["kernel"], together["blocks"]["kernel"])
+
+
+def test_an_axis_that_a_stacked_layer_lacks_is_refused():
+    tree = {"blocks": {"bias": jnp.ones((3, 4))}}
+    with pytest.raises(ValueError, match=r"`axis` 1 .*shape \(3, 4\), the first 1 of layers"):
+        project_max_norm(1.0, axis=1, stacked={"blocks/*": 1}).init(tree)
+    with pytest.raises(ValueError, match="`axis` -2 "):
+        project_max_norm(1.0, axis=-2, stacked={"blocks/*": 1}).init(tree)
+    with pytest.raises(ValueError, match="`stacked` has a pattern that matches no leaf"):
+        project_max_norm(1.0, stacked={"block/*": 1}).init(tree)
+
+
 def test_a_part_of_a_half_projects_half_way(x64):
     w = jnp.array([[3.0], [4.0]])
     found = step(project_sphere(2.0, parts={"*": 0.5}), w, jnp.zeros_like(w))

@@ -21,7 +21,7 @@ from wdjax.decay.kernel import (
     require_params,
     wide_dtype,
 )
-from wdjax.parts import leaf_path, resolve_parts
+from wdjax.parts import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
 
 Axis = int | tuple[int, ...] | None
@@ -61,12 +61,12 @@ def proximal_step(
     for rate in rates:
         check_strength_or_schedule("rate", rate)
 
-    def move(z: Array, multiplier: Any, step: Array) -> Array:
+    def move(z: Array, multiplier: Any, step: Array, layer_axes: int) -> Array:
         real = jnp.finfo(z.dtype).dtype
         thresholds = [jnp.asarray(rate_at(rate, step) * multiplier, real) for rate in rates]
         return prox(z, *thresholds)
 
-    def check(path: tuple, leaf: Any, multiplier: Any) -> None:
+    def check(path: tuple, leaf: Any, multiplier: Any, layer_axes: int) -> None:
         for rate in rates:
             rate_at(rate, jnp.zeros((), jnp.int32))
 
@@ -155,6 +155,7 @@ def proximal_group_lasso(
     *,
     axis: Axis = None,
     parts: Parts = None,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformation:
     """Group lasso by its proximal step: whole groups become exactly zero.
 
@@ -169,27 +170,29 @@ def proximal_group_lasso(
       axis: the axes whose entries form a group; by default all but the last, so a group is the
         weights into one unit, and a bias is a group of one.
       parts: how much each leaf counts; by default every leaf 1.0.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`); a group lies in
+        one layer, and `axis` counts a layer's own axes.
 
     Raises:
       ValueError: as `decoupled_rate` and `proximal_step`; in `init`, if a decayed leaf has an
-        empty group or lacks the axis.
+        empty group or lacks the axis, or as `stacked_axes`.
 
     Source: Yuan & Lin 2006.
     """
     rate = decoupled_rate(strength, learning_rate)
     check_strength_or_schedule("rate", rate)
 
-    def move(z: Array, multiplier: Any, step: Array) -> Array:
-        norms, size = _group_norms(z, axis)
+    def move(z: Array, multiplier: Any, step: Array, layer_axes: int) -> Array:
+        norms, size = _group_norms(z, axis, layer_axes)
         threshold = jnp.asarray(rate_at(rate, step) * multiplier * size**0.5, norms.dtype)
         alive = norms > threshold
         return z * jnp.where(alive, 1 - threshold / jnp.where(alive, norms, 1), 0)
 
-    return _after_the_step(move, _group_check(axis), parts)
+    return _after_the_step(move, _group_check(axis), parts, stacked)
 
 
 def project_max_norm(
-    radius: Strength, *, axis: Axis = None, parts: Parts = None
+    radius: Strength, *, axis: Axis = None, parts: Parts = None, stacked: Stacked = None
 ) -> optax.GradientTransformation:
     """Keeps the norm of every group at most `radius`, by projecting after the step.
 
@@ -202,18 +205,20 @@ def project_max_norm(
       axis: the axes whose entries form a group; by default all but the last, so it is the norm
         of the weights into one unit.
       parts: 1.0 projects a leaf, 0.0 leaves it alone, a share between goes that far.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`); a group lies in
+        one layer, and `axis` counts a layer's own axes.
 
     Raises:
       ValueError: at build, for a radius that is known and not above zero; in `init`, if a
-        projected leaf has an empty group or lacks the axis.
+        projected leaf has an empty group or lacks the axis, or as `stacked_axes`.
 
     Source: Srivastava et al. 2014 (dropout); the same groups as Keras' `MaxNorm(axis=0)`.
     """
-    return _project(lambda norms, r: jnp.minimum(1, r / norms), radius, axis, parts)
+    return _project(lambda norms, r: jnp.minimum(1, r / norms), radius, axis, parts, stacked)
 
 
 def project_sphere(
-    radius: Strength, *, axis: Axis = None, parts: Parts = None
+    radius: Strength, *, axis: Axis = None, parts: Parts = None, stacked: Stacked = None
 ) -> optax.GradientTransformation:
     """Keeps the norm of every group at exactly `radius`, by projecting after the step.
 
@@ -227,14 +232,16 @@ def project_sphere(
       axis: the axes whose entries form a group; by default all but the last, so it is the norm
         of the weights into one unit.
       parts: 1.0 projects a leaf, 0.0 leaves it alone, a share between goes that far.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`); a group lies in
+        one layer, and `axis` counts a layer's own axes.
 
     Raises:
       ValueError: at build, for a radius that is known and not above zero; in `init`, if a
-        projected leaf has an empty group or lacks the axis.
+        projected leaf has an empty group or lacks the axis, or as `stacked_axes`.
 
     Source: Loshchilov et al. 2024, arXiv:2410.01131 (nGPT: unit rows after every step).
     """
-    return _project(lambda norms, r: r / norms, radius, axis, parts)
+    return _project(lambda norms, r: r / norms, radius, axis, parts, stacked)
 
 
 def soft_threshold(z: Array, threshold: Any) -> Array:
@@ -254,37 +261,43 @@ def shrink(z: Array, strength: Any) -> Array:
 
 
 def _project(
-    factor: Callable[[Array, Array], Array], radius: Strength, axis: Axis, parts: Parts
+    factor: Callable[[Array, Array], Array],
+    radius: Strength,
+    axis: Axis,
+    parts: Parts,
+    stacked: Stacked,
 ) -> optax.GradientTransformation:
     check_number("radius", radius, low=0.0, above=True)
 
-    def move(z: Array, multiplier: Any, step: Array) -> Array:
-        norms, _ = _group_norms(z, axis)
+    def move(z: Array, multiplier: Any, step: Array, layer_axes: int) -> Array:
+        norms, _ = _group_norms(z, axis, layer_axes)
         alive = norms > 0
         scale = factor(jnp.where(alive, norms, 1), jnp.asarray(radius, norms.dtype))
         share = jnp.asarray(multiplier, norms.dtype)
         return z * jnp.where(alive, 1 + share * (scale - 1), 1)
 
-    return _after_the_step(move, _group_check(axis, share=True), parts)
+    return _after_the_step(move, _group_check(axis, share=True), parts, stacked)
 
 
 def _after_the_step(
-    move: Callable[[Array, Any, Array], Array],
-    check: Callable[[tuple, Any, Any], None],
+    move: Callable[[Array, Any, Array, int], Array],
+    check: Callable[[tuple, Any, Any, int], None],
     parts: Parts,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformation:
-    """The transformation that ends at `move(params + update, multiplier, step)`."""
+    """The transformation that ends at `move(params + update, multiplier, step, layer_axes)`."""
     check_not_injected(parts)
 
     def counts(leaf: Any, multiplier: Any) -> bool:
         return is_inexact(leaf) and not is_known_zero(multiplier)
 
     def init(params: Params) -> DecayState:
-        def checked(path, leaf, multiplier):
+        def checked(path, leaf, multiplier, layer_axes):
             if counts(leaf, multiplier):
-                check(path, leaf, multiplier)
+                check(path, leaf, multiplier, layer_axes)
 
-        jax.tree_util.tree_map_with_path(checked, params, resolve_parts(parts, params))
+        axes = stacked_axes(stacked, params)
+        jax.tree_util.tree_map_with_path(checked, params, resolve_parts(parts, params), axes)
         return DecayState(jnp.zeros((), jnp.int32), ())
 
     def update(
@@ -292,44 +305,49 @@ def _after_the_step(
     ) -> tuple[PyTree, DecayState]:
         params = require_params(params)
 
-        def moved(update, leaf, multiplier):
+        def moved(update, leaf, multiplier, layer_axes):
             if not counts(leaf, multiplier):
                 return update
             wide = wide_dtype(leaf)
             leaf = jnp.asarray(leaf, wide)
             z = leaf + update
-            new = move(z, multiplier, state.step)
+            new = move(z, multiplier, state.step, layer_axes)
             # `new - leaf` alone would round where nothing moved; `update + (new - z)` alone
             # would miss an exact zero by a rounding.
             return jnp.where(new == 0, -leaf, update + (new - z)).astype(update.dtype)
 
-        updates = map_updates(moved, updates, params, resolve_parts(parts, params))
+        axes = stacked_axes(stacked, params)
+        updates = map_updates(moved, updates, params, resolve_parts(parts, params), axes)
         return updates, DecayState(next_step(state.step), ())
 
     return optax.GradientTransformation(init, update)
 
 
-def _axes(ndim: int, axis: Axis) -> tuple[int, ...]:
+def _axes(ndim: int, axis: Axis, layer_axes: int) -> tuple[int, ...]:
+    """The axes of a group in the leaf, whose first `layer_axes` count layers."""
     if axis is None:
-        return tuple(range(ndim - 1))
-    return (axis,) if isinstance(axis, int) else axis
+        return tuple(range(layer_axes, ndim - 1))
+    given = (axis,) if isinstance(axis, int) else axis
+    return tuple(a + layer_axes if a >= 0 else a for a in given)
 
 
-def _group_norms(z: Array, axis: Axis) -> tuple[Array, int]:
+def _group_norms(z: Array, axis: Axis, layer_axes: int) -> tuple[Array, int]:
     """The norm of every group, kept as axes of 1, and the number of entries in a group."""
-    axes = _axes(z.ndim, axis)
+    axes = _axes(z.ndim, axis, layer_axes)
     squares = jnp.sum(jnp.square(jnp.abs(z)), axis=axes, keepdims=True)
     alive = squares > 0  # the root has no derivative at zero
     norms = jnp.where(alive, jnp.sqrt(jnp.where(alive, squares, 1)), 0)
     return norms, int(np.prod([z.shape[a] for a in axes], dtype=int))
 
 
-def _group_check(axis: Axis, *, share: bool = False) -> Callable[[tuple, Any, Any], None]:
-    def check(path: tuple, leaf: Any, multiplier: Any) -> None:
-        shape, axes = np.shape(leaf), _axes(np.ndim(leaf), axis)
-        if any(not -len(shape) <= a < len(shape) for a in axes):
+def _group_check(axis: Axis, *, share: bool = False) -> Callable[[tuple, Any, Any, int], None]:
+    def check(path: tuple, leaf: Any, multiplier: Any, layer_axes: int) -> None:
+        shape, axes = np.shape(leaf), _axes(np.ndim(leaf), axis, layer_axes)
+        if any(not layer_axes - len(shape) <= a < len(shape) for a in axes):
+            of_layers = f", the first {layer_axes} of layers" if layer_axes else ""
             raise ValueError(
-                f"`axis` {axis} is not an axis of {leaf_path(path)!r}, which has shape {shape}. "
+                f"`axis` {axis} is not an axis of {leaf_path(path)!r}, which has shape "
+                f"{shape}{of_layers}. "
                 "Leave it out by `parts`, or pass axis=None for all but the last."
             )
         if 0 in shape:

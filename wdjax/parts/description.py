@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdjax.checks import check_number, check_positive_int, check_strength
-from wdjax.parts.rules import leaf_path, leaf_role, resolve_parts
+from wdjax.parts.rules import Stacked, leaf_path, leaf_role, resolve_parts, stacked_axes
 from wdjax.tables import Table
 from wdjax.types import Params, Parts, Schedule, Strength
 
@@ -73,6 +73,7 @@ def describe_decay(
     learning_rate: Strength | Schedule | None = None,
     num_steps: int | None = None,
     steps_per_epoch: int | None = None,
+    stacked: Stacked = None,
 ) -> DecayReport:
     """Says what each leaf loses, from the formulas: nothing is run.
 
@@ -89,10 +90,11 @@ def describe_decay(
       learning_rate: a number or a schedule `step -> value`; a schedule needs `num_steps`.
       num_steps: steps of the run, >= 1.
       steps_per_epoch: steps of an epoch, >= 1, for half-lives in epochs.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`), for their roles.
 
     Raises:
       ValueError: for a strength or learning rate out of range, a schedule without `num_steps`,
-        or parts that do not fit.
+        parts that do not fit, or as `stacked_axes`.
     """
     check_strength("strength", strength)
     if steps_per_epoch is not None:
@@ -106,7 +108,8 @@ def describe_decay(
         if learning_rate is not None:
             check_number("learning_rate", learning_rate, low=0.0)
         factors = np.array([1.0 if learning_rate is None else float(learning_rate)])
-    multipliers = jax.tree.leaves(resolve_parts(parts, params))
+    multipliers = jax.tree.leaves(resolve_parts(parts, params, stacked=stacked))
+    layer_axes = jax.tree.leaves(stacked_axes(stacked, params))
     named = jax.tree_util.tree_leaves_with_path(params)
     return DecayReport(
         tuple(
@@ -116,14 +119,21 @@ def describe_decay(
                 float(m),
                 float(strength) * float(m) * factors,
                 steps_per_epoch,
+                layer_axes=axes,
             )
-            for (path, leaf), m in zip(named, multipliers, strict=True)
+            for (path, leaf), m, axes in zip(named, multipliers, layer_axes, strict=True)
         )
     )
 
 
 def leaf_decay(
-    path: str, leaf: Any, multiplier: float, rates: np.ndarray, steps_per_epoch: int | None
+    path: str,
+    leaf: Any,
+    multiplier: float,
+    rates: np.ndarray,
+    steps_per_epoch: int | None,
+    *,
+    layer_axes: int = 0,
 ) -> LeafDecay:
     """The row of a leaf from its rates `[step]`, each the fraction removed by that step."""
     kept = 1.0 - rates
@@ -136,7 +146,7 @@ def leaf_decay(
         multiplier=multiplier,
         rate=float(rates.mean()),
         half_life=half_life,
-        role=leaf_role(path, leaf),
+        role=leaf_role(path, leaf, layer_axes),
         size=math.prod(np.shape(leaf)),
         first_rate=float(rates[0]),
         peak_rate=float(rates.max()),

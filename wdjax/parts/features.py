@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_number
 from wdjax.losses import as_model_apply
-from wdjax.parts.rules import leaf_path, resolve_parts
+from wdjax.parts.rules import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.types import Batch, LossFn, Model, Params, Parts, Strength, is_inexact
 from wdjax.weights import sigmoid_weight
 
@@ -82,6 +82,7 @@ def layer_numbers(apply_fn: Callable | Model, inputs: PyTree) -> PartFeature:
     A layer is what stands before the last `/` of a path, so a kernel and its bias share a
     number. The order is that of the forward pass, traced and not run: names tell it badly
     (`head` sorts before `hidden1`). Leaves that are never used share the last layer's number.
+    A leaf that holds several layers (under a scan) is one part and has one number.
 
     Args:
       apply_fn: `(params, inputs) -> outputs`, or a `Model`.
@@ -120,28 +121,41 @@ def depth(apply_fn: Callable | Model, inputs: PyTree) -> PartFeature:
     return depths
 
 
-def fan_in(params: Params) -> PyTree:
+def fan_in(params: Params, *, stacked: Stacked = None) -> PyTree:
     """The feature "how many numbers feed one output", 1 for vectors and embeddings.
 
     The product of all axes but the last (flax' `kernel[..., in, out]`), or, where the leaf is
-    called `weight`, of all but the first (`weight[out, in, ...]` of equinox and PyTorch).
+    called `weight`, of all but the first (`weight[out, in, ...]` of equinox and PyTorch). Axes
+    that count layers feed nothing: name them in `stacked` (`wdjax.parts.stacked_axes`).
+
+    Raises:
+      ValueError: as `stacked_axes`.
     """
 
-    def of(path, leaf):
-        name, shape = leaf_path(path).rpartition("/")[2].lower(), np.shape(leaf)
+    def of(path, leaf, layer_axes):
+        name, shape = leaf_path(path).rpartition("/")[2].lower(), np.shape(leaf)[layer_axes:]
         if len(shape) < 2 or "embed" in leaf_path(path).lower():
             return 1.0
         return float(math.prod(shape[1:] if name == "weight" else shape[:-1]))
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    return jax.tree_util.tree_map_with_path(of, params, stacked_axes(stacked, params))
 
 
-def weight_norm(params: Params) -> PyTree:
-    """The feature "how large": `sqrt(sum w^2)` of each leaf, without gradient."""
-    return jax.tree.map(_norm, params)
+def weight_norm(params: Params, *, stacked: Stacked = None) -> PyTree:
+    """The feature "how large": `sqrt(sum w^2)` of each leaf, without gradient.
+
+    Of a leaf that holds several layers (`stacked`), the root of their mean square, so that a
+    stack of alike layers is as large as one of them.
+
+    Raises:
+      ValueError: as `wdjax.parts.stacked_axes`.
+    """
+    return jax.tree.map(_norm, params, stacked_axes(stacked, params))
 
 
-def gradient_norm(loss_fn: LossFn, batch: Batch, *, model_state: PyTree = None) -> PartFeature:
+def gradient_norm(
+    loss_fn: LossFn, batch: Batch, *, model_state: PyTree = None, stacked: Stacked = None
+) -> PartFeature:
     """Builds the feature "how much it learns": the norm of the loss's gradient on a batch.
 
     Costs a backward pass wherever the parts are resolved; without gradient.
@@ -150,6 +164,10 @@ def gradient_norm(loss_fn: LossFn, batch: Batch, *, model_state: PyTree = None) 
       loss_fn: as `regularized_loss` builds it.
       batch: the examples.
       model_state: what the loss's model needs beside the params.
+      stacked: the leaves that hold several layers, whose root mean square is taken.
+
+    Raises:
+      ValueError: when called, as `wdjax.parts.stacked_axes`.
     """
 
     def norms(params: Params) -> PyTree:
@@ -157,12 +175,12 @@ def gradient_norm(loss_fn: LossFn, batch: Batch, *, model_state: PyTree = None) 
         grads, _ = jax.grad(loss_fn, has_aux=True)(
             still, batch, model_state=model_state, train=False
         )
-        return jax.tree.map(_norm, grads)
+        return jax.tree.map(_norm, grads, stacked_axes(stacked, params))
 
     return norms
 
 
-def tail_index(params: Params) -> PyTree:
+def tail_index(params: Params, *, stacked: Stacked = None) -> PyTree:
     """The feature "how heavy the tail of the spectrum": Hill's estimate, without gradient.
 
         alpha = 1 + n / (sum_{i >= k} ln e_i - n ln e_k),   e_i = sigma_i(W)^2 ascending,
@@ -170,40 +188,57 @@ def tail_index(params: Params) -> PyTree:
 
     Small alpha is a heavy tail: a layer that has learnt strong correlations. Kernels of more
     axes are read as `[all but the last, last]`. Vectors, and matrices with fewer than two
-    singular values or without spread among the larger half, get 0.
+    singular values or without spread among the larger half, get 0. Of a leaf that holds several
+    layers (`stacked`), the mean over their matrices.
+
+    Raises:
+      ValueError: as `wdjax.parts.stacked_axes`.
 
     Source: He et al. 2025, arXiv:2506.14562 (AlphaDecay), as its code has it.
     """
 
-    def of(leaf):
-        if not is_inexact(leaf) or np.ndim(leaf) < 2 or min(_as_matrix(leaf).shape) < 2:
+    def of(leaf, layer_axes):
+        shape = np.shape(leaf)[layer_axes:]
+        if not is_inexact(leaf) or len(shape) < 2 or min(math.prod(shape[:-1]), shape[-1]) < 2:
             return 0.0
-        matrix = jax.lax.stop_gradient(_as_matrix(jnp.asarray(leaf, jnp.result_type(float))))
+        wide = jax.lax.stop_gradient(jnp.asarray(leaf, jnp.result_type(float)))
+        matrices = wide.reshape(-1, math.prod(shape[:-1]), shape[-1])
+        if len(matrices) == 1:
+            return of_matrix(matrices[0])
+        return jnp.mean(jax.vmap(of_matrix)(matrices))
+
+    def of_matrix(matrix):
         squares = jnp.square(jnp.linalg.svd(matrix, compute_uv=False))[::-1]
         start = len(squares) // 2
         logs = jnp.log(jnp.maximum(squares[start:], jnp.finfo(squares.dtype).tiny))
         spread = jnp.sum(logs - logs[0])
         return jnp.where(spread > 0, 1 + len(logs) / jnp.where(spread > 0, spread, 1.0), 0.0)
 
-    return jax.tree.map(of, params)
+    return jax.tree.map(of, params, stacked_axes(stacked, params))
 
 
-def z_scores(feature: PartFeature) -> PartFeature:
+def z_scores(feature: PartFeature, *, stacked: Stacked = None) -> PartFeature:
     """Builds `(x - mean) / deviation` over the leaves of two or more axes; 0 for the others.
 
-    So a slope means the same for every feature. Where all are alike every score is 0.
+    So a slope means the same for every feature. Where all are alike every score is 0. Axes that
+    count layers (`stacked`) are no axes of the leaf.
+
+    Raises:
+      ValueError: when called, as `wdjax.parts.stacked_axes`.
     """
 
     def scores(params: Params) -> PyTree:
-        numbers = jax.tree.map(lambda p, x: x if np.ndim(p) >= 2 else None, params, feature(params))
+        axes = stacked_axes(stacked, params)
+        is_matrix = jax.tree.map(lambda p, n: np.ndim(p) - n >= 2, params, axes)
+        numbers = jax.tree.map(lambda m, x: x if m else None, is_matrix, feature(params))
         known = jnp.stack(
             [jnp.asarray(x, jnp.result_type(float)) for x in jax.tree.leaves(numbers)]
         )
         mean, deviation = jnp.mean(known), jnp.std(known)
         safe = jnp.where(deviation > 1e-6 * jnp.abs(mean), deviation, jnp.inf)
         return jax.tree.map(
-            lambda p, x: jnp.zeros(()) if np.ndim(p) < 2 else (x - mean) / safe,
-            params,
+            lambda m, x: (x - mean) / safe if m else jnp.zeros(()),
+            is_matrix,
             feature(params),
         )
 
@@ -260,7 +295,7 @@ def geometric_parts(
     return multipliers
 
 
-def width_parts(base: Params) -> Callable[[Params], PyTree]:
+def width_parts(base: Params, *, stacked: Stacked = None) -> Callable[[Params], PyTree]:
     """Builds `m_leaf = fan_in(base) / fan_in(params)`: how muP scales Adam's rates with width.
 
     Matrices whose input grew with the width count less, those fed by the data, biases, gains
@@ -269,9 +304,10 @@ def width_parts(base: Params) -> Callable[[Params], PyTree]:
 
     Args:
       base: the params (or shapes) of the same model at the width where the rates were tuned.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`).
 
     Raises:
-      ValueError: when called, for params of another structure.
+      ValueError: when called, for params of another structure, or as `stacked_axes`.
 
     Source: Yang et al. 2022, arXiv:2203.03466, table 3.
     """
@@ -282,7 +318,8 @@ def width_parts(base: Params) -> Callable[[Params], PyTree]:
                 "`base` must have the structure of the params, differing in widths alone: "
                 f"{jax.tree.structure(base)} against {jax.tree.structure(params)}."
             )
-        return jax.tree.map(lambda small, large: small / large, fan_in(base), fan_in(params))
+        small, large = fan_in(base, stacked=stacked), fan_in(params, stacked=stacked)
+        return jax.tree.map(lambda small, large: small / large, small, large)
 
     return multipliers
 
@@ -291,15 +328,13 @@ def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
 
 
-def _norm(leaf: Any) -> Array:
+def _norm(leaf: Any, layer_axes: int) -> Array:
     if not is_inexact(leaf):
         return jnp.zeros(())
     wide = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
-    return jnp.linalg.norm(jax.lax.stop_gradient(wide).ravel())
-
-
-def _as_matrix(leaf: Any) -> Any:
-    return leaf.reshape(-1, leaf.shape[-1])
+    num_layers = math.prod(np.shape(leaf)[:layer_axes])
+    norm = jnp.linalg.norm(jax.lax.stop_gradient(wide).ravel())
+    return norm if num_layers == 1 else norm / num_layers**0.5
 
 
 def _follow(jaxpr: Any, leaf_of: dict, used: dict[int, int]) -> None:

@@ -1,5 +1,6 @@
 """How much each part of the model counts: path rules -> one multiplier a leaf."""
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +19,11 @@ ROLES = ("kernel", "bias", "gain", "embedding", "head", "other")
 
 _ROLE = "role:"
 _HEADS = ("head", "lm_head", "logits", "classifier", "output", "readout")
+_NORM = re.compile(r"norm(?!al(?!i))|(^|_)(ln|bn|gn|rms)(_|\d|$)")
+"""A module that normalises: LayerNorm_0, batch_norm, rmsnorm, norm1, ln_f, bn1; not "normal"."""
+
+Stacked = Mapping[str, int] | None
+"""Path patterns -> how many of a leaf's first axes count layers, such as `{"blocks/*": 1}`."""
 
 
 def is_hidden(node: Any) -> bool:
@@ -32,7 +38,7 @@ def leaf_path(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def resolve_parts(parts: Parts, params: Params) -> PyTree:
+def resolve_parts(parts: Parts, params: Params, *, stacked: Stacked = None) -> PyTree:
     """The multiplier of every leaf: a tree of scalars with the structure of `params`.
 
     `parts` is recognised in this order:
@@ -48,51 +54,145 @@ def resolve_parts(parts: Parts, params: Params) -> PyTree:
     dtype get 0.0 whatever `parts` says: decay would corrupt them. Nodes hidden by
     `optax.masked` or `optax.partition` are left alone.
 
+    Args:
+      parts: as above.
+      params: the tree, of arrays or of `jax.ShapeDtypeStruct`s.
+      stacked: the leaves that hold several layers (`stacked_axes`), for their roles alone: a
+        function `parts` is told by itself. `functools.partial(resolve_parts, parts,
+        stacked=...)` goes wherever `parts` goes.
+
     Raises:
       ValueError: if the structure is another one; if a pattern is first for no leaf, or a leaf
         has no pattern (end with `"*": 0.0`); if two leaves have one joined path, which patterns
-        cannot tell apart; if a known multiplier is not finite or below zero.
+        cannot tell apart; if a known multiplier is not finite or below zero; as `stacked_axes`.
     """
     if not jax.tree.leaves(params):  # What optax puts for params to learn a state's structure.
         return params
+    axes = stacked_axes(stacked, params)
     if parts is None:
         multipliers = jax.tree.map(lambda _: 1.0, params)
     elif callable(parts):
         multipliers = _match_structure(parts(params), params, "the tree that `parts` returned")
     elif _is_patterns(parts, params):
-        multipliers = _match_patterns(parts, params)
+        multipliers = _match_patterns(parts, params, axes)
     else:
         multipliers = _match_structure(parts, params, "`parts`")
     return jax.tree_util.tree_map_with_path(_checked_multiplier, params, multipliers)
 
 
-def leaf_role(path: str, leaf: Any) -> str:
+def leaf_role(path: str, leaf: Any, layer_axes: int = 0) -> str:
     """What a leaf is for, by its name and number of axes: one of `ROLES`.
 
     - `bias`: its name is, begins or ends with `bias`, or is `b`, `beta` or `offset`;
     - `embedding`: the name, or that of the module, holds `embed`;
-    - `gain` (of a norm): the name is `scale`, `gain` or `gamma`, or `weight` with one axis;
+    - `gain` (of a norm): the name is `scale`, `gain` or `gamma`, or `weight` with one axis or
+      in a module that normalises (its name holds `norm`, or is `ln`, `bn`, `gn` or `rms` with
+      or without a number);
     - `head`: a kernel in a module called `head`, `lm_head`, `logits`, `classifier`, `output` or
       `readout`;
     - `kernel`: any other `kernel`, `weight` or `w` of two or more axes;
     - `other`: whatever no name tells.
+
+    Args:
+      path: the leaf's path, joined by `/`.
+      leaf: the leaf, or its shape.
+      layer_axes: how many of its first axes count layers (`stacked_axes`) and not its own.
     """
     *modules, name = path.lower().split("/")
-    is_matrix = np.ndim(leaf) >= 2
+    named = [module for module in modules if not module.isdigit()]
+    is_matrix = np.ndim(leaf) - layer_axes >= 2
     if name in ("b", "beta", "offset") or name.startswith("bias") or name.endswith("bias"):
         return "bias"
     if any("embed" in word for word in (name, *modules[-1:])):
         return "embedding"
-    if name in ("scale", "gain", "gamma") or (name == "weight" and not is_matrix):
+    normalises = bool(named) and _NORM.search(named[-1]) is not None
+    if name in ("scale", "gain", "gamma") or (name == "weight" and (normalises or not is_matrix)):
         return "gain"
     if is_matrix and (name == "w" or name.startswith(("kernel", "weight"))):
         return "head" if any(module in _HEADS for module in modules) else "kernel"
     return "other"
 
 
-def matrices_only(params: Params) -> PyTree:
-    """1.0 for leaves of two or more axes (kernels), 0.0 for the others (biases, norm gains)."""
-    return jax.tree.map(lambda leaf: 1.0 if np.ndim(leaf) >= 2 else 0.0, params)
+def matrices_only(params: Params, *, stacked: Stacked = None) -> PyTree:
+    """1.0 for kernels and embeddings, 0.0 for biases and norm gains: a `parts` function.
+
+    A leaf counts if it has two or more axes of its own and is by its `leaf_role` neither a bias
+    nor a gain: the bias `[head, dim]` of an attention and the gain `[layer, unit]` of stacked
+    norms have two axes as well. Of leaves whose names tell nothing the axes decide.
+
+    Args:
+      params: the tree, of arrays or of `jax.ShapeDtypeStruct`s.
+      stacked: the leaves that hold several layers, which names do not tell:
+        `parts=functools.partial(matrices_only, stacked={"blocks/*": 1})`.
+
+    Raises:
+      ValueError: as `stacked_axes`.
+    """
+
+    def of(path: tuple, leaf: Any, layer_axes: Any) -> float:
+        is_matrix = np.ndim(leaf) - layer_axes >= 2
+        spared = leaf_role(leaf_path(path), leaf, layer_axes) in ("bias", "gain")
+        return 1.0 if is_matrix and not spared else 0.0
+
+    return jax.tree_util.tree_map_with_path(of, params, stacked_axes(stacked, params))
+
+
+def stacked_axes(stacked: Stacked, params: Params) -> PyTree:
+    """How many first axes of every leaf count layers: a tree of integers like the params.
+
+    A model that scans over its layers keeps one leaf for all of them, `[layer, in, out]`. Nothing
+    in a name says so, and it changes what is a matrix, a fan-in, a group or a spectrum.
+
+    Args:
+      stacked: a mapping from path patterns, as in `resolve_parts`, to the number of axes; the
+        first match wins, and a leaf without one has 0. None: no leaf is stacked.
+      params: the tree, of arrays or of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: for a count that is no integer >= 0 or more than the axes of a leaf it matches,
+        or a pattern that matches no leaf.
+    """
+    patterns = {} if stacked is None else dict(stacked)
+    for pattern, count in patterns.items():
+        if pattern.startswith(_ROLE):
+            raise ValueError(
+                f"`stacked` takes path patterns, not roles, got {pattern!r}: a role depends on "
+                "what is stacked."
+            )
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(
+                f"`stacked` gives {pattern!r} {count!r} layer axes; it must be an integer >= 0, "
+                "the number of first axes that count layers (1 under one scan)."
+            )
+    if not jax.tree.leaves(params):  # What optax puts for params to learn a state's structure.
+        return params
+    used, names = set(), []
+
+    def of(path: tuple, leaf: Any) -> Any:
+        name = leaf_path(path)
+        names.append(name)
+        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        used.update(matching)
+        if is_hidden(leaf) or not matching or not is_inexact(leaf):
+            return leaf if is_hidden(leaf) else 0
+        count = patterns[matching[0]]
+        if count > np.ndim(leaf):
+            raise ValueError(
+                f"`stacked` says that the first {count} axes of {name!r} count layers "
+                f"({matching[0]!r}), but its shape is {np.shape(leaf)}: give it a pattern of its "
+                "own before that one, with fewer."
+            )
+        return count
+
+    axes = jax.tree_util.tree_map_with_path(of, params, is_leaf=is_hidden)
+    hidden = any(is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_hidden))
+    for pattern in patterns:
+        if pattern not in used and not hidden:
+            raise ValueError(
+                f"`stacked` has a pattern that matches no leaf: {pattern!r}."
+                f"{nearest(pattern, names)}"
+            )
+    return axes
 
 
 def inexact_leaves(tree: PyTree) -> list:
@@ -144,20 +244,21 @@ def _difference(multipliers: PyTree, params: Params) -> str:
     return f" (one is {told})" if told else ""
 
 
-def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
+def _match_patterns(patterns: Mapping[str, Any], params: Params, axes: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_hidden)
+    layer_axes = jax.tree.leaves(axes, is_leaf=is_hidden)
     hidden = any(is_hidden(leaf) for _, leaf in leaves)
     for pattern in patterns:
         if pattern.startswith(_ROLE):
             check_one_of(f"parts: {_ROLE}", pattern.removeprefix(_ROLE), ROLES)
     used, unmatched = set(), []
 
-    def first_match(path, leaf):
+    def first_match(path, leaf, layer_axes):
         if is_hidden(leaf):
             return leaf
         name = leaf_path(path)
         for pattern in patterns:
-            if _matches(pattern, name, leaf):
+            if _matches(pattern, name, leaf, layer_axes):
                 used.add(pattern)
                 return patterns[pattern]
         if is_inexact(leaf):
@@ -166,7 +267,7 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
 
     remedy = ", or give `parts` as a tree of floats or a function of the params"
     check_distinct_paths(params, "the patterns of `parts`", remedy)
-    multipliers = jax.tree_util.tree_map_with_path(first_match, params, is_leaf=is_hidden)
+    multipliers = jax.tree_util.tree_map_with_path(first_match, params, axes, is_leaf=is_hidden)
     names = [leaf_path(path) for path, _ in leaves]
     if unmatched:
         raise ValueError(
@@ -177,8 +278,10 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
         )
     for pattern in patterns:
         if pattern not in used and not hidden:
-            shadowed = any(_matches(pattern, leaf_path(path), leaf) for path, leaf in leaves)
-            roles = sorted({leaf_role(leaf_path(path), leaf) for path, leaf in leaves})
+            matched = zip(leaves, layer_axes, strict=True)
+            shadowed = any(_matches(pattern, leaf_path(p), leaf, n) for (p, leaf), n in matched)
+            told = zip(leaves, layer_axes, strict=True)
+            roles = sorted({leaf_role(leaf_path(p), leaf, n) for (p, leaf), n in told})
             missing = (
                 f"the roles here are {', '.join(roles)}"
                 if pattern.startswith(_ROLE)
@@ -192,9 +295,9 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params) -> PyTree:
     return multipliers
 
 
-def _matches(pattern: str, name: str, leaf: Any) -> bool:
+def _matches(pattern: str, name: str, leaf: Any, layer_axes: Any) -> bool:
     if pattern.startswith(_ROLE):
-        return leaf_role(name, leaf) == pattern.removeprefix(_ROLE)
+        return leaf_role(name, leaf, layer_axes) == pattern.removeprefix(_ROLE)
     return fnmatchcase(name, pattern)
 
 

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from wdjax.parts.rules import check_not_injected, is_hidden, leaf_path, leaf_role, resolve_parts
+from wdjax.parts.rules import (
+    Stacked,
+    check_not_injected,
+    is_hidden,
+    leaf_path,
+    leaf_role,
+    resolve_parts,
+    stacked_axes,
+)
 from wdjax.types import Params, Parts, is_inexact
 
 
@@ -57,9 +65,14 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def no_norms_or_biases(params: Params) -> PyTree:
-    """A `parts` function: 0.0 for norm gains and biases, by their `leaf_role`, else 1.0."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: 0.0 if leaf_role(leaf_path(path), leaf) in ("gain", "bias") else 1.0,
-        params,
-    )
+def no_norms_or_biases(params: Params, *, stacked: Stacked = None) -> PyTree:
+    """A `parts` function: 0.0 for norm gains and biases, by their `leaf_role`, else 1.0.
+
+    Raises:
+      ValueError: for `stacked` as `wdjax.parts.stacked_axes`.
+    """
+
+    def of(path: tuple, leaf: Any, layer_axes: Any) -> float:
+        return 0.0 if leaf_role(leaf_path(path), leaf, layer_axes) in ("gain", "bias") else 1.0
+
+    return jax.tree_util.tree_map_with_path(of, params, stacked_axes(stacked, params))
