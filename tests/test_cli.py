@@ -203,19 +203,21 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
     else:
         with monkeypatch.context() as patch:
             patch.setattr(run, "refit_runs", interrupted)
-            assert command("train --data iris --epochs 1 --out run --overwrite")[0] == 130
+            assert (
+                command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 130
+            )
         assert all(pathlib.Path("run", name).exists() for name in LEFT), "nothing new, nothing lost"
-        assert command("train --data iris --epochs 1 --out run --overwrite")[0] == 0
+        assert command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 0
         assert pathlib.Path("run/params.npz").read_bytes()[:2] == b"PK"
     assert not any(pathlib.Path("run", name).exists() for name in LEFT[1:])
     assert pathlib.Path("run/mine.txt").read_text() == "not wdjax's"
 
 
 def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, monkeypatch):
-    status, _, told = command("train --data iris --epochs 1 --devices 2 --out two")
+    status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out two")
     assert status == 0 and ("share" in told) == (num_cores() < 2)
     monkeypatch.setattr(prepare, "num_cores", lambda: 1)
-    status, _, told = command("train --data iris --epochs 1 --devices 2 --out more")
+    status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out more")
     assert status == 0
     assert "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)." in told
 
@@ -397,7 +399,9 @@ def test_train_makes_one_run_with_the_same_parts(command):
 
 def test_at_strength_zero_the_table_still_shows_who_would_be_decayed(command):
     parts = "--parts head/kernel=0.5,*/kernel=2,*=0"
-    status, _, told = command(f"train --data wine --epochs 1 --batch-size 64 {parts} --out run")
+    status, _, told = command(
+        f"train --strength 0 --data wine --epochs 1 --batch-size 64 {parts} --out run"
+    )
     assert status == 0, told
     rows = {row["path"]: row for row in strict_json("run/results.json")["decay"]}
     assert rows["hidden1/kernel"]["multiplier"] == 1.0
@@ -447,7 +451,9 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
     monkeypatch.setattr(run, "refit_runs", lambda *args, **more: (nothing, {}))
-    status, printed, told = command("train --data iris --learning-rate 1e30 --out other")
+    status, printed, told = command(
+        "train --strength 0 --data iris --learning-rate 1e30 --out other"
+    )
     assert (status, printed) == (2, "")
     assert "every run diverged: lower `learning_rate` = 1e+30" in told
     assert not pathlib.Path("other").exists()

@@ -44,7 +44,10 @@ COMMANDS = {
     "select --folds 1438": ["`folds` must be between 2 and 1437, got folds=1438"],
     "select --batch-size 1150": ["`batch_size` must be at most 1149", "batch_size=1150", "smaller"],
     "select --batch-size 0": ["`batch_size` must be >= 1, got batch_size=0"],
-    "train --batch-size 1438": ["`batch_size` must be at most 1437", "batch_size=1438"],
+    "train --strength 0 --batch-size 1438": [
+        "`batch_size` must be at most 1437",
+        "batch_size=1438",
+    ],
     "select --epochs 0": ["`epochs` must be >= 1, got epochs=0"],
     "select --seeds 0": ["`seeds` must be >= 1, got seeds=0"],
     "train --seeds 0": ["`seeds` must be >= 1, got seeds=0"],

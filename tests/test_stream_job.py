@@ -124,7 +124,7 @@ def test_numbers_are_predicted_in_their_own_unit_early_stopping_keeps_the_best(c
     np.savetxt("my.csv", rows, delimiter=",", header="a,b,price", comments="")
     np.savetxt("new.csv", x[:5], delimiter=",", header="a,b", comments="")
     status, _, told = command(
-        "train --stream --data my.csv --loss squared_error --batch-size 8 --epochs 30 "
+        "train --stream --strength 0 --data my.csv --loss squared_error --batch-size 8 --epochs 30 "
         "--learning-rate 0.02 --patience 2 --out run --devices 1"
     )
     assert status == 0, told
@@ -155,8 +155,9 @@ def test_images_of_tfds_stream_from_the_disk(command, tmp_path):
         "    return make_mlp(num_outputs, widths=(4,))\n"
     )
     status, _, told = command(
-        "train --stream --data tfds:cifar10 --data-dir tfds --model mine.py:make_model --epochs 2 "
-        "--batch-size 8 --out run --devices 1 --micro-batches 2"
+        "train --stream --strength 0 --data tfds:cifar10 --data-dir tfds "
+        "--model mine.py:make_model --epochs 2 --batch-size 8 --out run "
+        "--devices 1 --micro-batches 2"
     )
     assert status == 0 and "40 examples to choose on, 10 to test on" in told, told
     assert results_of("run")["data"]["num_choose"] == 40
@@ -186,8 +187,8 @@ def test_a_table_of_tfds_is_predicted_in_its_own_unit_after_streaming(command, t
         tmp_path / "tfds", "prices", "1.0.0", features, splits, supervised=("columns", "price")
     )
     status, _, told = command(
-        "train --stream --data tfds:prices --data-dir tfds --loss squared_error --batch-size 8 "
-        "--epochs 40 --learning-rate 0.02 --out run --devices 1 --tensorboard"
+        "train --stream --strength 0 --data tfds:prices --data-dir tfds --loss squared_error "
+        "--batch-size 8 --epochs 40 --learning-rate 0.02 --out run --devices 1 --tensorboard"
     )
     assert status == 0 and "80 examples to choose on, 16 to test on" in told, told
     assert results_of("run")["refit"]["chosen"]["test_loss"][0] < 0.01

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 
 from wdjax import recipe as recipes
-from wdjax.checks import check_number, check_strength
 from wdjax.data import arrays
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
-from wdjax.jobs.prepare import Prepared, check_batch_fits, check_overshoot, prepare, slopes_of
+from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.losses import regularized_loss
 from wdjax.parts import AuditReport, LeafDecay, audit, leaf_path, resolve_parts
 from wdjax.recipe import Recipe
@@ -25,16 +24,13 @@ def run_audit(options: AuditOptions) -> AuditReport:
     """Audits a model of the project at its initial params, or a saved run at its final ones.
 
     Raises:
-      ValueError: for any bad option, or a folder that holds no finished run of today's data.
+      ValueError: for any bad option, no strength (a saved run has its own), or a folder that holds
+        no finished run of today's data.
     """
     if options.run is not None:
         return _audit_saved(pathlib.Path(options.run))
     prepared = prepare(options, writes=False)
-    check_strength("strength", options.strength)
-    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
-    check_overshoot("strength", options.decay, options.strength, options.learning_rate)
-    hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
-    hparams |= slopes_of(options)
+    hparams = hparams_of(options)
     data = arrays.to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     model = recipes.recipe_model(prepared.recipe)
@@ -102,7 +98,7 @@ def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
     rows = report.to_dict()["leaves"]
     if decay in ("coupled", "l1"):
         unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
-        unknown += ("half_life_epochs", "equilibrium_norm", "equilibrium_angle")
+        unknown += ("half_life_epochs", "removed", "equilibrium_norm", "equilibrium_angle")
         rows = [row | dict.fromkeys(unknown) for row in rows]
     return {"decay": rows, "warnings": [warning.text for warning in report.warnings]}
 

@@ -76,7 +76,7 @@ class SelectOptions(RunOptions):
 class TrainOptions(RunOptions):
     """Train at one strength and judge on a test part."""
 
-    strength: float = option(0.0, "how strongly the weights decay")
+    strength: float | None = option(None, "how strongly the weights decay; 0: not at all")
     learning_rate: float = option(3e-3, "")
     example_slope: float | None = option(None, "of the example weight (default -8)")
     part_slope: float | None = option(None, "of the part weight (default 4)")
@@ -117,7 +117,7 @@ class AuditOptions(RunOptions):
     """Say who gets how much decay, measured, and what looks wrong; nothing is trained."""
 
     run: str | None = option(None, "a folder that select or train wrote; its options count")
-    strength: float = option(0.0, "how strongly the weights decay")
+    strength: float | None = option(None, "how strongly the weights decay; 0: not at all")
     learning_rate: float = option(3e-3, "")
     example_slope: float | None = option(None, "of the example weight (default -8)")
     part_slope: float | None = option(None, "of the part weight (default 4)")

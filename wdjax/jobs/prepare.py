@@ -266,10 +266,15 @@ def hparams_of(options: Any) -> dict[str, float]:
     """The numbers of a single run, checked.
 
     Raises:
-      ValueError: for one that is out of range.
+      ValueError: for one that is out of range, or no strength.
     """
-    check_strength("strength", options.strength)
     check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    if options.strength is None:
+        raise ValueError(
+            "`strength` was not given, and no strength is a choice as well: say --strength 0.1, "
+            "or --strength 0 for no decay. `wdjax select` finds one."
+        )
+    check_strength("strength", options.strength)
     check_overshoot("strength", options.decay, options.strength, options.learning_rate)
     hparams = {"strength": options.strength, "learning_rate": options.learning_rate}
     hparams |= slopes_of(options)

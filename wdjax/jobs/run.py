@@ -194,7 +194,8 @@ def run_train(
     run side by side. With `stream`, or to `resume`, it is `run_stream`.
 
     Raises:
-      ValueError: for any bad option or bad data, before anything is compiled or written.
+      ValueError: for any bad option or bad data, or no strength, before anything is compiled or
+        written.
     """
     if options.stream or options.resume is not None:
         return run_stream(options, say=say, watch=watch, command=command)

@@ -31,7 +31,10 @@ def summary(results: dict[str, Any]) -> str:
         return "\n".join(parts)
     if results["kind"] == "select":
         parts += ["", str(select_table(results)), ""]
-    parts += ["", str(refit_table(results)), "", f"Report: {results['out']}/report.html"]
+    parts += ["", str(refit_table(results)), ""]
+    if results["kind"] == "train":
+        parts += [f"Warning: {text}" for text in results.get("warnings", [])]
+    parts.append(f"Report: {results['out']}/report.html")
     return "\n".join(parts)
 
 

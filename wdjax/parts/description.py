@@ -22,7 +22,8 @@ class LeafDecay(NamedTuple):
     rate: float
     """The fraction of the weight removed in a step; under a schedule the run's average."""
     half_life: float
-    """Steps after which half of a weight without gradient is left; infinite at rate 0."""
+    """Steps after which half of a weight without gradient is left; infinite at rate 0, and at 2
+    and more, where it grows."""
     role: str = "other"
     """`wdjax.parts.leaf_role`."""
     size: int = 0
@@ -43,6 +44,11 @@ class LeafDecay(NamedTuple):
     """The norm at which decay and steps balance (`audit`); None where it was not measured."""
     equilibrium_angle: float | None = None
     """The angle turned per step there, in radians."""
+    removed: float | None = None
+    """The share of the norm that decay alone removes in the run; None where its length was not
+    given."""
+    unmeasured: str | None = None
+    """Why `audit` says no rate, which is NaN then; None where it says one."""
 
 
 class DecayReport(NamedTuple):
@@ -120,6 +126,7 @@ def describe_decay(
                 float(strength) * float(m) * factors,
                 steps_per_epoch,
                 layer_axes=axes,
+                num_steps=num_steps,
             )
             for (path, leaf), m, axes in zip(named, multipliers, layer_axes, strict=True)
         )
@@ -134,12 +141,17 @@ def leaf_decay(
     steps_per_epoch: int | None,
     *,
     layer_axes: int = 0,
+    num_steps: int | None = None,
 ) -> LeafDecay:
-    """The row of a leaf from its rates `[step]`, each the fraction removed by that step."""
-    kept = 1.0 - rates
-    # A rate of 1 or more does not shrink a weight, it flips or clears it: no half-life.
-    per_step = -np.log(kept).mean() if np.all(kept > 0) else np.inf
+    """The row of a leaf from its rates `[step]`, each the fraction removed by that step.
+
+    With `num_steps`, the run's, its rates are those of the run, or one for all of its steps.
+    """
+    # Beyond a rate of 1 a weight changes sign, and what is left is a size.
+    with np.errstate(divide="ignore"):
+        per_step = float(-np.log(np.abs(1.0 - rates)).mean())
     half_life = math.log(2) / per_step if per_step > 0 else math.inf
+    removed = None if num_steps is None else -math.expm1(-per_step * num_steps)
     return LeafDecay(
         path=path,
         shape=np.shape(leaf),
@@ -152,6 +164,7 @@ def leaf_decay(
         peak_rate=float(rates.max()),
         last_rate=float(rates[-1]),
         half_life_epochs=None if steps_per_epoch is None else half_life / steps_per_epoch,
+        removed=removed,
     )
 
 
@@ -162,19 +175,26 @@ def leaf_table(leaves: tuple[LeafDecay, ...]) -> Table:
         "role": [leaf.role for leaf in leaves],
         "shape": ["x".join(map(str, leaf.shape)) or "scalar" for leaf in leaves],
         "weights": [leaf.size for leaf in leaves],
-        "multiplier": [leaf.multiplier for leaf in leaves],
-        "rate per step": [leaf.rate for leaf in leaves],
-        "first": [leaf.first_rate for leaf in leaves],
-        "peak": [leaf.peak_rate for leaf in leaves],
-        "last": [leaf.last_rate for leaf in leaves],
-        "half-life, steps": [leaf.half_life for leaf in leaves],
-        "epochs": [leaf.half_life_epochs for leaf in leaves],
+        "multiplier": [_known(leaf.multiplier) for leaf in leaves],
+        "rate per step": [_known(leaf.rate) for leaf in leaves],
+        "first": [_known(leaf.first_rate) for leaf in leaves],
+        "peak": [_known(leaf.peak_rate) for leaf in leaves],
+        "last": [_known(leaf.last_rate) for leaf in leaves],
+        "half-life, steps": [_known(leaf.half_life) for leaf in leaves],
+        "epochs": [_known(leaf.half_life_epochs) for leaf in leaves],
+        "removed in the run": [leaf.removed for leaf in leaves],
         "penalty's share": [leaf.penalty_share for leaf in leaves],
         "norm": [leaf.norm for leaf in leaves],
         "predicted norm": [leaf.equilibrium_norm for leaf in leaves],
         "angle a step": [leaf.equilibrium_angle for leaf in leaves],
     }
-    if all(leaf.first_rate == leaf.peak_rate == leaf.last_rate for leaf in leaves):
+    told = [leaf for leaf in leaves if leaf.unmeasured is None]
+    if all(leaf.first_rate == leaf.peak_rate == leaf.last_rate for leaf in told):
         columns = {n: c for n, c in columns.items() if n not in ("first", "peak", "last")}
-    told = {n: c for n, c in columns.items() if not c or any(cell is not None for cell in c)}
-    return Table(tuple(told), tuple(zip(*told.values(), strict=True)))
+    columns = {n: c for n, c in columns.items() if not c or any(cell is not None for cell in c)}
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _known(number: float | None) -> float | None:
+    """None, which a table leaves out, in place of NaN, which it calls diverged."""
+    return None if number is None or math.isnan(number) else number

@@ -1,6 +1,7 @@
 """Where decay leads a part: how far directionless gradients carry it, against the rate."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,62 +23,66 @@ class Walk(NamedTuple):
     """`[step]`: what the decay removes of the leaf on the way: behind a gate, less than at rest."""
 
 
-def measure_walk(
-    tx: optax.GradientTransformation, params: Params, num_steps: int
-) -> list[Walk | None]:
-    """Per leaf, the walk under `num_steps` random gradients; None for integers and keys.
+def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None]]:
+    """Builds `params -> walks`: per leaf, that under `num_steps` random gradients; None for keys.
 
-        d_t = (update_t(g) - update_t(-g)) / 2,  g ~ N(0, 1)
+        d_t = (update_t(g, w) + update_t(g, -w)) / 2,  g ~ N(0, 1)
         travel = |sum_t d_t| / sqrt(T),  stride = sqrt(mean_t |d_t|^2)
-        pull_t = -<p_t, w> / <w, w>,  p_t = (update_t(g) + update_t(-g)) / 2
+        pull_t = -<p_t, w> / <w, w>,  p_t = (update_t(g, w) - update_t(g, -w)) / 2
 
-    The difference takes the decay out, whose part is in both, and the sum leaves it. The weights
-    stay where they are.
+    The sum takes the decay out, which changes sign with the weights, and the difference leaves
+    it alone. The weights stay where they are. One program for params of any size.
     """
-    leaves, structure = jax.tree.flatten(params)
-    moving = [is_inexact(w) for w in leaves]
-    # Host arrays: each operation on the device would be a small program of its own.
-    is_key = lambda w: jnp.issubdtype(w.dtype, jax.dtypes.prng_key)
-    still = [w if is_key(w) else np.zeros(w.shape, w.dtype) for w in leaves]
-    # Threefry would take longer than the updates on a CPU.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    ends = np.cumsum([0, *(w.size if m else 0 for w, m in zip(leaves, moving, strict=True))])
 
-    def gradients(step):
-        # One draw for all leaves: XLA takes a second less to compile one than one a leaf.
-        drawn = jax.random.normal(jax.random.fold_in(key, step), (int(ends[-1]),))
-        of = lambda i, w: drawn[ends[i] : ends[i + 1]].reshape(w.shape).astype(w.dtype)
-        return structure.unflatten(
-            [of(i, w) if m else w for i, (w, m) in enumerate(zip(still, moving, strict=True))]
+    @jax.jit
+    def run(params: Params):
+        leaves, structure = jax.tree.flatten(params)
+        moving = [is_inexact(w) for w in leaves]
+        ends = np.cumsum([0, *(w.size if m else 0 for w, m in zip(leaves, moving, strict=True))])
+        is_key = lambda w: jnp.issubdtype(w.dtype, jax.dtypes.prng_key)
+        still = [w if is_key(w) else jnp.zeros(w.shape, w.dtype) for w in leaves]
+        # Threefry would take longer than the updates on a CPU.
+        key = jax.random.key(0, impl="unsafe_rbg")
+
+        def gradients(step):
+            # One draw for all leaves: XLA takes a second less to compile one than one a leaf.
+            drawn = jax.random.normal(jax.random.fold_in(key, step), (int(ends[-1]),))
+            of = lambda i, w: drawn[ends[i] : ends[i + 1]].reshape(w.shape).astype(w.dtype)
+            grads = [
+                of(i, w) if m else w
+                for i, w, m in zip(range(len(still)), still, moving, strict=True)
+            ]
+            return fed(structure.unflatten(grads))
+
+        sides = structure.unflatten(
+            [jnp.stack([w, -w if m else w]) for w, m in zip(leaves, moving, strict=True)]
         )
 
-    def one_step(carry, step):
-        states, sums, squares = carry
-        g = gradients(step)
-        minus = jax.tree.map(lambda x: -x if is_inexact(x) else x, g)
-        (up, first), (down, second) = (
-            tx.update(x, state, params) for x, state in zip((g, minus), states, strict=True)
-        )
-        pairs = list(zip(jax.tree.leaves(up), jax.tree.leaves(down), moving, strict=True))
-        steps = [(u - d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
-        decays = [-(u + d) / 2 if m else jnp.zeros(()) for u, d, m in pairs]
-        sums = [s + d for s, d in zip(sums, steps, strict=True)]
-        squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
-        pulls = [along(d, w) for d, w in zip(decays, leaves, strict=True)]
-        return ((first, second), sums, squares), pulls
+        def one_step(carry, step):
+            states, sums, squares = carry
+            grads = gradients(step)
+            updates, states = jax.vmap(lambda s, w: tx.update(grads, s, w))(states, sides)
+            pairs = list(zip(jax.tree.leaves(updates), moving, strict=True))
+            steps = [(u[0] + u[1]) / 2 if m else jnp.zeros(()) for u, m in pairs]
+            decays = [(u[1] - u[0]) / 2 if m else jnp.zeros(()) for u, m in pairs]
+            sums = [s + d for s, d in zip(sums, steps, strict=True)]
+            squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
+            pulls = [along(d, w) for d, w in zip(decays, leaves, strict=True)]
+            return (states, sums, squares), pulls
 
-    def run():
-        state = tx.init(params)
-        sums = [jnp.asarray(w) if m else jnp.zeros(()) for w, m in zip(still, moving, strict=True)]
-        carry = (state, state), sums, [_square(s) for s in sums]
+        sums = [x if m else jnp.zeros(()) for x, m in zip(still, moving, strict=True)]
+        carry = jax.vmap(tx.init)(sides), sums, [_square(s) for s in sums]
         (_, sums, squares), pulls = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
         return [_square(s) for s in sums], squares, pulls
 
-    found = jax.device_get(jax.jit(run)())
-    return [
-        Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps), pulls) if m else None
-        for far, each, pulls, m in zip(*found, moving, strict=True)
-    ]
+    def walks(params: Params) -> list[Walk | None]:
+        moving = [is_inexact(w) for w in jax.tree.leaves(params)]
+        return [
+            Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps), pulls) if m else None
+            for far, each, pulls, m in zip(*jax.device_get(run(params)), moving, strict=True)
+        ]
+
+    return walks
 
 
 def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
@@ -91,6 +96,11 @@ def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
         return math.inf, 0.0
     norm = walk.travel / math.sqrt(1 - (1 - rate) ** 2)
     return norm, float(np.arctan2(walk.stride, (1 - rate) * norm))
+
+
+def fed(tree: Params) -> Params:
+    """What of a tree like the params the optimiser takes gradients of: of lookahead's, the fast."""
+    return tree.fast if isinstance(tree, optax.LookaheadParams) else tree
 
 
 def along(x: Any, w: Any) -> Any:

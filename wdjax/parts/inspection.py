@@ -1,5 +1,6 @@
 """Who gets how much decay, measured from any optimiser, with warnings that say what to do."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,15 +14,19 @@ from wdjax.checks import check_positive_int, is_known
 from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
 from wdjax.parts.equilibrium import equilibrium
 from wdjax.parts.measurement import (
+    L2_ADAPTIVE,
     Measured,
     is_shape,
     length,
     measure_leaves,
     measure_penalty,
 )
-from wdjax.parts.rules import leaf_path, resolve_parts
+from wdjax.parts.rules import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.tables import Table
 from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
+
+LEAST_REMOVED = 0.01
+"""The share of its norm that decay must remove from a leaf in a run to be more than nothing."""
 
 
 class AuditWarning(NamedTuple):
@@ -79,7 +84,7 @@ class _Leaf(NamedTuple):
 
 def audit(
     params: Params,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | optax.MultiSteps,
     loss_fn: LossFn | None = None,
     *,
     batch: Batch | None = None,
@@ -87,17 +92,26 @@ def audit(
     part_weights: Parts = None,
     num_steps: int | None = None,
     steps_per_epoch: int | None = None,
+    stacked: Stacked = None,
 ) -> AuditReport:
     """Measures who gets how much decay, from any transformation, and says what looks wrong.
 
         rate_t = -<update_t, w> / <w, w>,  update_t = tx.update(0, state_t, w)
 
-    The rate is what updates with zero gradients remove of the weights, held where they are, so
-    optax's own transformations are measured like this project's. Where that is zero, a decay to
-    another reference is looked for by the same at `2 w`. Leaves in half precision are measured in
-    float32, leaves of zeros (biases at the start) as if they were ones. `multiplier` is the rate as
-    a share of the largest, or that of the penalty's pull where no rate is. With `loss_fn`, the
-    penalty's gradient is the loss's own at weights of zero, where the data loss is 0.
+    The rate is what updates with zero gradients remove of the weights, so optax's own
+    transformations are measured like this project's. The weights are held where they are, or take
+    their updates where the optimiser keeps averages beside them (lookahead, schedule-free). Only
+    what changes sign with the weights counts, which leaves out noise and references; where that
+    is zero, a decay to another reference is looked for by an update at `2 w`. Leaves in half
+    precision are measured in float32, leaves of zeros (biases at the start) as if they were ones.
+    `multiplier` is the rate as a share of the largest, or that of the penalty's pull where no
+    rate is. With `loss_fn`, the penalty's gradient is the loss's own at weights of zero, where the
+    data loss is 0.
+
+    A rate is said only of a decay that is proportional to the weights, as seen at three times
+    their size, and that the gradients beside it leave alone or gate. Of any other leaf the rate is
+    NaN and `unmeasured` says why: L2 placed before Adam, L1 and constraints, a trust ratio (LAMB,
+    LARS), steps estimated from the gradients (Prodigy), an update that asks for the loss.
 
     Where an optimiser's steps do not depend on the gradient's size (Adam, Lion, Muon), the audit
     also predicts where decay leads: with T steps of random gradients going `travel * sqrt(T)` far,
@@ -111,9 +125,9 @@ def audit(
     such gradients. Under descent, whose steps are as long
     as the gradients, `telemetry.measure_parts` predicts it from a real step.
 
-    Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `half-life too
-    long`, `half-life too short`, `frozen but decays`, `dtype too coarse`, `part weights cancel`,
-    `grows`, `nothing decays`.
+    Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `too weak to
+    matter`, `half-life too short`, `overshoots`, `frozen but decays`, `dtype too coarse`, `part
+    weights cancel`, `grows`, `nothing decays`, `cannot be measured`.
 
     Args:
       params: the tree, of arrays or (without `loss_fn`) of `jax.ShapeDtypeStruct`s.
@@ -122,21 +136,27 @@ def audit(
       batch: examples to measure the loss on; needed with `loss_fn`.
       model_state: what the loss's model needs beside the params.
       part_weights: what the loss was built with, to find those that the optimiser cancels.
-      num_steps: steps of the run: that many updates are made, without gradients; by default 16.
+      num_steps: steps of the run: that many updates are made, without gradients; by default 16,
+        or as many as it takes until one does something, up to 1024.
       steps_per_epoch: steps of an epoch.
+      stacked: the leaves that hold several layers (`wdjax.parts.stacked_axes`), for their roles.
 
     Raises:
       ValueError: if `loss_fn` comes without `batch` or with shapes instead of params, a count is
-        not an integer >= 1, or parts do not fit.
+        not an integer >= 1, parts do not fit, or as `stacked_axes`.
     """
     _check_arguments(params, loss_fn, batch, num_steps, steps_per_epoch)
-    measured = measure_leaves(params, tx, num_steps)
+    layer_axes = jax.tree.leaves(stacked_axes(stacked, params))
+    measurement = measure_leaves(params, tx, num_steps)
     pulls, shares = measure_penalty(params, loss_fn, batch, model_state)
-    leaves = _describe(params, measured, pulls, shares, steps_per_epoch)
+    rows = _rows(params, measurement.leaves, pulls, shares, layer_axes, num_steps, steps_per_epoch)
+    leaves = _describe(params, measurement.leaves, rows, pulls)
     part_multipliers = [1.0] * len(leaves)
     if part_weights is not None:
         part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
-    warnings = _warnings(leaves, part_multipliers, num_steps, steps_per_epoch)
+    warnings = _warnings(
+        leaves, part_multipliers, num_steps, steps_per_epoch, measurement.num_waited
+    )
     return AuditReport(tuple(leaf.row for leaf in leaves), tuple(warnings))
 
 
@@ -159,30 +179,55 @@ def _check_arguments(
 # What is said of it.
 
 
-def _describe(
+def _rows(
     params: Params,
     measured: list[Measured],
     pulls: list[float],
     shares: list[float | None],
+    layer_axes: list[int],
+    num_steps: int | None,
     steps_per_epoch: int | None,
-) -> list[_Leaf]:
+) -> list[LeafDecay]:
     """Multipliers are shares of the largest decay, or of the largest pull where none decays."""
     sizes = [float(m.decay.mean()) for m in measured]
     sizes = sizes if any(size > 0 for size in sizes) else pulls
     largest = max(sizes, default=0.0)
-    leaves = []
+    rows = []
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         m = measured[i]
-        multiplier = sizes[i] / largest if largest > 0 else 0.0
-        row = leaf_decay(leaf_path(path), leaf, multiplier, m.decay, steps_per_epoch)
+        row = leaf_decay(
+            leaf_path(path),
+            leaf,
+            sizes[i] / largest if largest > 0 else 0.0,
+            m.decay,
+            steps_per_epoch,
+            layer_axes=layer_axes[i],
+            num_steps=num_steps,
+        )
+        if m.unmeasured is not None:
+            unknown = {"half_life_epochs": None, "removed": None, "unmeasured": m.unmeasured}
+            row = row._replace(**dict.fromkeys(_RATES, math.nan) | unknown)
+        rows.append(row._replace(penalty_share=shares[i], **_norms(leaf, m)))
+    return rows
+
+
+_RATES = ("multiplier", "rate", "half_life", "first_rate", "peak_rate", "last_rate")
+
+
+def _describe(
+    params: Params, measured: list[Measured], rows: list[LeafDecay], pulls: list[float]
+) -> list[_Leaf]:
+    """What the warnings look at."""
+    leaves = []
+    for leaf, m, row, pull in zip(jax.tree.leaves(params), measured, rows, pulls, strict=True):
         rate, slope = float(m.rates.mean()), float(m.slopes.mean())
         leaves.append(
             _Leaf(
-                row=row._replace(penalty_share=shares[i], **_norms(leaf, m)),
+                row=row,
                 dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
-                to_zero=rate > 0 and rate >= 0.99 * slope,
+                to_zero=m.to_zero,
                 grows=rate < 0 and slope < 0,
-                penalty_pull=pulls[i],
+                penalty_pull=pull,
                 moves=m.moves,
                 scale_free=m.scale_free,
                 keeps_master=m.keeps_master,
@@ -196,7 +241,7 @@ def _norms(leaf: Any, measured: Measured) -> dict[str, float]:
     found = {}
     if is_inexact(leaf) and not is_shape(leaf):
         found["norm"] = length(measured.probe)
-    if measured.walk is not None and measured.scale_free:
+    if measured.walk is not None and measured.scale_free and measured.unmeasured is None:
         norm, angle = equilibrium(measured.walk, measured.rate_on_the_way)
         found |= {"equilibrium_norm": norm, "equilibrium_angle": angle}
     return found
@@ -207,6 +252,7 @@ def _warnings(
     part_multipliers: list,
     num_steps: int | None,
     steps_per_epoch: int | None,
+    num_waited: int,
 ) -> list[AuditWarning]:
     found = []
 
@@ -231,23 +277,34 @@ def _warnings(
     )
     warn(
         "L2 under Adam",
-        lambda leaf: leaf.penalty_pull > 0 and leaf.scale_free,
-        "an L2 penalty in the loss under an optimiser that divides by the gradient's size (Adam): "
-        "{leaves}. Weights with large gradients then decay less: use `decoupled_decay` after the "
+        lambda leaf: (
+            (leaf.penalty_pull > 0 and leaf.scale_free) or leaf.row.unmeasured == L2_ADAPTIVE
+        ),
+        "an L2 penalty in the loss, or L2 before the optimiser in the chain, under an optimiser "
+        "that divides by the gradient's size (Adam): {leaves}. That is not a decay proportional to "
+        "the weight, and weights with large gradients decay less: use `decoupled_decay` after the "
         "learning rate instead.",
     )
     if num_steps is not None:
         warn(
-            "half-life too long",
-            lambda leaf: decays(leaf) and leaf.row.half_life > num_steps,
-            f"the half-life is longer than the run of {num_steps} steps: {{leaves}}. The decay has "
-            "next to no effect: raise the strength or the learning rate, train longer, or set it "
-            "to 0.",
+            "too weak to matter",
+            lambda leaf: decays(leaf) and (leaf.row.removed or 0.0) < LEAST_REMOVED,
+            f"in the run of {num_steps} steps decay alone removes less than "
+            f"{LEAST_REMOVED:.0%} of the norm: {{leaves}}. That changes next to nothing: raise the "
+            "strength, train longer, or leave the decay out.",
         )
+    warn(
+        "overshoots",
+        lambda leaf: leaf.row.peak_rate >= 1,
+        "a step removes a whole weight or more: {leaves}. Above 1 it changes sign at every step "
+        "and from 2 on it grows; with a loss of curvature h under plain descent the bound is "
+        "already learning rate * h + rate < 2. Lower the strength, or the learning rate that "
+        "multiplies it, until the rate is well below 1.",
+    )
     if steps_per_epoch is not None:
         warn(
             "half-life too short",
-            lambda leaf: leaf.row.half_life < steps_per_epoch,
+            lambda leaf: leaf.row.half_life < steps_per_epoch and leaf.row.peak_rate < 1,
             f"the half-life is shorter than an epoch of {steps_per_epoch} steps: {{leaves}}. What "
             "was learnt from an example is gone before it is seen again: lower the strength.",
         )
@@ -283,16 +340,45 @@ def _warnings(
         "the weights grow without a gradient: {leaves}. The decay has the wrong sign: place it "
         "after the learning rate in the chain (`decoupled_decay`), or use optax' before it.",
     )
-    if not any(decays(leaf) or leaf.penalty_pull > 0 for leaf in leaves):
+    in_question = [leaf for leaf in leaves if leaf.row.unmeasured not in (None, L2_ADAPTIVE)]
+    for reason in dict.fromkeys(leaf.row.unmeasured for leaf in in_question):
+        warn(
+            "cannot be measured",
+            lambda leaf, reason=reason: leaf.row.unmeasured == reason,
+            f"what decays these cannot be measured: {{leaves}}. Reason: {_as_text(reason)}. Put a "
+            "decay whose rate is known, such as `decoupled_decay`, last in the chain, or take the "
+            "rate from the optimiser's own formula.",
+        )
+    if num_waited:
+        found.append(
+            AuditWarning(
+                "cannot be measured",
+                (),
+                f"in {num_waited} steps no weight moved, with or without a gradient: everything is "
+                "frozen, or updates come less often than that (`optax.MultiSteps`). Pass "
+                "`num_steps` of at least one whole cycle, or unfreeze something.",
+            )
+        )
+    elif not any(
+        decays(leaf) or leaf.penalty_pull > 0 or leaf.row.unmeasured or leaf.grows
+        for leaf in leaves
+    ):
         found.append(
             AuditWarning(
                 "nothing decays",
                 (),
-                "no leaf decays at all. If that is not meant: is the strength 0, do the patterns "
-                "in `parts` match, is a mask all False, did `optax.inject_hyperparams` swallow it?",
+                "no leaf decays at all. If that is not meant, give the optimiser a decay of "
+                "strength above 0, and look whether the patterns in `parts` match, a mask is all "
+                "False, or `optax.inject_hyperparams` swallowed it.",
             )
         )
     return found
+
+
+def _as_text(reason: str | None) -> str:
+    """For `str.format`, on one line and not longer than a sentence."""
+    told = " ".join((reason or "").split())
+    return (told if len(told) <= 300 else f"{told[:297]}...").replace("{", "{{").replace("}", "}}")
 
 
 def _too_coarse(leaf: _Leaf) -> bool:
