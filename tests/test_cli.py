@@ -397,6 +397,22 @@ def test_train_makes_one_run_with_the_same_parts(command):
         assert not re.search("refit|choos|chosen|chose ", words.lower()), "nothing was to choose"
 
 
+@pytest.mark.parametrize("job", ["train", "train --stream", "audit"])
+def test_without_a_strength_it_asks_for_one(command, job):
+    status, _, told = command(f"{job} --data iris --epochs 1")
+    assert status == 2 and "say --strength 0.1, or --strength 0 for no decay" in told
+    assert not pathlib.Path("runs").exists()
+
+
+def test_a_warning_of_train_is_printed_at_the_end(command):
+    words = "--strength 1 --part-weight sigmoid:depth --part-weight-on loss --out run"
+    status, printed, told = command(f"train --data wine --epochs 60 --batch-size 64 {words}")
+    assert status == 0, told
+    (warning,) = strict_json("run/results.json")["warnings"]
+    assert "do nothing under an optimiser that divides" in warning
+    assert f"Warning: {warning}" in printed
+
+
 def test_at_strength_zero_the_table_still_shows_who_would_be_decayed(command):
     parts = "--parts head/kernel=0.5,*/kernel=2,*=0"
     status, _, told = command(

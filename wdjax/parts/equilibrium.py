@@ -59,27 +59,42 @@ def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None
         )
 
         def one_step(carry, step):
-            states, sums, squares = carry
+            states, sums = carry
             grads = gradients(step)
             updates, states = jax.vmap(lambda s, w: tx.update(grads, s, w))(states, sides)
-            pairs = list(zip(jax.tree.leaves(updates), moving, strict=True))
-            steps = [(u[0] + u[1]) / 2 if m else jnp.zeros(()) for u, m in pairs]
-            decays = [(u[1] - u[0]) / 2 if m else jnp.zeros(()) for u, m in pairs]
-            sums = [s + d for s, d in zip(sums, steps, strict=True)]
-            squares = [s + _square(d) for s, d in zip(squares, steps, strict=True)]
-            pulls = [along(d, w) for d, w in zip(decays, leaves, strict=True)]
-            return (states, sums, squares), pulls
+            found = zip(sums, jax.tree.leaves(updates), leaves, moving, strict=True)
+            sums, numbers = zip(*(follow(*of_leaf) for of_leaf in found), strict=True)
+            return (states, list(sums)), numbers
 
         sums = [x if m else jnp.zeros(()) for x, m in zip(still, moving, strict=True)]
-        carry = jax.vmap(tx.init)(sides), sums, [_square(s) for s in sums]
-        (_, sums, squares), pulls = jax.lax.scan(one_step, carry, jnp.arange(num_steps))
-        return [_square(s) for s in sums], squares, pulls
+        (_, sums), numbers = jax.lax.scan(
+            one_step, (jax.vmap(tx.init)(sides), sums), jnp.arange(num_steps)
+        )
+        return [_square(s) for s in sums], numbers
+
+    def follow(total, u, w, moves):
+        if not moves:
+            return total, jnp.zeros(2)
+        # One product of matrices: XLA compiles a sum a number for longer than the optimiser.
+        step = (u[0] + u[1]) / 2
+        rows = jnp.stack([step, (u[1] - u[0]) / 2, w]).reshape(3, -1)
+        products = jnp.real(jnp.matmul(rows, jnp.conj(rows.T), precision="highest"))
+        pull = jnp.where(products[2, 2] > 0, products[1, 2], 0) / jnp.where(
+            products[2, 2] > 0, products[2, 2], 1
+        )
+        return total + step, jnp.stack([products[0, 0], pull])
 
     def walks(params: Params) -> list[Walk | None]:
-        moving = [is_inexact(w) for w in jax.tree.leaves(params)]
+        found = zip(jax.tree.leaves(params), *jax.device_get(run(params)), strict=True)
         return [
-            Walk(math.sqrt(far / num_steps), math.sqrt(each / num_steps), pulls) if m else None
-            for far, each, pulls, m in zip(*jax.device_get(run(params)), moving, strict=True)
+            Walk(
+                math.sqrt(far / num_steps),
+                math.sqrt(numbers[:, 0].sum() / num_steps),
+                numbers[:, 1],
+            )
+            if is_inexact(w)
+            else None
+            for w, far, numbers in found
         ]
 
     return walks
@@ -101,14 +116,6 @@ def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
 def fed(tree: Params) -> Params:
     """What of a tree like the params the optimiser takes gradients of: of lookahead's, the fast."""
     return tree.fast if isinstance(tree, optax.LookaheadParams) else tree
-
-
-def along(x: Any, w: Any) -> Any:
-    """<x, w> / <w, w>; 0 for integers, keys, and where w is zero."""
-    if not is_inexact(w) or not w.size:
-        return jnp.zeros(())
-    square = _square(w)
-    return jnp.where(square > 0, jnp.real(jnp.vdot(w, x)) / jnp.where(square > 0, square, 1), 0)
 
 
 def _square(x: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.parts.equilibrium import Walk, along, fed, measure_walk
+from wdjax.parts.equilibrium import Walk, fed, measure_walk
 from wdjax.types import Batch, LossFn, Params, is_inexact
 
 UPDATES_TRIED = 16
@@ -303,7 +303,7 @@ def _measure_decay(tx: Any, params: Params, num_steps: int) -> list[_Decays]:
             jax.tree.map(first_again, states), jax.tree.map(double, weights)
         )
         states = jax.tree.map(lambda x: x[:-1], states)
-        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(weights), start, strict=True)
+        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(weights), strict=True)
         seen, moved = zip(*(_see(*of_leaf) for of_leaf in pairs), strict=True)
         return (states, jax.tree.structure(weights).unflatten(moved)), seen
 
@@ -311,39 +311,57 @@ def _measure_decay(tx: Any, params: Params, num_steps: int) -> list[_Decays]:
     def measure(params):
         weights = jax.tree.map(spread, params)
         states = jax.vmap(tx.init)(weights)
-        (_, weights), seen = jax.lax.scan(one_step, (states, weights), length=num_steps)
-        ends = [
-            along((w[3] + w[4]) / 2, w0) if is_inexact(w) else jnp.zeros(())
-            for w, w0 in zip(jax.tree.leaves(weights), start, strict=True)
-        ]
-        return seen, ends
+        return jax.lax.scan(one_step, (states, weights), length=num_steps)[1]
 
-    start = jax.tree.leaves(params)
-    seen, ends = measure(params)
     return [
-        _Decays(*(np.asarray(x, np.float64) for x in of_leaf), float(end))
-        for of_leaf, end in zip(seen, ends, strict=True)
+        _Decays(*columns[:-1], float(columns[-1][-1]))
+        for columns in (np.asarray(seen, np.float64).T for seen in measure(params))
     ]
 
 
-def _see(u: Any, w: Any, start: Any) -> tuple[tuple, Any]:
-    """The five numbers of `_Decays`, and the weights of the lanes after the step."""
+def _see(u: Any, w: Any) -> tuple[Any, Any]:
+    """The six numbers of `_Decays`, and the weights of the lanes after the step."""
     if not is_inexact(w) or not w.size:
-        return (jnp.zeros(()),) * 5, w
-    held, held_away, odd = w[0], (u[0] + u[1]) / 2, (u[0] - u[1]) / 2
-    moving, moving_odd = (w[3] - w[4]) / 2, (u[3] - u[4]) / 2
-    seen = (
-        -along(odd, held),
-        -along(u[2] - held_away, w[2]),
-        jnp.sqrt(jnp.sum(jnp.square(jnp.abs(u[2] - held_away - 3 * odd)))) / (3 * length(start)),
-        -along(u[5] - u[0], held),
-        -along(moving_odd, moving),
-    )
-    after = w[3:] + u[3:5]
-    axes = tuple(range(1, w.ndim))
-    size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(after)), axes, keepdims=True)) / length(start)
+        return jnp.zeros(6), w
+    # Two products of matrices: XLA compiles a sum a number for longer than the optimiser.
+    rows = jnp.concatenate([u.reshape(6, -1), w.reshape(5, -1)])
+    seen = jnp.matmul(np.asarray(_SEEN, w.dtype), rows, precision="highest")
+    products = jnp.real(jnp.matmul(seen, jnp.conj(seen.T), precision="highest"))
+    squares = jnp.diagonal(products)
+    ratio = lambda top, square: jnp.where(square > 0, top / jnp.where(square > 0, square, 1), 0)
+    away = jnp.sqrt(ratio(squares[4], 9 * squares[7]))
+    tops = jnp.stack([products[0, 7], products[1, 8], products[2, 7], products[3, 9]])
+    removed = -ratio(tops, squares[np.array([7, 8, 7, 9])])
+    carried = ratio(products[10, 7], squares[7])
+    numbers = jnp.concatenate([removed[:2], away[None], removed[2:], carried[None]])
+    size = ratio(squares[5:7], squares[7]).reshape(2, *[1] * (w.ndim - 1))
     # Held once it is all but gone or has grown out of all bounds: what follows is seen on it.
-    return seen, jnp.concatenate([w[:3], jnp.where((size > 1e-6) & (size < 1e6), after, w[3:])])
+    after = jnp.where((size > 1e-12) & (size < 1e12), w[3:] + u[3:5], w[3:])
+    return numbers, jnp.concatenate([w[:3], after])
+
+
+def _seen_of_lanes() -> np.ndarray:
+    """`[what, lane]`: what is looked at, from the six updates and the five weights."""
+    u, w = np.split(np.eye(11), [6])
+    odd, even = (u[0] - u[1]) / 2, (u[0] + u[1]) / 2
+    return np.stack(
+        [
+            odd,
+            u[2] - even,
+            u[5] - u[0],
+            (u[3] - u[4]) / 2,
+            u[2] - even - 3 * odd,
+            w[3] + u[3],
+            w[4] + u[4],
+            w[0],
+            w[2],
+            (w[3] - w[4]) / 2,
+            (w[3] + u[3] + w[4] + u[4]) / 2,
+        ]
+    )
+
+
+_SEEN = _seen_of_lanes()
 
 
 def _kept_masters(tx: Any, params: Params) -> list[bool]:
