@@ -328,7 +328,7 @@ def _see(u: Any, w: Any) -> tuple[Any, Any]:
     seen = jnp.matmul(np.asarray(_SEEN, w.dtype), rows, precision="highest")
     products = jnp.real(jnp.matmul(seen, jnp.conj(seen.T), precision="highest"))
     squares = jnp.diagonal(products)
-    ratio = lambda top, square: jnp.where(square > 0, top / jnp.where(square > 0, square, 1), 0)
+    ratio = lambda top, square: jnp.where(square == 0, 0, top / jnp.where(square == 0, 1, square))
     away = jnp.sqrt(ratio(squares[4], 9 * squares[7]))
     tops = jnp.stack([products[0, 7], products[1, 8], products[2, 7], products[3, 9]])
     removed = -ratio(tops, squares[np.array([7, 8, 7, 9])])
