@@ -409,7 +409,7 @@ def test_a_warning_of_train_is_printed_at_the_end(command):
     status, printed, told = command(f"train --data wine --epochs 60 --batch-size 64 {words}")
     assert status == 0, told
     (warning,) = strict_json("run/results.json")["warnings"]
-    assert "do nothing under an optimiser that divides" in warning
+    assert "cancel under an optimiser that divides" in warning
     assert f"Warning: {warning}" in printed
 
 

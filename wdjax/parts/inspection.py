@@ -331,8 +331,8 @@ def _warnings(
         lambda leaf: leaf.row.path in cancelled,
         "constant part weights on the data loss cancel under an optimiser that divides by the "
         "gradient's size (Adam): {leaves}. They do nothing, or divide the strength of a penalty in "
-        "the loss. Scale the update after it instead, with "
-        "`scale_by_parts`, or weigh the penalty or the decay.",
+        "the loss. Leave them out; if a part is meant to learn more slowly, scale the update after "
+        "the optimiser, with `scale_by_parts`, or weigh its penalty or decay.",
     )
     warn(
         "grows",

@@ -209,7 +209,7 @@ def _whole_cycles(decays: list[_Decays]) -> list[_Decays]:
     if not len(where) or where[0] == 0 or np.any(np.diff(where) != where[0] + 1):
         return decays
     end = int(where[-1]) + 1
-    return [_Decays(*(x[:end] for x in d[:-1]), d.reference) for d in decays]
+    return [_Decays._make([*(x[:end] for x in d[:-1]), d.reference]) for d in decays]
 
 
 def _walks(
@@ -314,7 +314,7 @@ def _measure_decay(tx: Any, params: Params, num_steps: int) -> list[_Decays]:
         return jax.lax.scan(one_step, (states, weights), length=num_steps)[1]
 
     return [
-        _Decays(*columns[:-1], float(columns[-1][-1]))
+        _Decays._make([*columns[:-1], float(columns[-1][-1])])
         for columns in (np.asarray(seen, np.float64).T for seen in measure(params))
     ]
 
