@@ -75,10 +75,9 @@ def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None
     def follow(total, u, w, moves):
         if not moves:
             return total, jnp.zeros(2)
-        # One product of matrices: XLA compiles a sum a number for longer than the optimiser.
         step = (u[0] + u[1]) / 2
         rows = jnp.stack([step, (u[1] - u[0]) / 2, w]).reshape(3, -1)
-        products = jnp.real(jnp.matmul(rows, jnp.conj(rows.T), precision="highest"))
+        products = gram(rows)
         pull = jnp.where(products[2, 2] > 0, products[1, 2], 0) / jnp.where(
             products[2, 2] > 0, products[2, 2], 1
         )
@@ -116,6 +115,19 @@ def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
 def fed(tree: Params) -> Params:
     """What of a tree like the params the optimiser takes gradients of: of lookahead's, the fast."""
     return tree.fast if isinstance(tree, optax.LookaheadParams) else tree
+
+
+def gram(rows: Any) -> Any:
+    """`<row_i, row_j>`, by one product of matrices: XLA compiles a sum a number for far longer.
+
+    In blocks, since a long sum in a row in float32 is off by more than a rate may be.
+    """
+    size = rows.shape[1]
+    length = math.isqrt(size) or 1
+    padded = jnp.pad(rows, ((0, 0), (0, -size % length)))
+    blocks = padded.reshape(rows.shape[0], -1, length)
+    together = jnp.einsum("ibk,jbk->bij", blocks, jnp.conj(blocks), precision="highest")
+    return jnp.real(jnp.sum(together, axis=0))
 
 
 def _square(x: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.parts.equilibrium import Walk, fed, measure_walk
+from wdjax.parts.equilibrium import Walk, fed, gram, measure_walk
 from wdjax.types import Batch, LossFn, Params, is_inexact
 
 UPDATES_TRIED = 16
@@ -323,10 +323,9 @@ def _see(u: Any, w: Any) -> tuple[Any, Any]:
     """The six numbers of `_Decays`, and the weights of the lanes after the step."""
     if not is_inexact(w) or not w.size:
         return jnp.zeros(6), w
-    # Two products of matrices: XLA compiles a sum a number for longer than the optimiser.
     rows = jnp.concatenate([u.reshape(6, -1), w.reshape(5, -1)])
     seen = jnp.matmul(np.asarray(_SEEN, w.dtype), rows, precision="highest")
-    products = jnp.real(jnp.matmul(seen, jnp.conj(seen.T), precision="highest"))
+    products = gram(seen)
     squares = jnp.diagonal(products)
     ratio = lambda top, square: jnp.where(square == 0, 0, top / jnp.where(square == 0, 1, square))
     away = jnp.sqrt(ratio(squares[4], 9 * squares[7]))
