@@ -9,6 +9,7 @@ import pytest
 from experiments import common
 from experiments.verdict import digits, run
 from experiments.verdict.simulate import Setting
+from wdjax.selection.scores import HeldOut, Scores
 
 RESULTS = common.ROOT / "verdict" / "results.json"
 
@@ -66,14 +67,17 @@ def test_a_search_on_digits_counts_what_its_intervals_say():
     rng = np.random.default_rng(0)
 
     def search(shift):
-        d = rng.standard_normal((4, 5, 3, 100))
-        d[0] = 0
-        d[3] += shift
-        return d, np.ones((5, 100))
+        each = rng.standard_normal((5, 5, 3, 100))
+        each[1] = each[0]
+        each[4] -= shift
+        parts = np.arange(500).reshape(5, 100)
+        held_out = HeldOut({"loss": each}, parts, np.ones((5, 100)), None, np.full(5, 400))
+        return Scores({"strength": np.arange(5.0)}, {"loss": each.mean(3)}, held_out)
 
     found = digits.claims(search, [0.0, 3.0])
     assert found.any_row.tolist() == [False, True]
     assert found.chosen.tolist() == [False, True]
+    assert found.zero_left_out.tolist() == [False, True]
     assert found.one_standard_error[1] and found.folds_alone[1]
     assert found.share_identical.tolist() == [0.25, 0.25]
 

@@ -15,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import wdjax
 from wdjax.data.arrays import load_data, to_batch
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
+from wdjax.measures import make_score
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only
-from wdjax.selection import evidence, kfold
-from wdjax.selection.trials import gather
-from wdjax.training import make_fit
+from wdjax.selection import cross_validate, evidence, kfold
+from wdjax.selection.choice import Judged, gains_over_zero
+from wdjax.selection.scores import Scores
+from wdjax.training import make_fit, make_fit_and_score
 from wdjax.types import Batch
 
 STRENGTHS = (0.0, 1e-9, 2e-9, 5e-9, 1e-8)
@@ -31,8 +34,8 @@ STRENGTHS = (0.0, 1e-9, 2e-9, 5e-9, 1e-8)
 LEARNING_RATE, NUM_EPOCHS, BATCH_SIZE = 3e-3, 20, 64
 NUM_EXAMPLES, NUM_FOLDS, NUM_SEEDS = 1400, 5, 3
 
-Search = Callable[[jax.Array], tuple[np.ndarray, np.ndarray]]
-"""`key -> (differences[row, fold, seed, example], weights[fold, example])`."""
+Search = Callable[[jax.Array], Scores]
+"""A search over strengths, zero the first, with the scores of single examples."""
 
 
 class Claims(NamedTuple):
@@ -41,7 +44,9 @@ class Claims(NamedTuple):
     any_row: np.ndarray
     """Some row's interval excludes 0."""
     chosen: np.ndarray
-    """The row of lowest loss is above zero's in its interval."""
+    """`choose` says that the strength of lowest loss helps, or hurts."""
+    zero_left_out: np.ndarray
+    """The set of rows that cannot be told from the best, of `choose`, lacks zero."""
     one_standard_error: np.ndarray
     """That row is more than one standard error over folds below zero: the rule used before."""
     folds_alone: np.ndarray
@@ -52,26 +57,30 @@ class Claims(NamedTuple):
 
 
 def claims(search: Search, keys: Iterable[jax.Array]) -> Claims:
-    """Searches once with each key and records what the intervals say."""
+    """Searches once with each key and records what is said of it."""
     found = []
     for key in keys:
         start = time.perf_counter()
-        differences, weights = search(key)
+        scores = search(key)
         seconds = time.perf_counter() - start
-        gains = evidence.gains_by_example(differences, weights)
-        share = weights / weights.sum(axis=1, keepdims=True)
-        fold_means = np.einsum("rkse,ke->rk", differences, share) / differences.shape[2]
-        over_folds = evidence.gains_over_folds(fold_means[:, :, None])
-        best = int(np.argmax(gains.mean))
-        error = fold_means[best].std(ddof=1) / fold_means.shape[1] ** 0.5
-        excludes = lambda g: bool(((g.low > 0) | (g.high < 0)).any())
+        choice = wdjax.choose(scores)
+        (gains,) = gains_over_zero([Judged.of(scores, "loss")])
+        told = lambda gain: gain is not None and gain.verdict in ("helps", "hurts")
+        losses = scores.of("loss")
+        over_runs = losses[0] - losses[1:]
+        over_folds = evidence.gains_over_folds(over_runs)
+        fold_means = over_runs.mean(axis=2)
+        best = fold_means[int(np.argmax(fold_means.mean(axis=1)))]
+        assert scores.held_out is not None
+        each = scores.held_out.values["loss"]
         found.append(
             (
-                excludes(gains),
-                bool(gains.low[best] > 0),
-                bool(fold_means[best].mean() > error),
-                excludes(over_folds),
-                float((differences == 0).all(axis=(1, 2, 3)).mean()),
+                any(map(told, gains.values())),
+                told(choice.gain),
+                0 not in choice.confident_set,
+                bool(best.mean() > best.std(ddof=1) / len(best) ** 0.5),
+                bool(((over_folds.low > 0) | (over_folds.high < 0)).any()),
+                float((each[1:] == each[0]).all(axis=(1, 2, 3)).mean()),
                 seconds,
             )
         )
@@ -83,13 +92,9 @@ def _digits() -> Batch:
     return jax.tree.map(jnp.asarray, to_batch(load_data("digits")))
 
 
-@jax.jit
-def _losses(key: jax.Array, data: Batch) -> tuple[jax.Array, jax.Array]:
-    """Held-out losses `[row, fold, seed, example]` and weights `[fold, example]`: one program."""
-    rows_key, folds_key, key = jax.random.split(key, 3)
-    rows = jax.random.permutation(rows_key, data.weights.shape[0])[:NUM_EXAMPLES]
-    drawn = jax.tree.map(lambda leaf: leaf[rows], data)
-    folds = kfold(folds_key, NUM_EXAMPLES, NUM_FOLDS)
+@functools.cache
+def _fit_and_score() -> Callable:
+    """One function for all draws, so that `cross_validate` finds its program again."""
     model = make_mlp(num_outputs=10, widths=(32,))
     fit = make_fit(
         model,
@@ -101,26 +106,19 @@ def _losses(key: jax.Array, data: Batch) -> tuple[jax.Array, jax.Array]:
         num_epochs=NUM_EPOCHS,
         batch_size=BATCH_SIZE,
     )
-
-    def score(hparams, train, valid, key):
-        done = fit(hparams, train, key)
-        outputs, _ = model.apply(done.params, done.model_state, valid.inputs, key=None, train=False)
-        return cross_entropy(outputs, valid.targets)
-
-    def one(trial):
-        strength, fold, seed = trial
-        train, valid = gather(drawn, folds, fold)
-        run_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
-        return score({"strength": strength}, train, valid, run_key)
-
-    shape = len(STRENGTHS), NUM_FOLDS, NUM_SEEDS
-    row, fold, seed = np.indices(shape).reshape(3, -1)
-    trials = jnp.asarray(STRENGTHS)[row], jnp.asarray(fold), jnp.asarray(seed)
-    losses = jax.lax.map(one, trials)
-    return losses.reshape(*shape, -1), folds.valid_mask.astype(jnp.float32)
+    return make_fit_and_score(fit, make_score(model, loss=cross_entropy))
 
 
-def search(key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """One search over fresh examples, folds and runs, zero's losses minus each strength's."""
-    losses, weights = (np.asarray(x, np.float64) for x in _losses(key, _digits()))
-    return losses[0] - losses[1:], weights
+def search(key: jax.Array) -> Scores:
+    """One search over fresh examples, folds and runs, as a user makes it."""
+    rows_key, folds_key, key = jax.random.split(key, 3)
+    data = _digits()
+    rows = jax.random.permutation(rows_key, data.weights.shape[0])[:NUM_EXAMPLES]
+    return cross_validate(
+        _fit_and_score(),
+        {"strength": np.array(STRENGTHS, np.float32)},
+        jax.tree.map(lambda leaf: leaf[rows], data),
+        kfold(folds_key, NUM_EXAMPLES, NUM_FOLDS),
+        key=key,
+        num_seeds=NUM_SEEDS,
+    )

@@ -50,7 +50,7 @@ import numpy as np
 from experiments import common
 from experiments.verdict import digits, simulate
 from experiments.verdict.simulate import Setting
-from wdjax.selection import evidence
+from wdjax.selection import choice, evidence
 
 KEPT = pathlib.Path("runs/experiments/verdict/settings")
 """Settings that are done, by what they were made by: a run that was stopped goes on from there."""
@@ -268,7 +268,7 @@ def kept(part, setting, c):
 
 def kept_claims(c):
     """The claims on digits, draw by draw, from the kept files where they are there."""
-    code = named(code_of(evidence, digits))
+    code = named(code_of(evidence, choice, digits))
     found = []
     for draw in range(c.digits):
         path = KEPT.parent / "digits" / f"{code}-{draw}.json"
