@@ -5,7 +5,10 @@ those numbers alone, so that it can be computed again without training anything.
 
 A number is a mean over n independent runs. Against a bound it has two p-values by Student's t of
 n - 1 degrees of freedom, for lying above and for lying below, each doubled: one below 0.05 means
-that the 95 % interval excludes the bound. A count has no error and the p-values 0 and 1.
+that the 95 % interval excludes the bound. A count has no error and the p-values 0 and 1. A share
+of n independent events may be judged by the binomial distribution instead (`share_above`,
+`share_below`), whose p-values are exact where the share is small, or 0: the interval is that of
+Clopper and Pearson.
 
 Several numbers make one claim by *at least u of k* (all: u = k; any: u = 1), with the p-value
 `(k - u + 1) p_(u)` over the sorted p (Benjamini & Heller 2008, partial conjunction): the largest
@@ -15,11 +18,12 @@ at least k - u + 1 of the opposites hold.
 
 import fnmatch
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, bdtrc, stdtr, stdtrit
 
 from wdjax.tables import Estimate, format_number
 
@@ -54,6 +58,25 @@ class Measurement(NamedTuple):
     def p_below(self, bound: float = 0.0) -> float:
         """As `p_above`, of lying below."""
         return self._replace(mean=-self.mean).p_above(-bound)
+
+    def share_p_values(self, bound: float) -> tuple[float, float]:
+        """One-sided p-values of a share lying above the bound, and below it.
+
+            P(X >= k), P(X <= k);  X ~ Binomial(n, bound), k = n * share
+
+        Raises:
+          ValueError: where the mean is no share of n events.
+        """
+        k = round(self.mean * self.n)
+        if not 0 <= k <= self.n or abs(self.mean * self.n - k) > 1e-6 * self.n:
+            raise ValueError(
+                f"{self.what!r} is {self.mean:g}, no share of n = {self.n} events: judge it by "
+                "`above` or `below`."
+            )
+        more = 1.0 if k == 0 else float(bdtrc(k - 1, self.n, bound))
+        less = float(bdtr(k, self.n, bound))
+        # Never 0, which says that nothing is random.
+        return max(more, sys.float_info.min), max(less, sys.float_info.min)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval of Student's t that misses the mean in a share `level` of experiments."""
@@ -106,6 +129,16 @@ def above(what: str, bound: float = 0.0, of: str = "") -> Test:
 def below(what: str, bound: float = 0.0, of: str = "") -> Test:
     """The number lies below the bound."""
     return Test(what, "below", (bound,), of)
+
+
+def share_above(what: str, bound: float) -> Test:
+    """The share of n independent events lies above the bound, by the binomial distribution."""
+    return Test(what, "share above", (bound,))
+
+
+def share_below(what: str, bound: float) -> Test:
+    """The share of n independent events lies below the bound, by the binomial distribution."""
+    return Test(what, "share below", (bound,))
 
 
 def within(what: str, low: float, high: float) -> Test:
@@ -202,6 +235,9 @@ def _of_one(test: Test, m: Measurement, numbers: Sequence[Measurement]) -> tuple
         }[test.side]
         return (0.0, 1.0) if holds else (1.0, 0.0)
     two_sided = lambda p: min(1.0, 2 * p)
+    if test.side in ("share above", "share below"):
+        more, less = map(two_sided, m.share_p_values(low))
+        return (more, less) if test.side == "share above" else (less, more)
     if test.side == "above":
         return two_sided(m.p_above(low)), two_sided(m.p_below(low))
     if test.side == "below":
@@ -244,7 +280,9 @@ def rule_text(rule: Rule) -> str:
         word = rule.at_least if isinstance(rule.at_least, str) else f"at least {rule.at_least}"
         return f"{word} of ({', '.join(map(rule_text, rule.parts))})"
     bounds = [format_number(float(b)) for b in rule.bounds]
-    side = {"within": "between", "differs": "different from"}.get(rule.side, rule.side)
+    words = {"within": "between", "differs": "different from"}
+    words |= {"share above": "as a share above", "share below": "as a share below"}
+    side = words.get(rule.side, rule.side)
     of = f" times `{rule.of}`" if rule.of else ""
     return f"`{rule.what}` {side} {' and '.join(bounds)}{of}"
 

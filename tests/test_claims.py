@@ -19,6 +19,8 @@ from experiments.claims import (
     below,
     differs,
     most_of,
+    share_above,
+    share_below,
     within,
 )
 
@@ -73,6 +75,28 @@ def test_a_count_needs_no_p_value():
     found = claims.exact("bytes", 4)
     assert claims.p_values(above("bytes", 8), [found]) == (1.0, 0.0)
     assert claims.p_values(below("bytes", 8), [found]) == (0.0, 1.0)
+
+
+# Shares.
+
+
+@pytest.mark.parametrize("count, n, bound", [(0, 200, 0.08), (16, 200, 0.05), (5, 40, 0.05)])
+def test_the_p_values_of_a_share_are_those_of_the_binomial_test_in_scipy(count, n, bound):
+    """Also of 0 events, which have no standard error."""
+    share = count / n
+    found = number("x", share, (share * (1 - share) / n) ** 0.5, n)
+    sides = [stats.binomtest(count, n, bound, side).pvalue for side in ("greater", "less")]
+    more, less = (min(1.0, 2 * p) for p in sides)
+    assert claims.p_values(share_above("x", bound), [found]) == pytest.approx((more, less))
+    assert claims.p_values(share_below("x", bound), [found]) == pytest.approx((less, more))
+    low, high = stats.binomtest(count, n).proportion_ci(0.95, "exact")
+    assert (p_for(share_above("x", bound), found) < claims.LEVEL) == (low > bound)
+    assert (p_for(share_below("x", bound), found) < claims.LEVEL) == (high < bound)
+
+
+def test_what_is_no_share_of_its_events_is_refused():
+    with pytest.raises(ValueError, match="'x' is 0.015, no share of n = 10 events"):
+        p_for(share_below("x", 0.05), number("x", 0.015, 0.001, 10))
 
 
 # Equivalence.
@@ -212,8 +236,8 @@ def test_every_claim_has_a_name_a_sentence_and_numbers_that_are_there():
 
 
 def test_every_verdict_of_the_results_follows_from_their_numbers():
-    """Recomputed here by scipy's t alone, for the claims of one number with an error."""
-    checked = 0
+    """Recomputed here by scipy: t, or the binomial test, for the claims of one number."""
+    checked = shares = 0
     for folder, claim, numbers in committed():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         told = next(one for one in results["claims"] if one["name"] == claim.name)
@@ -221,6 +245,12 @@ def test_every_verdict_of_the_results_follows_from_their_numbers():
         if isinstance(rule, claims.Group) or rule.side == "within" or rule.of or len(of) != 1:
             continue
         (one,) = of
+        if rule.side.startswith("share"):
+            count, shares = round(one.mean * one.n), shares + 1
+            sides = ("greater", "less")
+            more, less = (stats.binomtest(count, one.n, *rule.bounds, s).pvalue for s in sides)
+            assert told["p"] == pytest.approx(min(1, 2 * min(more, less)), rel=1e-6)
+            continue
         if not one.standard_error:
             continue
         t = (one.mean - rule.bounds[0]) / one.standard_error
@@ -230,7 +260,7 @@ def test_every_verdict_of_the_results_follows_from_their_numbers():
         expected = "undecided" if p >= 0.05 else "holds" if right_side else "fails"
         assert told["verdict"] == expected, claim.name
         checked += 1
-    assert checked >= 15
+    assert checked >= 15 and shares >= 1
 
 
 def test_every_claim_of_equivalence_that_holds_has_its_interval_inside_the_bound():
