@@ -93,7 +93,8 @@ def finished(tmp_path_factory):
 def test_the_main_job_ends_with_a_choice_in_its_first_line(finished):
     _, done = finished
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(("Chosen strength", "No strength helped"))
+    assert lines[0].startswith(("Chosen strength", "Decay ", "Zero has the lowest"))
+    assert "Not chosen on: test loss" in lines[0]
     assert "+-" in lines[0] and "at the one learning rate tried, 0.003" in lines[0]
     table = done.stdout[done.stdout.index("strength") :]
     assert sum(line.startswith(">") for line in lines) == 2
