@@ -36,19 +36,26 @@ def rows_of(folder: str) -> list[str]:
     return [f"{name[0].upper()}{int(name[1:])}" for name in names if name]
 
 
+OF_THE_METHOD = ("verdict",)
+"""Experiments about how often the method is wrong, not about what it found."""
+
+
 def claim_rows() -> list[dict[str, Any]]:
     """Every claim with its verdict, and that under Holm's correction over all claims.
 
     The claims of one kind of device are one family: another device is the same experiment again.
+    Those of the method itself, simulated, are a family of their own: they are no evidence about
+    the articles' claims.
     """
     rows = [
         {**claim, "folder": folder.name, "results": results}
         for folder, results in all_results()
         for claim in results["claims"]
     ]
-    families: dict[str, list[dict[str, Any]]] = {}
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for row in rows:
-        families.setdefault(device_mark(row["results"]["device"]), []).append(row)
+        family = device_mark(row["results"]["device"]), row["folder"] in OF_THE_METHOD
+        families.setdefault(family, []).append(row)
     for family in families.values():
         for row, p in zip(family, claims.holm([row["p"] for row in family]), strict=True):
             row["holm_p"] = p
