@@ -179,6 +179,8 @@ def test_the_job_compares_optimisers_each_at_rates_that_fit_it(tmp_path):
     assert set(rates["sgd"]["learning_rate"]) == {0.03, 0.1, 0.3}
     assert set(rates["lion"]["learning_rate"]) == {1e-4, 3e-4, 1e-3}
     assert results["headline"].startswith("Best optimizer: ")
+    assert "over all 12 rows tried" in results["headline"]
+    assert ("cannot be told from" in results["headline"]) or ("; worse: " in results["headline"])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from wdjax.selection.choice import RULES
 from wdjax.selection.comparison import Comparison, compare
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.folds import kfold
+from wdjax.tables import Estimate
 
 AMONG = {
     "optimizer": ("sgd", "momentum", "adam", "lion"),
@@ -82,6 +83,8 @@ def run_compare(
         num_seeds = min(p.defaults.num_seeds for p in prepared.values())
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
+    for one in prepared.values():
+        check_one_of("choose_by", options.choose_by, recipes.recipe_score(one.recipe).measures)
     # The CNN's images are enlarged; in a comparison all see the same.
     largest = max(prepared.values(), key=lambda p: p.choose_data.inputs[0].size)
     choose_data = largest.choose_data
@@ -108,6 +111,7 @@ def run_compare(
         folds,
         key=grid_key,
         rule=options.rule,
+        value=options.choose_by,
         num_seeds=num_seeds,
         mesh=largest.mesh,
         progress=functools.partial(_listen, results, set(), say, watch),
@@ -152,13 +156,16 @@ def _single(options: CompareOptions, name: str) -> CompareOptions:
 
 def _headline(options: CompareOptions, comparison: Comparison) -> str:
     best = comparison.best
-    others = [name for name in comparison.chosen if name != best]
-    second = min(others, key=lambda name: comparison.chosen[name].mean)
-    gain = comparison.difference(second, best)
-    told_apart = abs(gain.mean) > gain.standard_error
+    tied = [n for n in comparison.chosen if n != best and n not in comparison.told_apart]
+    worse = [name for name in comparison.chosen if name in comparison.told_apart]
     numbers = ", ".join(f"{k} {v:g}" for k, v in comparison.chosen[best].hparams.items())
-    return (
-        f"Best {options.vary}: {best} ({numbers}), "
-        + (f"lower than {second} by {gain} " if told_apart else f"not to be told from {second} ")
-        + "(validation loss, paired over folds)."
-    )
+    choice = comparison.chosen[best]
+    score = f"validation {options.choose_by} {Estimate(choice.mean, choice.standard_error)}"
+    words = f"Best {options.vary}: {best} ({numbers}), {score}"
+    words += f"; it cannot be told from {', '.join(tied)}" if tied else ""
+    words += f"; worse: {', '.join(worse)}" if worse else ""
+    return f"{words} (with 95 % confidence, over all {_num_rows(comparison)} rows tried)."
+
+
+def _num_rows(comparison: Comparison) -> int:
+    return sum(scores.of(scores.names[0]).shape[0] for scores in comparison.scores.values())

@@ -43,6 +43,7 @@ from wdjax.selection.cross_validation import Progress, Scores, cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import Grid
 from wdjax.selection.trials import map_trials
+from wdjax.tables import Estimate
 from wdjax.training import nan_if_diverged
 from wdjax.types import Batch
 
@@ -222,7 +223,8 @@ def run_train(
             f"= {options.strength:g}."
         )
     results["headline"] = (
-        f"Strength {options.strength:g} ({options.decay}): test loss {over_seeds(losses)}, "
+        f"Strength {options.strength:g} ({options.decay}): test loss "
+        f"{Estimate(float(losses.mean()), refit['chosen']['errors']['test_loss'])}, "
         f"training loss {over_seeds(refit['chosen']['train_loss'])}."
     )
     results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
