@@ -20,7 +20,6 @@ Found: With crop and flip, weights on the augmented examples lower the held-out 
   less than 5 % (Q10-picked fails, p = 0.002).
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ from wdjax.data.augment import (
     random_crop,
     random_flip,
 )
-from wdjax.decay import decoupled_decay, make_optimizer
+from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only
@@ -98,10 +97,9 @@ def measure(c: Config) -> common.Findings:
         fit = make_fit(
             model,
             cross_entropy,
-            make_tx=lambda h: make_optimizer(
-                optax.scale_by_adam(),
-                c.learning_rate,
-                functools.partial(decoupled_decay, h["strength"], parts=matrices_only),
+            make_tx=lambda h: optax.chain(
+                optax.adam(c.learning_rate),
+                decoupled_decay(h["strength"], c.learning_rate, parts=matrices_only),
             ),
             num_epochs=c.num_epochs,
             batch_size=c.batch_size,

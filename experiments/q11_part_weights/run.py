@@ -12,7 +12,6 @@ Found: Weights on the parts by their depth, of their decay or of their update, l
   loss by less than 5 % (Q11 fails, p = 0.019).
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -21,7 +20,7 @@ import optax
 
 from experiments import common, problems
 from experiments.claims import Claim, Measurement, above, any_of
-from wdjax.decay import decoupled_decay, make_optimizer
+from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only, scale_by_parts
@@ -69,10 +68,11 @@ def measure(c: Config) -> common.Findings:
             fit = make_fit(
                 model,
                 cross_entropy,
-                make_tx=lambda h: make_optimizer(
-                    optax.chain(optax.scale_by_adam(), scale_by_parts(moved)),
-                    c.learning_rate,
-                    functools.partial(decoupled_decay, h["strength"], parts=decayed),
+                make_tx=lambda h: optax.chain(
+                    optax.scale_by_adam(),
+                    scale_by_parts(moved),
+                    optax.scale_by_learning_rate(c.learning_rate),
+                    decoupled_decay(h["strength"], c.learning_rate, parts=decayed),
                 ),
                 num_epochs=c.num_epochs,
                 batch_size=c.batch_size,

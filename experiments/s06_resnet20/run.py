@@ -14,7 +14,6 @@ Found: Doubling the convolutions of a ResNet-20 leaves its outputs (to 5 %), and
   0.93).
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,7 +23,7 @@ import optax
 
 from experiments import common, problems
 from experiments.claims import Claim, above, all_of, below
-from wdjax.decay import decoupled_decay, make_optimizer
+from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_resnet20
 from wdjax.parts import matrices_only
@@ -54,8 +53,10 @@ def make_run(c: Config, model):
     """Momentum and decoupled decay; the convolutions of every epoch are kept."""
 
     def make_tx(h):
-        decay = functools.partial(decoupled_decay, h["strength"], parts=matrices_only)
-        return make_optimizer(optax.trace(decay=0.9), c.learning_rate, decay)
+        decay = decoupled_decay(h["strength"], c.learning_rate, parts=matrices_only)
+        return optax.chain(
+            optax.trace(decay=0.9), optax.scale_by_learning_rate(c.learning_rate), decay
+        )
 
     return make_fit(
         model,

@@ -17,7 +17,6 @@ Found: On fresh rows of clean labels, the optimiser that cross-validation puts l
   one it puts last (S11-structure holds, p = 0.00096).
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -29,7 +28,7 @@ from jax.sharding import AxisType
 from experiments import common, problems
 from experiments.claims import Claim, Measurement, above
 from wdjax.data.augment import compose, random_crop, random_flip
-from wdjax.decay import decoupled_decay, make_optimizer, muon
+from wdjax.decay import decoupled_decay, muon
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp, make_rnn
 from wdjax.parts import matrices_only
@@ -92,10 +91,10 @@ def choice(c: Config, optimizer="Adam", augmentation="none", structure="MLP 100"
 
     def make_tx(h):
         rate = h["learning_rate"]
-        decay = functools.partial(decoupled_decay, h["share"] / rate, parts=matrices_only)
+        decay = decoupled_decay(h["share"] / rate, rate, parts=matrices_only)
         if optimizer == "Muon":
             return muon(rate, decay)
-        return make_optimizer(DIRECTIONS[optimizer](), rate, decay)
+        return optax.chain(DIRECTIONS[optimizer](), optax.scale_by_learning_rate(rate), decay)
 
     fit = make_fit(
         model,

@@ -6,7 +6,7 @@ Source: the articles; soft thresholding, Daubechies, Defrise & De Mol 2004. In a
 Would change: S13-l2: `L2: strengths at which some weight is exactly zero` below 1; S13-proximal:
   `L1 by proximal step: share of zeros at chosen` above 0.01; S13-subgradient: `L1 by subgradient:
   share of zeros at chosen` above 0.01.
-Run: `python -m experiments s13_l1` (12 s on 2 CPU devices, jax 0.10.2)
+Run: `python -m experiments s13_l1` (138 s on 2 CPU devices, jax 0.10.2)
 Found: L2 makes no weight exactly zero, at any strength tried (S13-l2 holds, counted). L1 by its
   proximal step makes over 1 % of the weights exactly zero (S13-proximal holds, p < 0.0001). L1 as
   a term of the loss makes less than 1 % of the weights exactly zero (S13-subgradient fails, p =

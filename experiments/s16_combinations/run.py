@@ -25,7 +25,6 @@ Found: Undecided: The best strength of decoupled decay is separable from the lea
   optimiser, kind of decay and augmentation (S16-gain undecided, p = 0.83).
 """
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +35,7 @@ import optax
 from experiments import common, problems
 from experiments.claims import Claim, Measurement, above, all_of, exact, most_of, within
 from wdjax.data.augment import compose, random_crop, random_flip
-from wdjax.decay import decoupled_decay, independent_decay, make_optimizer
+from wdjax.decay import decoupled_decay, independent_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only
@@ -90,11 +89,12 @@ def make_run(c: Config, optimizer: str, decay: str, augmentation: str):
     def make_tx(h):
         rate, strength = h["learning_rate"], h["strength"]
         decays = {
-            "coupled": optax.identity(),
-            "decoupled": functools.partial(decoupled_decay, strength, parts=matrices_only),
-            "independent": functools.partial(independent_decay, strength, parts=matrices_only),
+            "coupled": optax.identity,
+            "decoupled": lambda: decoupled_decay(strength, rate, parts=matrices_only),
+            "independent": lambda: independent_decay(strength, parts=matrices_only),
         }
-        return make_optimizer(DIRECTIONS[optimizer](), rate, decays[decay])
+        descent = optax.scale_by_learning_rate(rate)
+        return optax.chain(DIRECTIONS[optimizer](), descent, decays[decay]())
 
     penalty = lambda h: l2_penalty(h["strength"], matrices_only)
     return make_fit(
