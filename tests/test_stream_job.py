@@ -159,7 +159,7 @@ def test_images_of_tfds_stream_from_the_disk(command, tmp_path):
         "--model mine.py:make_model --epochs 2 --batch-size 8 --out run "
         "--devices 1 --micro-batches 2"
     )
-    assert status == 0 and "40 examples to choose on, 10 to test on" in told, told
+    assert status == 0 and "40 examples to train on, 10 to test on" in told, told
     assert results_of("run")["data"]["num_choose"] == 40
     status, _, told = command("train --resume run")
     assert status == 2 and "a folder is not trusted to name code to run" in told
@@ -190,7 +190,7 @@ def test_a_table_of_tfds_is_predicted_in_its_own_unit_after_streaming(command, t
         "train --stream --strength 0 --data tfds:prices --data-dir tfds --loss squared_error "
         "--batch-size 8 --epochs 40 --learning-rate 0.02 --out run --devices 1 --tensorboard"
     )
-    assert status == 0 and "80 examples to choose on, 16 to test on" in told, told
+    assert status == 0 and "80 examples to train on, 16 to test on" in told, told
     assert results_of("run")["refit"]["chosen"]["test_loss"][0] < 0.01
     assert len(list(pathlib.Path("run/tensorboard").glob("events.out.tfevents.*"))) == 1
     predicted = load_predictor("run")(columns[80:])
