@@ -42,6 +42,7 @@ def trained(tmp_path_factory):
     write(folder / "train.csv", header, [x[:, 0], x[:, 1], words, x[:, 2], x[:, 3]])
     options = TrainOptions(
         data=str(folder / "train.csv"),
+        strength=0.0,
         target="kind",
         epochs=30,
         batch_size=16,
