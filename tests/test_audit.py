@@ -317,7 +317,6 @@ UNMEASURED = {
     "sophia": (lambda: optax.contrib.sophia(ETA, weight_decay=WD), ASKS),
     "polyak_sgd": (lambda: optax.polyak_sgd(), ASKS),
     "lbfgs": (lambda: optax.lbfgs(), ASKS),
-    "dpsgd": (lambda: optax.contrib.dpsgd(ETA, 1.0, 1.0, jax.random.key(0)), ASKS),
     "non-negative": (
         lambda: optax.chain(optax.adamw(**ADAMW), optax.keep_params_nonnegative()),
         NOT_PROPORTIONAL,
