@@ -555,7 +555,21 @@ def test_corrected_decay_is_measured_under_its_schedule():
 PENALISED = l2_penalty(1e-3, KERNELS)
 PARTS = {"hidden/*": 0.1, "*": 1.0}
 adam_with = lambda decay: optax.chain(optax.adam(1e-2), decay)
+
+
+def with_frozen_hidden(parts):
+    labels = {"hidden": "hidden", "norm": "norm", "head": "head"}
+    frozen = optax.partition(
+        {"hidden": optax.set_to_zero(), "norm": optax.sgd(0.1), "head": optax.sgd(0.1)}, labels
+    )
+    return optax.chain(frozen, decoupled_decay(0.1, 0.1, parts=parts))
+
+
 REMEDIES = {
+    "frozen but decays": [
+        (lambda: with_frozen_hidden(KERNELS), None),
+        (lambda: with_frozen_hidden({"head/kernel": 1.0, "*": 0.0}), None),
+    ],
     "decayed twice": [
         (lambda: sgd_with(decoupled_decay(0.01, 0.1, parts=KERNELS)), PENALISED),
         (lambda: sgd_with(decoupled_decay(0.01, 0.1, parts=KERNELS)), None),
