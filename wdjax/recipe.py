@@ -31,8 +31,8 @@ from wdjax.decay import (
     decay_weights,
     decoupled_rate,
     independent_rate,
-    make_optimizer,
 )
+from wdjax.decay.composition import chain_by
 from wdjax.losses import (
     cross_entropy,
     fill_inactive_rows,
@@ -257,7 +257,7 @@ def recipe_tx(
     direction = DIRECTIONS[recipe.optimizer]()
     if on_update is not None:
         direction = optax.chain(direction, scale_by_parts(on_update))
-    return make_optimizer(direction, learning_rate, decay)
+    return chain_by(direction, learning_rate, decay)
 
 
 def recipe_rate(recipe: Recipe, hparams: HParams, num_steps: int) -> Strength | Schedule | None:

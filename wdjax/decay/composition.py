@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -63,6 +64,20 @@ def make_optimizer(
         the shape of a learning rate that is one schedule; what the decays themselves refuse.
     """
     _check_direction(direction)
+    return chain_by(direction, learning_rate, *decays, schedule=schedule)
+
+
+def chain_by(
+    direction: optax.GradientTransformation,
+    learning_rate: Strength | Schedule,
+    *decays: Decay,
+    schedule: Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`make_optimizer` along a direction that is known not to descend, so nothing is run for it.
+
+    Raises:
+      ValueError: as `make_optimizer`, but for the direction.
+    """
     eta, given = _one_learning_rate(learning_rate, schedule)
     after = [resolve_decay(decay, given) for decay in decays]
     return optax.chain(direction, optax.scale_by_learning_rate(eta), *after)
@@ -158,10 +173,16 @@ def _descends(direction: optax.GradientTransformation) -> bool:
     It cannot where the direction is tied to a tree of params, asks for more arguments, or depends
     on traced numbers; what then goes wrong, the params' own `init` will say.
     """
+
+    # One program: each operation outside a compiled function would be one of its own.
+    @jax.jit
+    def probe() -> Any:
+        weight = jnp.ones(1)
+        return direction.update(weight, direction.init(weight), weight)[0]
+
     try:
         with jax.ensure_compile_time_eval():
-            weight = jnp.ones(1)
-            update: Any = direction.update(weight, direction.init(weight), weight)[0]
-            return is_known(update) and float(update[0]) < 0
+            update = probe()
+            return is_known(update) and float(np.asarray(update)[0]) < 0
     except Exception:
         return False

@@ -443,10 +443,16 @@ def _measure_response(tx: Any, params: Params, num_steps: int | None) -> _Respon
     lanes = [
         np.stack([np.asarray(size / norm * g, w.dtype) for size in sizes])
         if is_inexact(w)
-        else jnp.zeros(len(sizes))
+        else np.zeros(len(sizes), np.float32)
         for g, w in zip(raw, leaves, strict=True)
     ]
-    no_gradients = [jnp.stack([zero] * len(sizes)) for zero in map(_zero_gradient, leaves)]
+    # On the host: each operation on a device would be a small program of its own.
+    no_gradients = [
+        jnp.stack([w] * len(sizes))
+        if jnp.issubdtype(w.dtype, jax.dtypes.prng_key)
+        else np.zeros((len(sizes), *np.shape(w)), w.dtype)
+        for w in leaves
+    ]
     found = zip(lanes, no_gradients, leaves, strict=True)
     grads = fed(structure.unflatten([g if is_inexact(w) else zero for g, zero, w in found]))
     most = UPDATES_WAITED if num_steps is None else num_steps
