@@ -230,7 +230,11 @@ def recipe_part_weights(recipe: Recipe, hparams: HParams, inputs: Any, place: st
 
 
 def recipe_augment(recipe: Recipe, inputs: Any) -> Augmentation | None:
-    """The recipe's augmentations of images `inputs[example, height, width, channel]`, chained."""
+    """The recipe's augmentations of images `inputs[example, height, width, channel]`, chained.
+
+    Raises:
+      ValueError: for inputs that are no images.
+    """
     if not recipe.augment:
         return None
     if jnp.ndim(inputs) != 4:

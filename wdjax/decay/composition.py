@@ -93,7 +93,11 @@ def decay_at(decay: Decay, learning_rate: Strength | Schedule) -> optax.Gradient
 
 
 def resolve_decay(decay: Decay, given: dict[str, Any]) -> optax.GradientTransformation:
-    """The transformation that `decay` is, or makes from what it requires of `given`."""
+    """The transformation that `decay` is, or makes from what it requires of `given`.
+
+    Raises:
+      ValueError: if it is neither, requires what is not given, or makes no transformation.
+    """
     if isinstance(decay, optax.GradientTransformation):
         return decay
     if not callable(decay):

@@ -301,7 +301,11 @@ def huber_decay(
 
 
 def check_multiplier(multiplier: Any, remedy: str = "") -> None:
-    """Refuses an s_t that is known and no scalar in [0, 1]."""
+    """Refuses an s_t that is known and no scalar in [0, 1].
+
+    Raises:
+      ValueError: if it is; a traced one passes.
+    """
     check_strength("schedule", multiplier)
     if is_known(multiplier) and multiplier > 1 + _ROUNDING:
         raise ValueError(
@@ -311,7 +315,11 @@ def check_multiplier(multiplier: Any, remedy: str = "") -> None:
 
 
 def check_peak(learning_rate: Any, peak: Any) -> None:
-    """Refuses a peak that is known to be below a known learning rate."""
+    """Refuses a peak that is known to be below a known learning rate.
+
+    Raises:
+      ValueError: if it is; traced ones pass.
+    """
     both_known = is_known(learning_rate) and is_known(peak)
     if both_known and learning_rate > peak * (1 + _ROUNDING):
         raise ValueError(

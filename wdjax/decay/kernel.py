@@ -236,7 +236,11 @@ def rate_at(rate: Strength | Schedule, step: Array) -> Any:
 
 
 def require_params(params: Params | None) -> Params:
-    """The params, or one clear refusal where `update` was called without them."""
+    """The params, or one clear refusal where `update` was called without them.
+
+    Raises:
+      ValueError: if there are none.
+    """
     if params is None:
         raise ValueError(
             "Decay needs the weights: call `tx.update(updates, state, params)` with the params."

@@ -29,7 +29,11 @@ _WRITTEN = (
 
 
 def checked_out(options: RunOptions) -> pathlib.Path:
-    """The output folder, not yet made: refused if it exists or could not be written."""
+    """The output folder, not yet made: refused if it exists or could not be written.
+
+    Raises:
+      ValueError: if it holds files and may not be overwritten, is a file, or is named twice.
+    """
     kind = type(options).__name__.removesuffix("Options").lower()
     if options.out is not None and options.name is not None:
         raise ValueError("`out` and `name` both say where to write; give one.")

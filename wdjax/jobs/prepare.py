@@ -167,7 +167,11 @@ def _augmentations(options: RunOptions, dataset: arrays.Dataset) -> tuple[str, .
 
 
 def slopes_of(options: Any) -> dict[str, float]:
-    """The slopes of a single run, by name; none where nothing is weighed."""
+    """The slopes of a single run, by name; none where nothing is weighed.
+
+    Raises:
+      ValueError: for a slope that has nothing to act on, or is not finite.
+    """
     slopes = {}
     for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
         slope = getattr(options, f"{name}_slope")
@@ -183,7 +187,11 @@ def slopes_of(options: Any) -> dict[str, float]:
 
 
 def slope_axes(options: SelectOptions) -> dict[str, Any]:
-    """The slopes as grid axes, by name; none where nothing is weighed."""
+    """The slopes as grid axes, by name; none where nothing is weighed.
+
+    Raises:
+      ValueError: for slopes that have nothing to act on, or are no axis of a grid.
+    """
     axes = {}
     for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
         slopes = getattr(options, f"{name}_slopes")
@@ -252,7 +260,11 @@ def whole_weight_strength(decay: str, learning_rate: float) -> float:
 
 
 def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:
-    """Refuses a decay that multiplies a weight by -1 or beyond at every step."""
+    """Refuses a decay that multiplies a weight by -1 or beyond at every step.
+
+    Raises:
+      ValueError: if it does, with the strength, the rate and the way out.
+    """
     rate = strength / whole_weight_strength(decay, learning_rate)
     if rate >= 2:
         raise ValueError(
@@ -282,7 +294,11 @@ def hparams_of(options: Any) -> dict[str, float]:
 
 
 def check_batch_fits(batch_size: int, num_examples: int) -> None:
-    """Refuses a batch larger than the smallest training part."""
+    """Refuses a batch larger than the smallest training part.
+
+    Raises:
+      ValueError: if it is.
+    """
     if batch_size > num_examples:
         raise ValueError(
             f"`batch_size` must be at most {num_examples}, the examples of the smallest training "

@@ -46,7 +46,11 @@ _MAY_DIFFER = (*_NOT_KEPT, "data_dir", "save_every", "tensorboard", "hang_after"
 
 
 def check_not_streamed(options: TrainOptions) -> None:
-    """Refuses options that only a streamed run has."""
+    """Refuses options that only a streamed run has.
+
+    Raises:
+      ValueError: for the first of them that is given.
+    """
     given = [name for name in _STREAMED if getattr(options, name) is not None]
     if given:
         flag = given[0].replace("_", "-")

@@ -323,7 +323,11 @@ def _checked_multiplier(path: tuple, leaf: Any, multiplier: Any) -> Any:
 
 
 def check_not_injected(parts: Parts) -> None:
-    """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value."""
+    """`optax.inject_hyperparams` runs a `parts` function as a schedule and hands on its value.
+
+    Raises:
+      ValueError: if `parts` is one number in an array, as it then is.
+    """
     if isinstance(parts, jax.Array) and jnp.ndim(parts) == 0:
         raise ValueError(
             f"`parts` must not be one number, got {parts}. If it was a function under "
