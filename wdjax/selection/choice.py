@@ -295,12 +295,6 @@ def _shared(searches: Sequence[Judged]) -> HeldOut:
     return held_out
 
 
-def paired_difference(values: np.ndarray, row: int, other: int) -> Estimate:
-    """`values[row] - values[other]` over the same folds: mean and standard error."""
-    difference = values[[row]] - values[[other]]
-    return Estimate(float(difference.mean()), float(standard_error_over_folds(difference)[0]))
-
-
 def row_of_zero(grid: Any, index: int, name: str = "strength") -> int | None:
     """The row that differs from row `index` only in `name` being 0, or None."""
     if name not in grid:
