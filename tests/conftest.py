@@ -48,7 +48,7 @@ def own_cache(tmp_path_factory, request, monkeypatch):
     """What the command keeps in this process, no other test and no earlier run has kept."""
     name = f"cache-{zlib.crc32(request.node.nodeid.encode())}"
     folder = tmp_path_factory.getbasetemp() / name
-    monkeypatch.setattr("wdjax.folder.cache_folder", lambda: folder)
+    monkeypatch.setattr("wdjax.jobs.folder.cache_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ from wdjax.decay import (
     proximal_l2,
     stochastic_rounding,
 )
+from wdjax.diagnostics import audit, describe_decay
 from wdjax.losses import regularized_loss, squared_error
-from wdjax.parts import audit, describe_decay, matrices_only, scale_by_parts
+from wdjax.parts import matrices_only, scale_by_parts
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.types import Batch
 

@@ -17,12 +17,12 @@ import pytest
 
 from wdjax import jobs
 from wdjax.cli import _parser, main
+from wdjax.diagnostics.telemetry import PartTelemetry
 from wdjax.jobs import prepare, run, verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.runners import num_cores
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
-from wdjax.telemetry import PartTelemetry
 
 SETTINGS = (
     "JAX_COMPILATION_CACHE_DIR",

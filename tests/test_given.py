@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from wdjax.checks import check_labels
-from wdjax.given import check_examples, check_given, check_hparams
+from wdjax.host_checks import check_examples, check_given, check_hparams
 from wdjax.losses import cross_entropy, squared_error
 from wdjax.models import make_mlp
 from wdjax.selection import compare, cross_validate, cross_validate_pure, grid_product, kfold

@@ -11,10 +11,8 @@ import optax
 import pytest
 
 from wdjax.data.stream import as_stream
-from wdjax.hang import HangWatch
-from wdjax.loop import TrainLoop, make_evaluate
+from wdjax.loop import HangWatch, RunLog, TrainLoop, make_evaluate
 from wdjax.losses import cross_entropy, regularized_loss
-from wdjax.runlog import RunLog
 from wdjax.runners import jit_step
 from wdjax.step import init_state, make_train_step
 
@@ -70,7 +68,7 @@ def test_whoever_iterates_may_take_their_time_and_steps_that_finish_are_no_hang(
 
 def test_asked_to_it_ends_the_process_at_once_with_status_1(tmp_path):
     code = (
-        "import time; from wdjax.hang import HangWatch\n"
+        "import time; from wdjax.loop import HangWatch\n"
         f"with HangWatch(0.3, {str(tmp_path / 'stacks.txt')!r}, ends=True) as watch:\n"
         "    watch.begin(7, 'training'); time.sleep(60)\n"
     )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from small_trials import FIT_AND_SCORE, data_of, mesh_of
 
-from wdjax.selection import kept as kept_module
+from wdjax.selection import cache as kept_module
+from wdjax.selection.cache import KeptTrials, calls_out
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import grid_product
-from wdjax.selection.kept import KeptTrials, calls_out
 from wdjax.types import Batch, TakesPadding
 
 RNG = np.random.default_rng(0)

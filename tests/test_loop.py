@@ -20,12 +20,18 @@ from wdjax.data.batches import as_batch
 from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
 from wdjax.decay import decoupled_decay
 from wdjax.jobs.stream import _resume
-from wdjax.loop import NonFiniteError, Preempted, TrainLoop, make_evaluate
+from wdjax.loop import (
+    NonFiniteError,
+    Preempted,
+    RunLog,
+    TrainLoop,
+    make_evaluate,
+    write_tensorboard,
+)
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
-from wdjax.runlog import RunLog, write_tensorboard
 from wdjax.runners import jit_step
 from wdjax.step import init_state, make_train_step, skip_non_finite
 from wdjax.training import make_score

@@ -22,7 +22,10 @@ from wdjax.parts import (
     resolve_parts,
     scale_by_parts,
 )
-from wdjax.parts.features import (
+from wdjax.penalties import l2_penalty
+from wdjax.training import make_fit
+from wdjax.types import Batch, Model
+from wdjax.weights import (
     depth,
     fan_in,
     geometric_parts,
@@ -36,9 +39,6 @@ from wdjax.parts.features import (
     width_parts,
     z_scores,
 )
-from wdjax.penalties import l2_penalty
-from wdjax.training import make_fit
-from wdjax.types import Batch, Model
 
 
 def by_path(tree):

@@ -13,9 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 import tfds_folders as folders
 
-from wdjax.data import prepare
+from wdjax.data import raw_sets as prepare
 from wdjax.data.arrays import load_data
-from wdjax.data.prepare import RawFile, check_connection, prepare_raw, raw_file_list
+from wdjax.data.raw_sets import RawFile, check_connection, prepare_raw, raw_file_list
 from wdjax.data.tfds import split_sizes
 
 # ----------------------------------------------------------------------------- preparing

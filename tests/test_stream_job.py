@@ -16,7 +16,7 @@ from wdjax.checkpoint import store
 from wdjax.cli import main
 from wdjax.data.arrays import load_data
 from wdjax.jobs import load_predictor
-from wdjax.runlog import RunLog
+from wdjax.loop import RunLog
 
 pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
 

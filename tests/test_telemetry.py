@@ -13,11 +13,11 @@ from wdjax.decay import (
     decoupled_rate,
     independent_decay,
 )
+from wdjax.diagnostics.telemetry import measure_parts
 from wdjax.losses import regularized_loss, squared_error
 from wdjax.models import make_mlp
 from wdjax.recipe import DECAYS, MOMENTUM, Recipe, recipe_fit, recipe_measure, recipe_tx
 from wdjax.step import TrainState, init_state, make_train_step
-from wdjax.telemetry import measure_parts
 from wdjax.types import Batch
 
 

@@ -13,12 +13,11 @@ from wdjax.losses import cross_entropy, regularized_loss, validated_weights
 from wdjax.models import make_mlp
 from wdjax.models.products import product, relu
 from wdjax.parts import scale_by_parts
-from wdjax.parts.features import depth, sigmoid_parts
 from wdjax.penalties import l2_penalty
 from wdjax.step import init_state, make_train_step
 from wdjax.training import make_fit
 from wdjax.types import Batch
-from wdjax.weights import margin, sigmoid_example_weight
+from wdjax.weights import depth, margin, sigmoid_example_weight, sigmoid_parts
 
 ETA, LAM, SLOPE, MOMENTUM = 1e-2, 0.1, 2.0, 0.9
 MODEL = make_mlp(10, widths=(100,))

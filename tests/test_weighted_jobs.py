@@ -20,7 +20,7 @@ from wdjax.jobs import (
     run_select,
     run_train,
 )
-from wdjax.jobs.prepare import slope_axes, slopes_of
+from wdjax.jobs.setup import slope_axes, slopes_of
 from wdjax.models import make_mlp
 from wdjax.recipe import Recipe, recipe_fit, recipe_part_weights, recipe_tx
 from wdjax.types import Batch

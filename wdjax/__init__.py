@@ -18,8 +18,8 @@ from wdjax.models import make_rnn as make_rnn
 
 # How much each example counts, and each part of the model; who gets what
 from wdjax.weights import sigmoid_weight as sigmoid_weight
-from wdjax.parts import audit as audit
-from wdjax.parts import describe_decay as describe_decay
+from wdjax.diagnostics import audit as audit
+from wdjax.diagnostics import describe_decay as describe_decay
 from wdjax.parts import matrices_only as matrices_only
 from wdjax.parts import resolve_parts as resolve_parts
 from wdjax.parts import scale_by_parts as scale_by_parts
@@ -54,7 +54,7 @@ from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
 from wdjax.training import make_fit as make_fit
 from wdjax.training import make_fit_and_score as make_fit_and_score
-from wdjax.telemetry import measure_parts as measure_parts
+from wdjax.diagnostics import measure_parts as measure_parts
 
 # Choosing
 from wdjax.selection import Choice as Choice
@@ -68,3 +68,8 @@ from wdjax.selection import cross_validate_pure as cross_validate_pure
 from wdjax.selection import folds_from_splits as folds_from_splits
 from wdjax.selection import grid_product as grid_product
 from wdjax.selection import kfold as kfold
+
+# Module paths of the version before
+from wdjax.moved import find_old_paths as _find_old_paths
+
+_find_old_paths()

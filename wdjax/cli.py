@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """Runs `select`, `compare` or `train` under the screen; their results."""
-    from wdjax.folder import cache_folder
+    from wdjax.jobs.folder import cache_folder
     from wdjax.runners import join_processes
 
     runs: dict[str, Any] = {
@@ -178,7 +178,7 @@ def _set_up_jax(words: list[str]) -> None:
     """
     import jax
 
-    from wdjax.folder import cache_folder
+    from wdjax.jobs.folder import cache_folder
     from wdjax.runners import num_cores
 
     # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.

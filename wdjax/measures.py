@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_labels, check_positive_int
-from wdjax.kinds import check_batch, check_model
-from wdjax.losses import cross_entropy, fill_inactive_rows, squared_error
+from wdjax.interfaces import check_batch, check_model
+from wdjax.losses import cross_entropy, squared_error
 from wdjax.types import Batch, Fit, Model
+from wdjax.weights.zero import fill_inactive_rows
 
 ScoreFn = Callable[[Fit, Batch], PyTree]
 """`score(fit, batch) -> scalar or tree of scalars`; `Score` also knows each one's direction."""

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from wdjax.checks import is_known
-from wdjax.kinds import check_batch
+from wdjax.interfaces import check_batch
 from wdjax.parts import leaf_path
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch, is_inexact

@@ -9,9 +9,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int
-from wdjax.kinds import check_batch, check_params
-from wdjax.losses import wide
-from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact
+from wdjax.interfaces import check_batch, check_params
+from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact, wide
 
 
 class TrainState(NamedTuple):

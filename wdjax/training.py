@@ -11,9 +11,9 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int, check_weights, is_known
-from wdjax.given import check_examples, check_hparams, check_loss_of_labels
-from wdjax.kinds import check_batch, check_model, check_model_or_maker
-from wdjax.losses import fill_inactive_rows, regularized_loss, validated_weights
+from wdjax.host_checks import check_examples, check_hparams, check_loss_of_labels
+from wdjax.interfaces import check_batch, check_model, check_model_or_maker
+from wdjax.losses import regularized_loss
 from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
@@ -29,6 +29,7 @@ from wdjax.types import (
     TakesPadding,
     is_inexact,
 )
+from wdjax.weights.zero import fill_inactive_rows, validated_weights
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
 """`fit(hparams, train, key) -> Fit`, pure; with a keyword more where it `TakesPadding`."""

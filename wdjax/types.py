@@ -108,3 +108,9 @@ def is_inexact(leaf: Any) -> bool:
     """Whether a leaf holds numbers that training moves: floating or complex, no ints, no keys."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
     return jnp.issubdtype(dtype, np.inexact)
+
+
+def wide(x: Any) -> Array:
+    """The same in float32 at least, as whatever is summed."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

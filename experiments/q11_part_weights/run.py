@@ -24,8 +24,8 @@ from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.models import make_mlp
 from wdjax.parts import matrices_only, scale_by_parts
-from wdjax.parts.features import layer_numbers, same_total, sigmoid_parts
 from wdjax.training import is_correct, make_fit, make_score
+from wdjax.weights import layer_numbers, same_total, sigmoid_parts
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ CHILD = """
 import sys, time
 marks, events = [["start", time.time()]], []
 import json, jax, wdjax.cli, wdjax.jobs
-from wdjax.jobs import files
+from wdjax.jobs import results as files
 marks.append(["imports", time.time()])
 heard = lambda name, seconds, **_: events.append([name.split("/")[-1], time.time(), seconds])
 jax.monitoring.register_event_duration_secs_listener(heard)

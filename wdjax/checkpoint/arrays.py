@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wdjax.checkpoint.facts import DamagedCheckpointError, first_line
+from wdjax.checkpoint.manifest import DamagedCheckpointError, first_line
 
 
 def write_arrays(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

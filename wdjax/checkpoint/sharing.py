@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from wdjax.checkpoint.facts import (
+from wdjax.checkpoint.leaves import as_leaf, data_of, described, named_leaves
+from wdjax.checkpoint.manifest import (
     CheckpointError,
     DamagedCheckpointError,
     Restored,
     json_bytes,
 )
-from wdjax.checkpoint.leaves import as_leaf, data_of, described, named_leaves
 
 
 def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Restored:

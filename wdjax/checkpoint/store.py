@@ -14,7 +14,16 @@ import jax
 from jaxtyping import PyTree
 
 from wdjax.checkpoint.arrays import read_arrays, write_arrays
-from wdjax.checkpoint.facts import (
+from wdjax.checkpoint.leaves import (
+    Leaf,
+    as_leaf,
+    check_same_leaves,
+    described,
+    hash_of_array,
+    host_leaves,
+    named_leaves,
+)
+from wdjax.checkpoint.manifest import (
     FACTS,
     FORMAT,
     CheckpointError,
@@ -29,15 +38,6 @@ from wdjax.checkpoint.facts import (
     sync_folder,
     versions,
     write_durably,
-)
-from wdjax.checkpoint.leaves import (
-    Leaf,
-    as_leaf,
-    check_same_leaves,
-    described,
-    hash_of_array,
-    host_leaves,
-    named_leaves,
 )
 from wdjax.checkpoint.sharing import is_first_process, share_from_first_process
 from wdjax.checks import check_one_of, check_positive_int

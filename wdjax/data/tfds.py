@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from wdjax.checks import check_positive_int, nearest
-from wdjax.data.prepare import (
+from wdjax.data.raw_sets import (
     RAW_SETS,
     check_connection,
     fetch_files,

@@ -16,6 +16,15 @@ from wdjax.decay.adaptive import (
 )
 from wdjax.decay.composition import make_optimizer
 from wdjax.decay.convert import CONVENTIONS, Conversion, convert_strength, explain_conversion
+from wdjax.decay.core import (
+    DecayState,
+    Reference,
+    average_of_params,
+    cautious,
+    decay_weights,
+    huber,
+    initial_params,
+)
 from wdjax.decay.forms import (
     cautious_decay,
     corrected_decay,
@@ -28,15 +37,6 @@ from wdjax.decay.forms import (
     huber_decay,
     independent_decay,
     independent_rate,
-)
-from wdjax.decay.kernel import (
-    DecayState,
-    Reference,
-    average_of_params,
-    cautious,
-    decay_weights,
-    huber,
-    initial_params,
 )
 from wdjax.decay.optimizers import (
     MasterState,

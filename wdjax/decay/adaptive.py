@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_number, check_positive_int, check_strength
-from wdjax.decay.kernel import (
+from wdjax.decay.core import (
     check_not_injected,
     huber,
     is_abstract,

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array
 
 from wdjax.checks import check_number, check_strength, check_strength_or_schedule, is_known
-from wdjax.decay.kernel import (
+from wdjax.decay.core import (
     average_of_params,
     cautious,
     decay_weights,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_strength_or_schedule
 from wdjax.decay.composition import Decay, decay_at
-from wdjax.decay.kernel import (
+from wdjax.decay.core import (
     is_none,
     map_updates,
     next_step,

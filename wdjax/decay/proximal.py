@@ -10,8 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_number, check_strength_or_schedule, is_known
-from wdjax.decay.forms import decoupled_rate
-from wdjax.decay.kernel import (
+from wdjax.decay.core import (
     DecayState,
     check_not_injected,
     is_known_zero,
@@ -21,6 +20,7 @@ from wdjax.decay.kernel import (
     require_params,
     wide_dtype,
 )
+from wdjax.decay.forms import decoupled_rate
 from wdjax.parts import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
 

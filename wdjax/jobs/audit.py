@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from wdjax import recipe as recipes
 from wdjax.data import arrays
+from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
-from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of, prepare
+from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.losses import regularized_loss
-from wdjax.parts import AuditReport, LeafDecay, audit, leaf_path, resolve_parts
-from wdjax.recipe import Recipe
+from wdjax.parts import leaf_path, resolve_parts
+from wdjax.recipe import build as recipes
+from wdjax.recipe.build import Recipe
 from wdjax.types import Batch, Params
 
 ROWS_MEASURED = 256
@@ -104,7 +105,7 @@ def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
 
 
 def _audit_saved(folder: pathlib.Path) -> AuditReport:
-    from wdjax.jobs.files import read_results
+    from wdjax.jobs.results import read_results
 
     results = read_results(folder)
     if results.get("status") != "complete":

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 
-from wdjax import recipe as recipes
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data import arrays
-from wdjax.jobs.files import Clock, clear_earlier, header, write_json
 from wdjax.jobs.options import SelectOptions, option
-from wdjax.jobs.prepare import check_batch_fits, prepare, strength_grid
-from wdjax.jobs.run import Say, Watch, say_kept
+from wdjax.jobs.refit import Say, Watch
+from wdjax.jobs.results import Clock, clear_earlier, header, write_json
+from wdjax.jobs.select import say_kept
+from wdjax.jobs.setup import check_batch_fits, prepare, strength_grid
+from wdjax.recipe import build as recipes
 from wdjax.selection.choice import RULES
 from wdjax.selection.comparison import Comparison, compare
 from wdjax.selection.cross_validation import Progress

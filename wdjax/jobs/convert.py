@@ -7,7 +7,7 @@ import optax
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.decay import Conversion, explain_conversion
 from wdjax.jobs.options import option
-from wdjax.recipe import SCHEDULES
+from wdjax.recipe.build import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from wdjax import recipe as recipes
+from wdjax.recipe import build as recipes
 from wdjax.selection.choice import RULES
 
 

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wdjax import recipe as recipes
 from wdjax.checkpoint import check_same_leaves
 from wdjax.data import arrays
 from wdjax.data.dataset import make_dataset
 from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
-from wdjax.jobs.files import named_arrays, read_results
-from wdjax.recipe import Recipe
+from wdjax.jobs.results import named_arrays, read_results
+from wdjax.recipe import build as recipes
+from wdjax.recipe.build import Recipe
 from wdjax.types import Fit
 
 ROWS_AT_ONCE = 256

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wdjax import recipe as recipes
 from wdjax.data import arrays
 from wdjax.data.dataset import Dataset
 from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
 from wdjax.data.views import View, list_rows, measure_inputs
 from wdjax.jobs.options import RunOptions, TrainOptions
-from wdjax.jobs.prepare import Prepared, prepare
+from wdjax.jobs.setup import Prepared, prepare
+from wdjax.recipe import build as recipes
 
 SAMPLE = 256
 """Examples of a set that is streamed, which stand for all where only shapes are asked."""

@@ -14,21 +14,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wdjax import recipe as recipes
 from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.data import arrays
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
-from wdjax.folder import locked
-from wdjax.hang import HangWatch
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.files import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
-from wdjax.jobs.prepare import Prepared, check_batch_fits, hparams_of
+from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
 from wdjax.jobs.telemetry import read_measured, telemetry_results
-from wdjax.loop import Evaluate, Preempted, TrainLoop, make_evaluate
-from wdjax.runlog import Board, RunLog
+from wdjax.loop.log import Board, RunLog
+from wdjax.loop.train_loop import Evaluate, Preempted, TrainLoop, make_evaluate
+from wdjax.loop.watchdog import HangWatch
+from wdjax.recipe import build as recipes
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
 from wdjax.step import init_state, skip_non_finite

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wdjax.jobs.prepare import Prepared
-from wdjax.runlog import RunLog
-from wdjax.telemetry import PartTelemetry
+from wdjax.diagnostics.telemetry import PartTelemetry
+from wdjax.jobs.setup import Prepared
+from wdjax.loop.log import RunLog
 
 NO_RATE = (
     "The decay is a penalty in the loss: it has no rate of its own, so no timescale and no "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wdjax.jobs.prepare import whole_weight_strength
+from wdjax.jobs.setup import whole_weight_strength
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import (
     Choice,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PyTree
 
-from wdjax.kinds import check_model, library_of, way_to_model, what
+from wdjax.interfaces import check_model, library_of, way_to_model, what
 from wdjax.types import Model, Params, is_inexact
 
 _TRAIN_ARGUMENTS = {

@@ -1,14 +1,6 @@
-"""How much each part of the model counts: path rules -> one multiplier a leaf; who gets what.
+"""How much each part of the model counts: path rules -> one multiplier a leaf."""
 
-Weights of parts from a feature of the part are in `wdjax.parts.features`.
-"""
-
-from wdjax.parts.description import DecayReport as DecayReport
-from wdjax.parts.description import LeafDecay as LeafDecay
-from wdjax.parts.description import describe_decay as describe_decay
-from wdjax.parts.inspection import AuditReport as AuditReport
-from wdjax.parts.inspection import AuditWarning as AuditWarning
-from wdjax.parts.inspection import audit as audit
+from wdjax.moved import moved_names
 from wdjax.parts.rules import ROLES as ROLES
 from wdjax.parts.rules import Stacked as Stacked
 from wdjax.parts.rules import inexact_leaves as inexact_leaves
@@ -20,3 +12,11 @@ from wdjax.parts.rules import resolve_parts as resolve_parts
 from wdjax.parts.rules import stacked_axes as stacked_axes
 from wdjax.parts.scaling import no_norms_or_biases as no_norms_or_biases
 from wdjax.parts.scaling import scale_by_parts as scale_by_parts
+
+__getattr__ = moved_names(
+    __name__,
+    dict.fromkeys(
+        ("AuditReport", "AuditWarning", "DecayReport", "LeafDecay", "audit", "describe_decay"),
+        "wdjax.diagnostics",
+    ),
+)

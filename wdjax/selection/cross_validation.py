@@ -16,10 +16,10 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
-from wdjax.given import check_given
+from wdjax.host_checks import check_given
 from wdjax.runners import replicate
+from wdjax.selection.cache import Kept, find_kept
 from wdjax.selection.folds import Folds, narrowed, sizes
-from wdjax.selection.kept import Kept, find_kept
 from wdjax.selection.scores import Grid, HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
 from wdjax.selection.trials import (
@@ -117,8 +117,8 @@ def cross_validate(
 
     Raises:
       ValueError: if the grid is empty or ragged, what is known of grid and data cannot be run (see
-        `wdjax.given.check_given`), the data is empty or does not fit the folds, `num_seeds` or
-        `trials_at_once` is below 1, a score is neither a scalar nor one number per held-out
+        `wdjax.host_checks.check_given`), the data is empty or does not fit the folds, `num_seeds`
+        or `trials_at_once` is below 1, a score is neither a scalar nor one number per held-out
         example, weights are negative, not finite, or all zero in a part of a fold, or a group is
         trained on and held out in one fold.
     """

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from wdjax.checks import check_labels, check_number, is_known
-from wdjax.losses import as_model_apply, cross_entropy, fill_inactive_rows, regularized_loss, wide
-from wdjax.types import Batch, ExampleLoss, Model, Params, Strength
+from wdjax.losses import as_model_apply, cross_entropy, regularized_loss
+from wdjax.types import Batch, ExampleLoss, Model, Params, Strength, wide
+from wdjax.weights.zero import fill_inactive_rows
 
 ExampleFeature = Callable[[Any, Batch, Array], Array]
 """`(outputs, batch, augment_strength) -> x`, one number per example."""

@@ -33,29 +33,17 @@ from wdjax.decay import (
     independent_rate,
 )
 from wdjax.decay.composition import chain_by
+from wdjax.diagnostics.telemetry import measure_parts
 from wdjax.losses import (
     cross_entropy,
-    fill_inactive_rows,
     regularized_loss,
     squared_error,
-    validated_weights,
 )
 from wdjax.measures import Score, is_correct, make_score
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
-from wdjax.parts.features import (
-    PartFeature,
-    depth,
-    fan_in,
-    same_total,
-    sigmoid_parts,
-    tail_index,
-    weight_norm,
-    z_scores,
-)
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.step import MeasureFn, Metrics, StepFn, TrainState, make_train_step
-from wdjax.telemetry import measure_parts
 from wdjax.training import (
     make_fit,
     make_fit_and_score,
@@ -73,13 +61,24 @@ from wdjax.types import (
     Strength,
     TakesPadding,
 )
-from wdjax.weights import (
+from wdjax.weights.examples import (
     augment_strength,
     confidence,
     example_loss_of,
     margin,
     sigmoid_example_weight,
 )
+from wdjax.weights.part_features import (
+    PartFeature,
+    depth,
+    fan_in,
+    same_total,
+    sigmoid_parts,
+    tail_index,
+    weight_norm,
+    z_scores,
+)
+from wdjax.weights.zero import fill_inactive_rows, validated_weights
 
 MODELS = {"mlp": make_mlp, "cnn": make_cnn, "rnn": make_rnn}
 LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}

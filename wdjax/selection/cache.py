@@ -17,8 +17,8 @@ import jaxlib.version
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.checkpoint.facts import json_bytes
 from wdjax.checkpoint.leaves import hash_of_array, host_leaves
+from wdjax.checkpoint.manifest import json_bytes
 from wdjax.runners import num_cores
 from wdjax.selection.trials import Part
 from wdjax.types import Batch

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.parts.equilibrium import Walk, fed, gram, measure_walk
+from wdjax.diagnostics.equilibrium import Walk, fed, gram, measure_walk
 from wdjax.types import Batch, LossFn, Params, is_inexact
 
 UPDATES_TRIED = 16

@@ -15,7 +15,7 @@ import numpy as np
 from wdjax.checkpoint import versions
 from wdjax.data import arrays
 from wdjax.data.arrays import Scaling
-from wdjax.folder import run_folder
+from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
 from wdjax.parts import leaf_path
 from wdjax.tables import to_json

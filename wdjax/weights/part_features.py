@@ -14,7 +14,7 @@ from wdjax.checks import check_number
 from wdjax.losses import as_model_apply
 from wdjax.parts.rules import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.types import Batch, LossFn, Model, Params, Parts, Strength, is_inexact
-from wdjax.weights import sigmoid_weight
+from wdjax.weights.examples import sigmoid_weight
 
 PartFeature = Callable[[Params], PyTree]
 """`params -> x`, one number a leaf, in the structure of the params."""

@@ -1,56 +1,38 @@
-"""The jobs: choose a strength, train at one."""
+"""The job `select`: choose a strength by cross-validation."""
 
 import functools
 import os
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from wdjax import recipe as recipes
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data import arrays
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.files import Clock, clear_earlier, finish, header, write_json, write_params
-from wdjax.jobs.options import SelectOptions, TrainOptions
-from wdjax.jobs.prepare import (
+from wdjax.jobs.options import SelectOptions
+from wdjax.jobs.refit import Say, Watch, refit_runs
+from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.setup import (
     Prepared,
     check_batch_fits,
-    hparams_of,
     prepare,
     strength_grid,
     whole_weight_strength,
 )
-from wdjax.jobs.stream import check_not_streamed, run_stream
-from wdjax.jobs.telemetry import telemetry_results
 from wdjax.jobs.verdict import (
-    errors_on_test,
-    gains_on_test,
     headline,
     score_rows,
     sentence_on_test,
 )
-from wdjax.measures import weighted_mean
+from wdjax.recipe import build as recipes
 from wdjax.report.figures import import_drawing
-from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import RULES, Choice, choose
 from wdjax.selection.cross_validation import Progress, Scores, cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import Grid
-from wdjax.selection.trials import map_trials
-from wdjax.tables import Estimate
-from wdjax.training import nan_if_diverged
-from wdjax.types import Batch
-
-Say = Callable[[str], None]
-
-
-Watch = Callable[[str, Progress], None]
 
 
 def run_select(
@@ -185,59 +167,6 @@ def _add_test(results: dict[str, Any], chosen: Choice) -> None:
     results["headline"] = f"{results['headline']} {test}".rstrip()
 
 
-def run_train(
-    options: TrainOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
-) -> dict[str, Any]:
-    """Trains at one strength and judges on a test part.
-
-    Writes `results.json`, `report.html` and `params.npz` (of the first seed). Data in memory are
-    trained on by the program that `run_select` compares by: the whole run is one scan, and seeds
-    run side by side. With `stream`, or to `resume`, it is `run_stream`.
-
-    Raises:
-      ValueError: for any bad option or bad data, or no strength, before anything is compiled or
-        written.
-    """
-    if options.stream or options.resume is not None:
-        return run_stream(options, say=say, watch=watch, command=command)
-    check_not_streamed(options)
-    clock = Clock()
-    prepared = prepare(options)
-    check_positive_int("seeds", options.seeds)
-    hparams = hparams_of(options)
-    check_batch_fits(prepared.recipe.batch_size, len(prepared.choose_data.inputs))
-    data = arrays.to_batch(prepared.choose_data)
-    results = header("train", options, prepared, command)
-    clock.lap("data")
-    num_epochs = prepared.recipe.num_epochs
-    say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
-    key, rows = jax.random.key(options.seed), {"chosen": hparams}
-    refit, fit = refit_runs(
-        prepared, data, rows, options.seeds, key, watch, measured=True, doing="training"
-    )
-    clock.lap("training")
-    losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
-    if not np.isfinite(losses).any():
-        raise ValueError(
-            f"every run diverged: lower `learning_rate` = {options.learning_rate:g} or `strength` "
-            f"= {options.strength:g}."
-        )
-    results["headline"] = (
-        f"Strength {options.strength:g} ({options.decay}): test loss "
-        f"{Estimate(float(losses.mean()), refit['chosen']['errors']['test_loss'])}, "
-        f"training loss {over_seeds(refit['chosen']['train_loss'])}."
-    )
-    results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
-    results |= {"refit": refit, "status": "complete"}
-    num_steps = len(data.weights) // prepared.recipe.batch_size
-    steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
-    results["telemetry"] = telemetry_results(refit["chosen"].pop("measured"), steps, prepared)
-    clear_earlier(prepared.out)
-    write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
-    finish(prepared.out, results, clock)
-    return results
-
-
 def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
     """The chosen numbers, and the same at strength zero and at the largest tried."""
     largest = float(np.max(grid["strength"]))
@@ -248,75 +177,10 @@ def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
     }
 
 
-def refit_runs(
-    prepared: Prepared,
-    data: Batch,
-    rows: dict,
-    num_seeds: int,
-    key: Array,
-    watch: Watch | None,
-    *,
-    measured: bool = False,
-    doing: str = "refitting",
-) -> tuple[dict, Any]:
-    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`.
-
-    `measured` adds each run's telemetry, `{path: {name: array[seed, epoch]}}`.
-    """
-    recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
-    test = arrays.to_batch(prepared.test_data)
-    total, start = len(rows) * num_seeds, time.perf_counter()
-    if watch is not None:
-        watch(doing, Progress("compile", 0, total, 0.0, None, None))
-
-    def one_run(hparams, key, train, test):
-        train, test = recipes.recipe_scale(recipe, train, test)
-        curves = lambda fit: score(fit, test)["loss"]
-        fit = recipes.recipe_fit(recipe, curves, measured=measured)(hparams, train, key)
-        each = {f"test_{name}": value for name, value in score.by_example(fit, test).items()}
-        scores = {
-            name: weighted_mean(v, test.weights) if v.shape else v for name, v in each.items()
-        }
-        scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
-        learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
-        scores, each = nan_if_diverged((scores, each), fit.params)
-        return scores, each, learning, fit.history.get("measured"), fit._replace(history={})
-
-    trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
-    hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
-    keys = _repeated_keys(key, num_seeds, len(rows))
-    scores, each, curves, telemetry, fits = map_trials(
-        one_run, (hparams, keys), (data, test), mesh=prepared.mesh
-    )
-    runs = {}
-    for i, (name, numbers) in enumerate(rows.items()):
-        own = slice(i * num_seeds, (i + 1) * num_seeds)
-        pick = lambda tree, own=own: jax.tree.map(lambda x, own=own: np.asarray(x)[own], tree)
-        runs[name] = {"hparams": numbers, **pick(scores), "curves": pick(curves)}
-        runs[name] |= {"errors": errors_on_test(pick(each), pick(scores), test.weights)}
-        if name != "zero" and "zero" in rows:
-            zero = list(rows).index("zero") * num_seeds
-            at_zero = {n: part[zero : zero + num_seeds] for n, part in each.items()}
-            runs[name]["gains"] = gains_on_test(
-                pick(each), at_zero, test.weights, score.higher_is_better
-            )
-        if measured:
-            runs[name]["measured"] = {p: pick(part)._asdict() for p, part in telemetry.items()}
-    if watch is not None:
-        seconds = time.perf_counter() - start
-        watch(doing, Progress("run", total, total, seconds, 0.0, None))
-    return runs, jax.tree.map(lambda leaf: leaf[0], fits)
-
-
 @jax.jit
 def _three_keys(key: Array) -> tuple[Array, Array, Array]:
     folds_key, grid_key, refit_key = jax.random.split(key, 3)
     return folds_key, grid_key, refit_key
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _repeated_keys(key: Array, num_seeds: int, times: int) -> Array:
-    return jnp.tile(jax.random.split(key, num_seeds), times)
 
 
 def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds: int) -> str:

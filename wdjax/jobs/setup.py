@@ -10,10 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from wdjax import recipe as recipes
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data import arrays
-from wdjax.jobs.files import checked_out
 from wdjax.jobs.options import (
     DEFAULTS,
     OTHERWISE,
@@ -24,8 +22,10 @@ from wdjax.jobs.options import (
     RunOptions,
     SelectOptions,
 )
+from wdjax.jobs.results import checked_out
 from wdjax.parts import resolve_parts
-from wdjax.recipe import Recipe
+from wdjax.recipe import build as recipes
+from wdjax.recipe.build import Recipe
 from wdjax.runners import num_cores
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.tables import format_number

@@ -11,9 +11,9 @@ import optax
 from jaxtyping import PyTree
 
 from wdjax.checks import check_positive_int, is_known
-from wdjax.parts.description import LeafDecay, leaf_decay, leaf_table
-from wdjax.parts.equilibrium import equilibrium
-from wdjax.parts.measurement import (
+from wdjax.diagnostics.description import LeafDecay, leaf_decay, leaf_table
+from wdjax.diagnostics.equilibrium import equilibrium
+from wdjax.diagnostics.measurement import (
     L2_ADAPTIVE,
     Measured,
     is_shape,

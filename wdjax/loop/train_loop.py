@@ -14,15 +14,14 @@ import jax.numpy as jnp
 from wdjax.checkpoint import Checkpoints, Restored, check_same_config
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.stream import as_stream, prefetch_to_device
-from wdjax.hang import HangWatch
-from wdjax.losses import wide
-from wdjax.runlog import RunLog
+from wdjax.loop.log import RunLog
+from wdjax.loop.signals import Preempted as Preempted
+from wdjax.loop.signals import Signals
+from wdjax.loop.watchdog import HangWatch
 from wdjax.runners import RunFn
-from wdjax.signals import Preempted as Preempted
-from wdjax.signals import Signals
 from wdjax.step import Metrics, TrainState
 from wdjax.training import ScoreFn
-from wdjax.types import Batch, Fit
+from wdjax.types import Batch, Fit, wide
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 """`state -> {name: number}`, on whatever data it was built with."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_number, check_strength_or_schedule
-from wdjax.decay.kernel import Gate, rate_at, wide_dtype
+from wdjax.decay.core import Gate, rate_at, wide_dtype
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.parts.rules import check_distinct_paths
 from wdjax.step import TrainState

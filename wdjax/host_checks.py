@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from wdjax.checks import LabelError, is_known
-from wdjax.kinds import check_batch, check_run
+from wdjax.interfaces import check_batch, check_run
 from wdjax.losses import cross_entropy
 from wdjax.types import Batch, ExampleLoss, HParams, Model, is_inexact
 

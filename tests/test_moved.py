@@ -1,0 +1,36 @@
+"""The names of the version before still work, and say where they went."""
+
+import importlib
+import sys
+
+import pytest
+
+import wdjax.parts
+from wdjax.moved import MODULES
+
+
+@pytest.mark.parametrize("old", sorted(MODULES))
+def test_an_old_module_path_is_the_new_module_and_warns(old):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {MODULES[old]};"):
+        module = _fresh(old)
+    assert module is importlib.import_module(MODULES[old])
+    assert module.__spec__.name == MODULES[old]
+
+
+@pytest.mark.parametrize("name", ["audit", "describe_decay", "AuditReport", "DecayReport"])
+def test_what_left_parts_is_found_there_and_warns(name):
+    with pytest.warns(DeprecationWarning, match=f"parts.{name} is now wdjax.diagnostics.{name};"):
+        found = getattr(wdjax.parts, name)
+    assert found is getattr(importlib.import_module("wdjax.diagnostics"), name)
+
+
+def test_a_name_that_never_was_is_still_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(wdjax.parts, "nothing")  # noqa: B009
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("wdjax.nothing")
+
+
+def _fresh(name):
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)

@@ -1,0 +1,80 @@
+"""Module paths of version 0.1, found for one more version, with a warning that says the new one."""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+MODULES = {
+    "wdjax.checkpoint.facts": "wdjax.checkpoint.manifest",
+    "wdjax.data.prepare": "wdjax.data.raw_sets",
+    "wdjax.decay.kernel": "wdjax.decay.core",
+    "wdjax.folder": "wdjax.jobs.folder",
+    "wdjax.given": "wdjax.host_checks",
+    "wdjax.hang": "wdjax.loop.watchdog",
+    "wdjax.jobs.files": "wdjax.jobs.results",
+    "wdjax.jobs.prepare": "wdjax.jobs.setup",
+    "wdjax.jobs.run": "wdjax.jobs",
+    "wdjax.kinds": "wdjax.interfaces",
+    "wdjax.parts.description": "wdjax.diagnostics.description",
+    "wdjax.parts.equilibrium": "wdjax.diagnostics.equilibrium",
+    "wdjax.parts.features": "wdjax.weights.part_features",
+    "wdjax.parts.inspection": "wdjax.diagnostics.inspection",
+    "wdjax.parts.measurement": "wdjax.diagnostics.measurement",
+    "wdjax.runlog": "wdjax.loop.log",
+    "wdjax.selection.kept": "wdjax.selection.cache",
+    "wdjax.signals": "wdjax.loop.signals",
+    "wdjax.telemetry": "wdjax.diagnostics.telemetry",
+}
+
+
+def moved_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` for names that live in another module now: `{name: module}`."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        _warn(f"{package}.{name}", f"{homes[name]}.{name}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return find
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} is now {new}; the old name goes with the next version.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
+class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module under its old path; asked last, when nothing else knows the name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in MODULES:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        _warn(spec.name, MODULES[spec.name])
+        module = importlib.import_module(MODULES[spec.name])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        # It ran when it was imported under its own name, which it keeps.
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def find_old_paths() -> None:
+    """Makes the old paths importable."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        sys.meta_path.append(_OldPaths())

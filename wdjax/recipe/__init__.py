@@ -1,0 +1,33 @@
+"""From choices to functions: what the command's options build, usable from Python as well."""
+
+from wdjax.recipe.build import AUGMENTATIONS as AUGMENTATIONS
+from wdjax.recipe.build import DECAYS as DECAYS
+from wdjax.recipe.build import DIRECTIONS as DIRECTIONS
+from wdjax.recipe.build import DTYPES as DTYPES
+from wdjax.recipe.build import EXAMPLE_FEATURES as EXAMPLE_FEATURES
+from wdjax.recipe.build import LOSSES as LOSSES
+from wdjax.recipe.build import MODELS as MODELS
+from wdjax.recipe.build import MOMENTUM as MOMENTUM
+from wdjax.recipe.build import PART_FEATURES as PART_FEATURES
+from wdjax.recipe.build import PART_WEIGHT_PLACES as PART_WEIGHT_PLACES
+from wdjax.recipe.build import SCHEDULES as SCHEDULES
+from wdjax.recipe.build import Recipe as Recipe
+from wdjax.recipe.build import load_make_model as load_make_model
+from wdjax.recipe.build import parse_parts as parse_parts
+from wdjax.recipe.build import parse_sigmoid as parse_sigmoid
+from wdjax.recipe.build import recipe_augment as recipe_augment
+from wdjax.recipe.build import recipe_example_weight as recipe_example_weight
+from wdjax.recipe.build import recipe_fit as recipe_fit
+from wdjax.recipe.build import recipe_fit_and_score as recipe_fit_and_score
+from wdjax.recipe.build import recipe_learning_rate as recipe_learning_rate
+from wdjax.recipe.build import recipe_measure as recipe_measure
+from wdjax.recipe.build import recipe_model as recipe_model
+from wdjax.recipe.build import recipe_param_shapes as recipe_param_shapes
+from wdjax.recipe.build import recipe_part_weights as recipe_part_weights
+from wdjax.recipe.build import recipe_penalty as recipe_penalty
+from wdjax.recipe.build import recipe_rate as recipe_rate
+from wdjax.recipe.build import recipe_scale as recipe_scale
+from wdjax.recipe.build import recipe_scaling as recipe_scaling
+from wdjax.recipe.build import recipe_score as recipe_score
+from wdjax.recipe.build import recipe_step as recipe_step
+from wdjax.recipe.build import recipe_tx as recipe_tx
