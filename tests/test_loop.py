@@ -396,14 +396,14 @@ def test_telemetry_sees_the_step_to_come_and_leaves_the_run_as_it_was(run_step, 
     plain = TrainLoop(run_step, start(), batch_stream(), **options)
     list(plain)
     assert bits(loop.state) == bits(plain.state)
-    seen = [line for line in RunLog(tmp_path / "log").read() if "measured/part/number" in line]
-    assert [(line["step"], line["measured/part/number"]) for line in seen] == [
+    seen = [line for line in RunLog(tmp_path / "log").read() if "telemetry/part/number" in line]
+    assert [(line["step"], line["telemetry/part/number"]) for line in seen] == [
         (1, 1),
         (4, 4),
         (7, 7),
     ]
     np.testing.assert_allclose(
-        [line["measured/part/input"] for line in seen], [inputs[i] for i in (0, 3, 6)]
+        [line["telemetry/part/input"] for line in seen], [inputs[i] for i in (0, 3, 6)]
     )
 
 

@@ -1,5 +1,7 @@
 """What a GPU or a TPU would get, seen on a CPU: every runner and the select program, lowered."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from experiments.speed.targets import one_of, placed
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import make_cnn
-from wdjax.recipe import Recipe, recipe_fit_and_score, recipe_step
+from wdjax.recipe import Recipe, build_run, recipe_fit_and_score
 from wdjax.runners import jit_step, pmap_step, shard_step
 from wdjax.selection.folds import kfold
 from wdjax.selection.trials import Chunk, trial_program
@@ -45,8 +47,10 @@ def recipe_program(mesh):
     )
     numbers = {"strength": 0.1, "learning_rate": 1e-3, "example_slope": 4.0}
     inputs = jnp.zeros((1, *SHAPE))
-    step, tx = recipe_step(recipe, numbers, 10, inputs, jax.random.key(1), num_micro_batches=2)
-    return jitted(jit_step(skip_non_finite(step)), one_of(mesh), state_of(tx), shapes(8))
+    run = build_run(recipe, inputs, num_steps=10, num_micro_batches=2)
+    step = skip_non_finite(functools.partial(run.step, numbers))
+    state = jax.eval_shape(lambda: run.init(numbers, inputs, jax.random.key(0)))
+    return jitted(jit_step(step), one_of(mesh), state, shapes(8))
 
 
 def select_program(mesh):

@@ -16,7 +16,7 @@ from wdjax.decay import (
 from wdjax.diagnostics.telemetry import measure_parts
 from wdjax.losses import regularized_loss, squared_error
 from wdjax.models import make_mlp
-from wdjax.recipe import DECAYS, MOMENTUM, Recipe, recipe_fit, recipe_measure, recipe_tx
+from wdjax.recipe import DECAYS, MOMENTUM, Recipe, recipe_fit, recipe_telemetry, recipe_tx
 from wdjax.step import TrainState, init_state, make_train_step
 from wdjax.types import Batch
 
@@ -154,10 +154,10 @@ def test_the_step_hands_what_it_sees_to_the_measure():
     tx = optax.sgd(0.1)
     loss_fn = regularized_loss(lambda w, x: w * x, squared_error)
     see = lambda state, grads, updates: {"all": (state.params, grads, updates)}
-    step = make_train_step(loss_fn, tx, measure=see)
+    step = make_train_step(loss_fn, tx, telemetry=see)
     batch = Batch(jnp.array([3.0]), jnp.zeros(1), jnp.ones(1))
     _, metrics = step(init_state(jnp.array(2.0), tx), batch)
-    np.testing.assert_allclose(metrics["measured"]["all"], (2.0, 18.0, -1.8), rtol=1e-6)
+    np.testing.assert_allclose(metrics["telemetry"]["all"], (2.0, 18.0, -1.8), rtol=1e-6)
 
 
 def small_recipe(**choices):
@@ -180,8 +180,8 @@ def test_a_measured_run_is_bit_for_bit_the_run(decay, key, full_compile):
     """Measured inside the step, Adam under a penalty ends elsewhere in the last bits."""
     recipe = small_recipe(decay=decay)
     run = lambda fit: jax.jit(fit, compiler_options=full_compile)(HPARAMS, small_batch(), key)
-    plain, measured = run(recipe_fit(recipe)), run(recipe_fit(recipe, measured=True))
-    telemetry = measured.history.pop("measured")
+    plain, measured = run(recipe_fit(recipe)), run(recipe_fit(recipe, telemetry=True))
+    telemetry = measured.history.pop("telemetry")
     jax.tree.map(np.testing.assert_array_equal, measured, plain)
     assert set(telemetry) == {"hidden1/kernel", "hidden1/bias", "head/kernel", "head/bias"}
     assert all(x.shape == (3,) for x in jax.tree.leaves(telemetry))
@@ -191,11 +191,11 @@ def test_a_run_measures_the_first_step_of_each_epoch(key):
     """Three steps an epoch: the norm at the start is that of the initial params; the timescale
     is one over the rate of steps 0, 3 and 6 of the cosine."""
     recipe = small_recipe()
-    fit = jax.jit(recipe_fit(recipe, measured=True))(HPARAMS, small_batch(), key)
-    part = fit.history["measured"]["head/kernel"]
+    fit = jax.jit(recipe_fit(recipe, telemetry=True))(HPARAMS, small_batch(), key)
+    part = fit.history["telemetry"]["head/kernel"]
     etas = 3e-3 * 0.5 * (1 + np.cos(np.pi * np.array([0, 3, 6]) / 9))
     np.testing.assert_allclose(part.timescale, 1 / (0.1 * etas), rtol=1e-5)
-    untrained = jax.jit(recipe_fit(recipe, measured=True))(
+    untrained = jax.jit(recipe_fit(recipe, telemetry=True))(
         HPARAMS | {"learning_rate": 1e-12}, small_batch(), key
     )
     norm = np.linalg.norm(untrained.params["head"]["kernel"])
@@ -211,7 +211,7 @@ def test_a_recipe_is_measured_at_the_rate_it_removes(decay):
     tx = recipe_tx(recipe, hparams, 10)
     nothing = jax.tree.map(jnp.zeros_like, w)
     updates, _ = tx.update(nothing, tx.init(w), w)
-    found = recipe_measure(recipe, hparams, 10, None)(state_of(w), nothing, updates)["w"]
+    found = recipe_telemetry(recipe, hparams, 10, None)(state_of(w), nothing, updates)["w"]
     removed = -float(updates["w"][0, 0]) / 2
     assert (removed > 0) == (decay not in ("coupled", "l1"))
     np.testing.assert_allclose(found.timescale, 1 / removed if removed else np.inf, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Weights on examples: their formulas, the laws that make dividing by their sum right, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from wdjax.losses import cross_entropy, regularized_loss, squared_error
 from wdjax.penalties import l2_penalty
-from wdjax.recipe import Recipe, recipe_model, recipe_step
+from wdjax.recipe import Recipe, build_run
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import grid_product
@@ -300,7 +302,7 @@ def test_on_several_devices_the_denominator_is_the_sum_over_all_of_them():
     """Uneven weights: 5 on one device, 0.5 on the other; a mean of means would be far off."""
     batch, w = a_batch(rows=4)
     batch = jax.tree.map(jnp.asarray, batch._replace(weights=np.array([4.0, 1.0, 0.5, 0.0])))
-    from wdjax.step import init_state, make_train_step
+    from wdjax.step import make_train_step
 
     tx = optax.sgd(0.1)
     step = make_train_step(regularized_loss(LINEAR, squared_error, l2_penalty(0.2)), tx)
@@ -504,9 +506,9 @@ def test_the_recipes_step_weighs_examples_without_seeing_rows_of_weight_zero(key
     recipe = Recipe(num_outputs=2, example_feature="margin", optimizer="sgd", num_epochs=1)
     data = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), labelled(rows=6))
     hparams = {"strength": 0.1, "learning_rate": 0.1, "example_slope": 2.0}
-    step, tx = recipe_step(recipe, hparams, 10, data.inputs, key)
-    params, model_state = recipe_model(recipe, hparams).init(key, data.inputs)
-    state = init_state(params, tx, model_state=model_state, key=key)
+    run = build_run(recipe, data.inputs, num_steps=10)
+    step = functools.partial(run.step, hparams)
+    state = run.init(hparams, data.inputs, key)
     more = jax.tree.map(
         lambda leaf, like: leaf.astype(like.dtype), with_rows_that_do_not_count(data, 2), data
     )

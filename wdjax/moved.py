@@ -6,7 +6,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MODULES = {
@@ -32,19 +32,26 @@ MODULES = {
 }
 
 
-def moved_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` for names that live in another module now: `{name: module}`."""
+def moved_names(package: str, homes: Mapping[str, str | tuple[str, str]]) -> Callable[[str], Any]:
+    """A module's `__getattr__` for names that moved: `{name: module}` or `{name: (module, name)}`.
+
+    Raises:
+      AttributeError: in the function, for any other name.
+    """
 
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        _warn(f"{package}.{name}", f"{homes[name]}.{name}")
-        return getattr(importlib.import_module(homes[name]), name)
+        home = homes[name]
+        module, new = (home, name) if isinstance(home, str) else home
+        warn_moved(f"{package}.{name}", f"{module}.{new}")
+        return getattr(importlib.import_module(module), new)
 
     return find
 
 
-def _warn(old: str, new: str) -> None:
+def warn_moved(old: str, new: str) -> None:
+    """Warns the caller's caller that an old name was used, and says the new one."""
     warnings.warn(
         f"{old} is now {new}; the old name goes with the next version.",
         DeprecationWarning,
@@ -56,14 +63,14 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module under its old path; asked last, when nothing else knows the name."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: Any = None
+        self, fullname: str, path: Any, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in MODULES:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        _warn(spec.name, MODULES[spec.name])
+        warn_moved(spec.name, MODULES[spec.name])
         module = importlib.import_module(MODULES[spec.name])
         spec.loader_state = module.__spec__
         return module

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int
 from wdjax.interfaces import check_batch, check_params
+from wdjax.moved import moved_names, warn_moved
 from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact, wide
 
 
@@ -24,12 +25,12 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, Any]
-"""Scalars by name; `measured` is a tree of them."""
+"""Scalars by name; `telemetry` is a tree of them."""
 
 StepFn = Callable[..., tuple[TrainState, Metrics]]
 """`step(state, batch, *, axis_name=None) -> (state, metrics)`."""
 
-MeasureFn = Callable[[TrainState, PyTree, PyTree], PyTree]
+TelemetryFn = Callable[[TrainState, PyTree, PyTree], PyTree]
 """`(state, grads, updates) -> tree of scalars`, the state before the updates; pure."""
 
 
@@ -58,7 +59,8 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     num_micro_batches: int = 1,
-    measure: MeasureFn | None = None,
+    telemetry: TelemetryFn | None = None,
+    measure: TelemetryFn | None = None,
 ) -> StepFn:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`, pure.
 
@@ -77,9 +79,10 @@ def make_train_step(
     applied once. What differs from the whole batch: each part draws its own dropout, and batch
     statistics are taken part by part.
 
-    `measure`, such as `telemetry.measure_parts`, sees what the step sees, and the metrics hold
-    what it gives under `measured`. It changes nothing but the last bits, since what is looked at
-    is compiled otherwise; where those count, take the step once more, as `make_fit` does.
+    `telemetry`, such as `measure_parts`, sees what the step sees, and the metrics hold what it
+    gives under `telemetry`. It changes nothing but the last bits, since what is looked at is
+    compiled otherwise; where those count, take the step once more, as `advance` does. (`measure`
+    is its old name.)
 
     Returns:
       A step whose `metrics` are scalars measured at the params the gradient was taken at:
@@ -90,6 +93,9 @@ def make_train_step(
         batch does not divide into as many parts.
     """
     check_positive_int("num_micro_batches", num_micro_batches)
+    if measure is not None:
+        warn_moved("make_train_step(measure=)", "make_train_step(telemetry=)")
+        telemetry = measure
 
     def step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
@@ -113,8 +119,8 @@ def make_train_step(
             "update_norm": _norm(updates),
             "weight_norm": _norm(trained),
         }
-        if measure is not None:
-            metrics["measured"] = measure(state, grads, updates)
+        if telemetry is not None:
+            metrics["telemetry"] = telemetry(state, grads, updates)
         params = _with_trained(state.params, optax.apply_updates(trained, updates))
         return TrainState(state.step + 1, params, opt_state, aux.model_state, state.key), metrics
 
@@ -241,3 +247,6 @@ def _combine_over(axis_name: str, loss: Array, aux: Any, grads: PyTree) -> tuple
         ),
         grads,
     )
+
+
+__getattr__ = moved_names(__name__, {"MeasureFn": ("wdjax.step", "TelemetryFn")})

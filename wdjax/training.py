@@ -12,12 +12,12 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_examples, check_hparams, check_loss_of_labels
-from wdjax.interfaces import check_batch, check_model, check_model_or_maker
-from wdjax.losses import regularized_loss
+from wdjax.interfaces import check_batch
 from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
-from wdjax.step import MeasureFn, TrainState, init_state, make_train_step
+from wdjax.run import Run, make_run, model_of, run_keys
+from wdjax.step import TelemetryFn, TrainState
 from wdjax.types import (
     Batch,
     ExampleLoss,
@@ -29,7 +29,6 @@ from wdjax.types import (
     TakesPadding,
     is_inexact,
 )
-from wdjax.weights.zero import fill_inactive_rows, validated_weights
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
 """`fit(hparams, train, key) -> Fit`, pure; with a keyword more where it `TakesPadding`."""
@@ -48,129 +47,187 @@ def make_fit(
     make_part_weights: Callable[[HParams], Parts] | None = None,
     augment: Callable[[Array, Array], tuple[Array, Array]] | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
-    make_measure: Callable[[HParams], MeasureFn] | None = None,
+    make_telemetry: Callable[[HParams], TelemetryFn] | None = None,
 ) -> TakesPadding:
     """Builds `fit(hparams, train, key) -> Fit`: a whole training run as one pure function.
 
-    Every epoch visits the examples in a new random order, `n // batch_size` batches of one
-    size; the remainder waits for another epoch. A row of weight 0 is visited like any other; rows
-    beyond `fit(..., num_examples=n)` are not: the run is that of the first n rows alone, in the
-    shapes of them all, so that one program serves parts of several sizes (n may be traced, and
-    `n // batch_size` must be that of all rows; else the params are NaN, or a known n is cut out).
-    The function is not compiled: `jit` it, `vmap`
-    it over numbers, hand it to `cross_validate`. It is differentiable in every number, forward
-    and reverse (with Adam, pass `optax.scale_by_adam(eps_root=1e-12)`: without it a second
-    moment of exactly zero, which one dead pixel makes, has a derivative of NaN). Rows of weight 0
-    are filled as `regularized_loss` says, here from all of the training part.
+    It is `fit_run` of the `Run` that `make_run` builds of the same arguments, where they are
+    explained. The function is not compiled: `jit` it, `vmap` it over numbers, hand it to
+    `cross_validate`. It is differentiable in every number, forward and reverse (with Adam, pass
+    `optax.scale_by_adam(eps_root=1e-12)`: without it a second moment of exactly zero, which one
+    dead pixel makes, has a derivative of NaN).
 
     Args:
-      model: a `Model`, or `hparams -> Model` where a number reaches inside (a dropout rate).
-      example_loss: `(outputs, targets) -> losses[batch]`.
-      make_tx: `hparams -> optax transformation`, learning rate and decay included.
-      num_epochs: passes over the training part, >= 1.
-      batch_size: examples a step, >= 1 and at most the rows of `train`.
-      make_penalty: `hparams -> (params -> scalar)`, such as `lambda h: l2_penalty(h["strength"])`.
-      make_example_weight: `hparams -> ((outputs, batch, augment_strength) -> weights[batch])`.
-        They multiply `batch.weights`. The gradient of a step does not pass through them; a
-        derivative of the run in `hparams` does.
-      part_weights: multipliers of each leaf's own data loss, see `regularized_loss`.
-      make_part_weights: `hparams -> part_weights`, where a number reaches inside (a slope).
-      augment: `(key, example) -> (example, strength)` for one example, strength a scalar.
-      observe: `Fit -> tree`, called after each epoch with the params so far; the results are
-        stacked in `history["observed"]`. It sees; it does not change the run.
-      make_measure: `hparams -> ((state, grads, updates) -> tree of scalars)`, such as
-        `telemetry.measure_parts` with the run's rate. The first step of each epoch is taken once
-        more for it, beside the run; the results are stacked in `history["measured"]`. (Measured
-        inside, it would change how every step is compiled, and with that the run's last bits.)
+      num_epochs, batch_size, observe: see `fit_run`.
+      make_telemetry: `hparams -> ((state, grads, updates) -> tree of scalars)`, such as
+        `measure_parts` with the run's rate; see `fit_run`.
 
     Raises:
       ValueError: at build, if `model` is neither of the two, `num_epochs` or `batch_size` is not an
-        integer >= 1, or part weights are given twice; in `fit`, if the batch is larger than the
-        training part, its weights are known and negative, not finite or all zero, a known strength
-        or learning rate is negative or not finite, known inputs or targets are not finite, the
-        loss finds a known label out of range, or `num_examples` is known and not an integer in
-        [1, rows]. (Rows of weight 0 may hold anything.)
+        integer >= 1, or part weights are given twice; in `fit`, as `fit_run`, and if the loss
+        finds a known label out of range.
     """
-    check_model_or_maker("model", model)
     check_positive_int("num_epochs", num_epochs)
     check_positive_int("batch_size", batch_size)
-    if part_weights is not None and make_part_weights is not None:
-        raise ValueError("give `part_weights` or `make_part_weights`, not both.")
-
-    def model_of(hparams: HParams) -> Model:
-        if isinstance(model, Model):
-            return model
-        made = model(hparams)
-        check_model("model(hparams)", made)
-        return made
+    make = functools.partial(
+        make_run,
+        model,
+        example_loss,
+        make_tx=make_tx,
+        make_penalty=make_penalty,
+        make_example_weight=make_example_weight,
+        part_weights=part_weights,
+        make_part_weights=make_part_weights,
+        augment=augment,
+    )
+    run = make()
+    looking = None if make_telemetry is None else make(make_telemetry=make_telemetry)
 
     def check(hparams: HParams, data: Batch) -> None:
-        check_loss_of_labels(model_of(hparams), example_loss, data, batch_size)
+        check_loss_of_labels(model_of(model, hparams), example_loss, data, batch_size)
 
     def fit(
         hparams: HParams, train: Batch, key: Array, *, num_examples: int | Array | None = None
     ) -> Fit:
-        check_batch("train", train)
-        train, num_examples = without_known_padding(train, num_examples)
-        check_weights("weights", train.weights, some=True)
-        check_hparams("hparams", hparams)
-        check_examples("train", train)
-        check(hparams, train)
-        # Once, not in every step; and where a step need not choose which rows it sees, the compiler
-        # can share the forward pass of the example weights with the loss's.
-        inputs, targets = fill_inactive_rows(train.inputs, train.targets, train.weights)
-        train = jax.tree.map(jnp.asarray, Batch(inputs, targets, train.weights))
-        num_steps = steps_per_epoch(train, batch_size)
-        init_key, order_key, augment_key, step_key = jax.random.split(key, 4)
-        run_model = model_of(hparams)
-        tx = make_tx(hparams)
-        penalty = None if make_penalty is None else make_penalty(hparams)
-        parts = part_weights if make_part_weights is None else make_part_weights(hparams)
-        loss_fn = regularized_loss(run_model, example_loss, penalty, part_weights=parts)
-        reweigh = None if make_example_weight is None else make_example_weight(hparams)
-        params, model_state = run_model.init(init_key, _first_rows(train.inputs, batch_size))
-        state = init_state(params, tx, model_state=model_state, key=step_key)
-        measure = None if make_measure is None else make_measure(hparams)
-
-        def one_step(state, rows, measure=None):
-            batch = jax.tree.map(lambda x: x[rows], train)
-            strength = jnp.zeros(batch_size)
-            if augment is not None:
-                keys = jax.random.split(jax.random.fold_in(augment_key, state.step), batch_size)
-                inputs, strength = jax.vmap(augment)(keys, batch.inputs)
-                batch = batch._replace(inputs=inputs)
-            weights = validated_weights(batch.weights)
-            if reweigh is not None:
-                own = _example_weights(reweigh, run_model, state, batch, strength)
-                weights = weights * validated_weights(own)
-            weighed = functools.partial(loss_fn, example_weights=weights)
-            filled = batch._replace(weights=np.ones(weights.shape, np.float32))
-            state, metrics = make_train_step(weighed, tx, measure=measure)(state, filled)
-            recorded = (*_RECORDED, "denominator") if measure is None else ("measured",)
-            return state, {name: metrics[name] for name in recorded}
-
-        def one_epoch(state, epoch_key):
-            order = random_order(epoch_key, train.weights.shape[0], num_examples)
-            order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
-            seen = {} if measure is None else one_step(state, order[0], measure)[1]
-            state, steps = jax.lax.scan(one_step, state, order)
-            epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED} | seen
-            if observe is not None:
-                epoch["observed"] = observe(Fit(state.params, state.model_state, {}))
-            return state, epoch
-
-        state, history = jax.lax.scan(one_epoch, state, jax.random.split(order_key, num_epochs))
-        params = state.params
-        if num_examples is not None:
-            # Else the last batches held padding, or rows were left out: no run of this part alone.
-            sound = num_examples // batch_size == num_steps
-            params = jax.tree.map(
-                lambda p: jnp.where(sound, p, jnp.nan) if is_inexact(p) else p, params
-            )
-        return Fit(params, state.model_state, history)
+        known, _ = _checked(hparams, train, num_examples)
+        check(hparams, known)
+        return fit_run(
+            run,
+            hparams,
+            train,
+            key,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            num_examples=num_examples,
+            observe=observe,
+            looking=looking,
+        )
 
     fit.check = check  # For `cross_validate`: the function knows the loss and the classes.
     return TakesPadding(fit, lambda num_examples: num_epochs * (num_examples // batch_size))
+
+
+def fit_run(
+    run: Run,
+    hparams: HParams,
+    train: Batch,
+    key: Array,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    num_examples: int | Array | None = None,
+    observe: Callable[[Fit], PyTree] | None = None,
+    looking: Run | None = None,
+) -> Fit:
+    """A whole run: `run.init`, then `advance` over `num_epochs`.
+
+    Args:
+      run: its step sees batches of `batch_size` rows.
+      hparams: the numbers.
+      train: the training part; rows of weight 0 may hold anything.
+      key: of the first params, of the examples' order, and of the state.
+      num_epochs: passes over the training part, >= 1.
+      batch_size: examples a step, >= 1 and at most the rows of `train`.
+      num_examples: the run is that of the first so many rows alone, in the shapes of them all, so
+        that one program serves parts of several sizes. It may be traced, and
+        `num_examples // batch_size` must be that of all rows; else the params are NaN, or a known
+        number is cut out.
+      observe, looking: see `advance`.
+
+    Raises:
+      ValueError: if the batch is larger than the training part, its weights are known and negative,
+        not finite or all zero, a known strength or learning rate is negative or not finite, known
+        inputs or targets are not finite, or `num_examples` is known and not an integer in
+        [1, rows].
+    """
+    train, num_examples = _checked(hparams, train, num_examples)
+    train = jax.tree.map(jnp.asarray, train)
+    num_steps = steps_per_epoch(train, batch_size)
+    state, history = advance(
+        run,
+        hparams,
+        run.init(hparams, jax.tree.map(lambda x: x[:batch_size], train.inputs), key),
+        train,
+        num_epochs,
+        batch_size=batch_size,
+        key=key,
+        num_examples=num_examples,
+        observe=observe,
+        looking=looking,
+    )
+    params = state.params
+    if num_examples is not None:
+        # Else the last batches held padding, or rows were left out: no run of this part alone.
+        sound = num_examples // batch_size == num_steps
+        params = jax.tree.map(
+            lambda p: jnp.where(sound, p, jnp.nan) if is_inexact(p) else p, params
+        )
+    return Fit(params, state.model_state, history)
+
+
+def advance(
+    run: Run,
+    hparams: HParams,
+    state: TrainState,
+    train: Batch,
+    num_epochs: int,
+    *,
+    batch_size: int,
+    key: Array,
+    num_examples: int | Array | None = None,
+    observe: Callable[[Fit], PyTree] | None = None,
+    looking: Run | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Goes `num_epochs` further: `(state, history)`, pure; again and again, it is the whole run.
+
+    Every epoch visits the examples in a new random order, `n // batch_size` batches of one size;
+    the remainder waits for another epoch. Which epoch comes next `state.step` says, so a state
+    that was saved between two calls goes on as if there had been one call, bit for bit.
+
+    Args:
+      run, hparams, train, batch_size, num_examples: as in `fit_run`, the same in every call.
+      state: of `run.init(hparams, inputs, key)`, or of an earlier call; after whole epochs.
+      num_epochs: how far.
+      key: the one given to `run.init`; the order of the examples follows from it.
+      observe: `Fit -> tree`, called after each epoch with the params so far; the results are
+        stacked in `history["observed"]`. It sees; it does not change the run.
+      looking: the run once more with telemetry (`make_run(..., make_telemetry=...)`). The first
+        step of each epoch is taken once more by it, beside the run; what it measures is stacked in
+        `history["telemetry"]`. (Measured inside, it would change how every step is compiled, and
+        with that the run's last bits.)
+
+    Returns:
+      The state, and per epoch `loss`, `data_loss`, `penalty` (means over the steps by the weights
+      of their examples) and what was asked for.
+
+    Raises:
+      ValueError: if `num_epochs` or `batch_size` is not an integer >= 1, or the batch is larger
+        than the training part.
+    """
+    check_positive_int("num_epochs", num_epochs)
+    check_positive_int("batch_size", batch_size)
+    num_steps = steps_per_epoch(train, batch_size)
+    _, order_key, _ = run_keys(key)
+
+    def one_step(state, rows):
+        state, metrics = run.step(hparams, state, jax.tree.map(lambda x: x[rows], train))
+        return state, {name: metrics[name] for name in (*_RECORDED, "denominator")}
+
+    def one_epoch(state, _):
+        epoch_key = jax.random.fold_in(order_key, state.step // num_steps)
+        order = random_order(epoch_key, train.weights.shape[0], num_examples)
+        order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+        seen = {}
+        if looking is not None:
+            first = jax.tree.map(lambda x: x[order[0]], train)
+            seen["telemetry"] = looking.step(hparams, state, first)[1]["telemetry"]
+        state, steps = jax.lax.scan(one_step, state, order)
+        epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED} | seen
+        if observe is not None:
+            epoch["observed"] = observe(Fit(state.params, state.model_state, {}))
+        return state, epoch
+
+    return jax.lax.scan(one_epoch, state, length=num_epochs)
 
 
 def random_order(
@@ -216,6 +273,18 @@ def random_order(
 
 
 _FEW_ROWS = 2**12
+
+
+def _checked(
+    hparams: HParams, train: Batch, num_examples: int | Array | None
+) -> tuple[Batch, Array | None]:
+    """The rows that train, and how many of them do, where that is not known yet."""
+    check_batch("train", train)
+    train, num_examples = without_known_padding(train, num_examples)
+    check_weights("weights", train.weights, some=True)
+    check_hparams("hparams", hparams)
+    check_examples("train", train)
+    return train, num_examples
 
 
 def without_known_padding(
@@ -309,28 +378,3 @@ def _mean_over_steps(steps: dict[str, Array], name: str) -> Array:
     shares = steps["denominator"]
     total = jnp.sum(shares)
     return jnp.sum(shares * steps[name]) / jnp.where(total > 0, total, 1)
-
-
-def _example_weights(
-    reweigh: Callable, model: Model, state: TrainState, batch: Batch, strength: Array
-) -> Array:
-    """`reweigh(outputs, batch, strength)`, the outputs at the params of this step.
-
-    They are computed outside the differentiated loss, so the step's gradient treats the weights
-    as constants while a derivative of the whole run still sees them. They are the same operations
-    on the same numbers as the loss's own forward pass, so the compiler keeps one of the two. Rows
-    of weight 0 are filled already.
-    """
-    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    outputs, _ = model.apply(state.params, state.model_state, batch.inputs, key=key, train=True)
-    weights = reweigh(outputs, batch, strength)
-    if jnp.shape(weights) != batch.weights.shape:
-        raise ValueError(
-            f"`make_example_weight` gave weights of shape {jnp.shape(weights)}; expected "
-            f"{batch.weights.shape}, one per example."
-        )
-    return weights
-
-
-def _first_rows(inputs: PyTree, num_rows: int) -> PyTree:
-    return jax.tree.map(lambda x: x[:num_rows], inputs)

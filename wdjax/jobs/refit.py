@@ -37,12 +37,12 @@ def refit_runs(
     key: Array,
     watch: Watch | None,
     *,
-    measured: bool = False,
+    telemetry: bool = False,
     doing: str = "refitting",
 ) -> tuple[dict, Any]:
     """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`.
 
-    `measured` adds each run's telemetry, `{path: {name: array[seed, epoch]}}`.
+    `telemetry` adds each run's telemetry, `{path: {name: array[seed, epoch]}}`.
     """
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = arrays.to_batch(prepared.test_data)
@@ -53,7 +53,7 @@ def refit_runs(
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
         curves = lambda fit: score(fit, test)["loss"]
-        fit = recipes.recipe_fit(recipe, curves, measured=measured)(hparams, train, key)
+        fit = recipes.recipe_fit(recipe, curves, telemetry=telemetry)(hparams, train, key)
         each = {f"test_{name}": value for name, value in score.by_example(fit, test).items()}
         scores = {
             name: weighted_mean(v, test.weights) if v.shape else v for name, v in each.items()
@@ -61,12 +61,12 @@ def refit_runs(
         scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
         learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
         scores, each = nan_if_diverged((scores, each), fit.params)
-        return scores, each, learning, fit.history.get("measured"), fit._replace(history={})
+        return scores, each, learning, fit.history.get("telemetry"), fit._replace(history={})
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
     keys = _repeated_keys(key, num_seeds, len(rows))
-    scores, each, curves, telemetry, fits = map_trials(
+    scores, each, curves, seen, fits = map_trials(
         one_run, (hparams, keys), (data, test), mesh=prepared.mesh
     )
     runs = {}
@@ -81,8 +81,8 @@ def refit_runs(
             runs[name]["gains"] = gains_on_test(
                 pick(each), at_zero, test.weights, score.higher_is_better
             )
-        if measured:
-            runs[name]["measured"] = {p: pick(part)._asdict() for p, part in telemetry.items()}
+        if telemetry:
+            runs[name]["telemetry"] = {p: pick(part)._asdict() for p, part in seen.items()}
     if watch is not None:
         seconds = time.perf_counter() - start
         watch(doing, Progress("run", total, total, seconds, 0.0, None))

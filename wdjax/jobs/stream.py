@@ -24,14 +24,14 @@ from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
-from wdjax.jobs.telemetry import read_measured, telemetry_results
+from wdjax.jobs.telemetry import read_telemetry, telemetry_results
 from wdjax.loop.log import Board, RunLog
 from wdjax.loop.train_loop import Evaluate, Preempted, TrainLoop, make_evaluate
 from wdjax.loop.watchdog import HangWatch
 from wdjax.recipe import build as recipes
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
-from wdjax.step import init_state, skip_non_finite
+from wdjax.step import skip_non_finite
 from wdjax.types import Fit
 
 CONFIG = "config.json"
@@ -150,7 +150,7 @@ def run_stream(
             scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}
             scores |= {f"train_{name}": [v] for name, v in evaluate(sources.train)(state).items()}
         run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
-        results["telemetry"] = telemetry_results(*read_measured(prepared.out / LOG), prepared)
+        results["telemetry"] = telemetry_results(*read_telemetry(prepared.out / LOG), prepared)
         clock.lap("judge")
         fit = jax.device_get(Fit(state.params, state.model_state, {}))
         results |= {"refit": {"chosen": run}, "status": "complete"}
@@ -198,21 +198,11 @@ def _build(
     stream = make(sources.train, seed=options.seed, num_epochs=recipe.num_epochs)
     num_steps = stream.num_batches
     assert num_steps is not None
-    init_key, step_key, augment_key = jax.random.split(jax.random.key(options.seed), 3)
     inputs = prepared.choose_data.inputs[:1]
-    make_step = functools.partial(
-        recipes.recipe_step,
-        recipe,
-        hparams,
-        num_steps,
-        inputs,
-        augment_key,
-        num_micro_batches=1 if options.micro_batches is None else options.micro_batches,
-    )
-    step, tx = make_step()
-    looking, _ = make_step(measured=True)
-    params, model_state = jax.jit(recipes.recipe_model(recipe, hparams).init)(init_key, inputs)
-    guarded = skip_non_finite(step)
+    make_run = functools.partial(recipes.build_run, recipe, inputs, num_steps=num_steps)
+    run = make_run(num_micro_batches=1 if options.micro_batches is None else options.micro_batches)
+    looking = make_run(telemetry=True)
+    guarded = skip_non_finite(functools.partial(run.step, hparams))
     score = recipes.recipe_score(recipe)
     on_batch = None if hang is None else lambda: hang.begin(loop.step, "evaluating")
     evaluate = lambda source: make_evaluate(
@@ -222,7 +212,7 @@ def _build(
     every = -(-num_steps // recipe.num_epochs) if every is None else every
     loop = TrainLoop(
         jit_step(guarded) if sharding is None else shard_step(guarded, mesh),
-        init_state(params, tx, model_state=model_state, key=step_key),
+        jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed)),
         prefetch_to_device(stream, sharding=sharding),
         num_steps=num_steps,
         evaluate=evaluate(sources.watch),
@@ -233,7 +223,7 @@ def _build(
         config=config,
         log=log,
         log_every=max(1, every // 20),
-        telemetry=jax.jit(lambda state, batch: looking(state, batch)[1]["measured"]),
+        telemetry=jax.jit(lambda state, batch: looking.step(hparams, state, batch)[1]["telemetry"]),
         non_finite=options.non_finite or "stop",
         watch=hang,
     )

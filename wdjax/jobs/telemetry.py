@@ -1,6 +1,7 @@
 """What a run's parts did on the way: telemetry as results files hold it."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ NO_RATE = (
     "equilibrium are known, and the gradients include its pull."
 )
 
-_PREFIX = "measured/"
+_PREFIX, _OLD_PREFIX = "telemetry/", "measured/"
 
 
 def telemetry_results(
@@ -30,9 +31,10 @@ def telemetry_results(
     return {"steps": list(steps), "parts": parts, **note}
 
 
-def read_measured(log: pathlib.Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
+def read_telemetry(log: pathlib.Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
     """The telemetry in a log, `{path: {name: [seed, point]}}` of its one seed, and its steps."""
-    lines = [line for line in RunLog(log).read() if any(n.startswith(_PREFIX) for n in line)]
+    lines = [_renamed(line) for line in RunLog(log).read()]
+    lines = [line for line in lines if any(n.startswith(_PREFIX) for n in line)]
     names = lines[0] if lines else {}
     paths = dict.fromkeys(
         name.removeprefix(_PREFIX).rpartition("/")[0] for name in names if name.startswith(_PREFIX)
@@ -45,3 +47,8 @@ def read_measured(log: pathlib.Path) -> tuple[dict[str, dict[str, Any]], list[in
         for path in paths
     }
     return parts, [line["step"] for line in lines]
+
+
+def _renamed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of version 0.1 in today's words."""
+    return {re.sub(f"^{_OLD_PREFIX}", _PREFIX, name): value for name, value in line.items()}

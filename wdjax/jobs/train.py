@@ -51,7 +51,7 @@ def run_train(
     say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
     key, rows = jax.random.key(options.seed), {"chosen": hparams}
     refit, fit = refit_runs(
-        prepared, data, rows, options.seeds, key, watch, measured=True, doing="training"
+        prepared, data, rows, options.seeds, key, watch, telemetry=True, doing="training"
     )
     clock.lap("training")
     losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
@@ -69,7 +69,7 @@ def run_train(
     results |= {"refit": refit, "status": "complete"}
     num_steps = len(data.weights) // prepared.recipe.batch_size
     steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
-    results["telemetry"] = telemetry_results(refit["chosen"].pop("measured"), steps, prepared)
+    results["telemetry"] = telemetry_results(refit["chosen"].pop("telemetry"), steps, prepared)
     clear_earlier(prepared.out)
     write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
     finish(prepared.out, results, clock)

@@ -14,7 +14,7 @@ import numpy as np
 class RunLog:
     """Appends `{"step": ..., "loss": ..., ...}` to a file, one line each, whole at once.
 
-    A number in a tree is named by its path, `measured/dense/kernel/norm`; one that is not finite
+    A number in a tree is named by its path, `telemetry/dense/kernel/norm`; one that is not finite
     is null, since JSON has no other word. `pandas.read_json(path,
     lines=True)` reads it.
 

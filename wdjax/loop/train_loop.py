@@ -72,7 +72,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
       log_every: steps between lines.
       telemetry: `(state, batch) -> tree of scalars`, called before the first step, and the first
         after each `evaluate_every`, with what that step will see; it goes to the log, under
-        `measured`.
+        `telemetry`.
       non_finite: "stop" raises at the first loss or gradient that is not finite; "skip" leaves
         the whole update out, counts it in `metrics["skipped_total"]`, and raises when there were
         more than `max_skipped`.
@@ -262,9 +262,9 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if self._telemetry is None or not due:
             return
         self._settle()
-        measured = jax.device_get(self._telemetry(self.state, batch))
+        telemetry = jax.device_get(self._telemetry(self.state, batch))
         if self._log is not None:
-            self._log.write(self.step + 1, {"measured": measured})
+            self._log.write(self.step + 1, {"telemetry": telemetry})
 
     def _settle(self) -> None:
         """Looks at the step before: was it finite, is it to be logged?"""

@@ -12,6 +12,7 @@ from wdjax.recipe.build import PART_FEATURES as PART_FEATURES
 from wdjax.recipe.build import PART_WEIGHT_PLACES as PART_WEIGHT_PLACES
 from wdjax.recipe.build import SCHEDULES as SCHEDULES
 from wdjax.recipe.build import Recipe as Recipe
+from wdjax.recipe.build import build_run as build_run
 from wdjax.recipe.build import load_make_model as load_make_model
 from wdjax.recipe.build import parse_parts as parse_parts
 from wdjax.recipe.build import parse_sigmoid as parse_sigmoid
@@ -20,7 +21,6 @@ from wdjax.recipe.build import recipe_example_weight as recipe_example_weight
 from wdjax.recipe.build import recipe_fit as recipe_fit
 from wdjax.recipe.build import recipe_fit_and_score as recipe_fit_and_score
 from wdjax.recipe.build import recipe_learning_rate as recipe_learning_rate
-from wdjax.recipe.build import recipe_measure as recipe_measure
 from wdjax.recipe.build import recipe_model as recipe_model
 from wdjax.recipe.build import recipe_param_shapes as recipe_param_shapes
 from wdjax.recipe.build import recipe_part_weights as recipe_part_weights
@@ -29,5 +29,5 @@ from wdjax.recipe.build import recipe_rate as recipe_rate
 from wdjax.recipe.build import recipe_scale as recipe_scale
 from wdjax.recipe.build import recipe_scaling as recipe_scaling
 from wdjax.recipe.build import recipe_score as recipe_score
-from wdjax.recipe.build import recipe_step as recipe_step
+from wdjax.recipe.build import recipe_telemetry as recipe_telemetry
 from wdjax.recipe.build import recipe_tx as recipe_tx

@@ -34,18 +34,15 @@ from wdjax.decay import (
 )
 from wdjax.decay.composition import chain_by
 from wdjax.diagnostics.telemetry import measure_parts
-from wdjax.losses import (
-    cross_entropy,
-    regularized_loss,
-    squared_error,
-)
+from wdjax.losses import cross_entropy, squared_error
 from wdjax.measures import Score, is_correct, make_score
 from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
 from wdjax.penalties import l1_penalty, l2_penalty
-from wdjax.step import MeasureFn, Metrics, StepFn, TrainState, make_train_step
+from wdjax.run import Run, make_run
+from wdjax.step import TelemetryFn
 from wdjax.training import (
-    make_fit,
+    fit_run,
     make_fit_and_score,
     steps_per_epoch,
     without_known_padding,
@@ -78,7 +75,6 @@ from wdjax.weights.part_features import (
     weight_norm,
     z_scores,
 )
-from wdjax.weights.zero import fill_inactive_rows, validated_weights
 
 MODELS = {"mlp": make_mlp, "cnn": make_cnn, "rnn": make_rnn}
 LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
@@ -276,7 +272,7 @@ def recipe_rate(recipe: Recipe, hparams: HParams, num_steps: int) -> Strength | 
     return None
 
 
-def recipe_measure(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any) -> MeasureFn:
+def recipe_telemetry(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any) -> TelemetryFn:
     """The telemetry of the recipe's parts, at the rate and the momentum of its optimiser.
 
     A penalty in the loss has no rate: what it pulls is part of the gradient, so its parts have
@@ -291,12 +287,49 @@ def recipe_measure(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any
     )
 
 
-def recipe_fit(
-    recipe: Recipe, observe: Callable[[Fit], Any] | None = None, *, measured: bool = False
-) -> TakesPadding:
-    """The recipe's run, `fit(hparams, train, key) -> Fit`: see `make_fit`.
+def build_run(
+    recipe: Recipe,
+    inputs: Any,
+    *,
+    num_steps: int,
+    num_micro_batches: int = 1,
+    telemetry: bool = False,
+) -> Run:
+    """The recipe's `Run`: what `select` scans over, `train` advances and `TrainLoop` drives.
 
-    `measured` adds the telemetry of each epoch's first step, `history["measured"]`.
+    Args:
+      recipe: the choices.
+      inputs: examples, of which only shapes and dtypes are used.
+      num_steps: the length of the learning rate's schedule.
+      num_micro_batches: see `make_train_step`.
+      telemetry: put that of the parts into a step's metrics, under `telemetry`.
+
+    Raises:
+      ValueError: for augmentations of inputs that are no images.
+    """
+
+    def make_telemetry(hparams: HParams) -> TelemetryFn:
+        return recipe_telemetry(recipe, hparams, num_steps, inputs)
+
+    return make_run(
+        lambda hparams: recipe_model(recipe, hparams),
+        LOSSES[recipe.loss],
+        make_tx=lambda hparams: recipe_tx(recipe, hparams, num_steps, inputs),
+        make_penalty=lambda hparams: recipe_penalty(recipe, hparams, inputs),
+        make_example_weight=recipe_example_weight(recipe),
+        make_part_weights=lambda hparams: recipe_part_weights(recipe, hparams, inputs, "loss"),
+        augment=recipe_augment(recipe, inputs),
+        num_micro_batches=num_micro_batches,
+        make_telemetry=make_telemetry if telemetry else None,
+    )
+
+
+def recipe_fit(
+    recipe: Recipe, observe: Callable[[Fit], Any] | None = None, *, telemetry: bool = False
+) -> TakesPadding:
+    """The recipe's whole run, `fit(hparams, train, key) -> Fit`: see `fit_run`.
+
+    `telemetry` adds that of each epoch's first step, `history["telemetry"]`.
     """
 
     def fit(
@@ -304,85 +337,20 @@ def recipe_fit(
     ) -> Fit:
         train, num_examples = without_known_padding(train, num_examples)
         num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
-        measure = lambda hparams: recipe_measure(recipe, hparams, num_steps, train.inputs)
-        run = make_fit(
-            lambda hparams: recipe_model(recipe, hparams),
-            LOSSES[recipe.loss],
-            make_tx=lambda hparams: recipe_tx(recipe, hparams, num_steps, train.inputs),
+        build = functools.partial(build_run, recipe, train.inputs, num_steps=num_steps)
+        return fit_run(
+            build(),
+            hparams,
+            train,
+            key,
             num_epochs=recipe.num_epochs,
             batch_size=recipe.batch_size,
-            make_penalty=lambda hparams: recipe_penalty(recipe, hparams, train.inputs),
-            make_example_weight=recipe_example_weight(recipe),
-            make_part_weights=lambda hparams: recipe_part_weights(
-                recipe, hparams, train.inputs, "loss"
-            ),
-            augment=recipe_augment(recipe, train.inputs),
+            num_examples=num_examples,
             observe=observe,
-            make_measure=measure if measured else None,
+            looking=build(telemetry=True) if telemetry else None,
         )
-        return run(hparams, train, key, num_examples=num_examples)
 
     return TakesPadding(fit, lambda n: recipe.num_epochs * (n // recipe.batch_size))
-
-
-def recipe_step(
-    recipe: Recipe,
-    hparams: HParams,
-    num_steps: int,
-    inputs: Any,
-    augment_key: Array,
-    *,
-    num_micro_batches: int = 1,
-    measured: bool = False,
-) -> tuple[StepFn, optax.GradientTransformation]:
-    """The recipe's step and its optimiser, for data that come batch by batch.
-
-    What `recipe_fit` does between two steps of its scan, done once: augment each example on the
-    device, weigh it, step. Like there, no gradient passes through an example's weight.
-
-    Args:
-      recipe: the choices.
-      hparams: the numbers.
-      num_steps: the length of the learning rate's schedule.
-      inputs: examples, of which only shapes and dtypes are used.
-      augment_key: folded with the step for the augmentations.
-      num_micro_batches: see `make_train_step`.
-      measured: put the telemetry of the parts into the metrics, under `measured`.
-    """
-    model, tx = recipe_model(recipe, hparams), recipe_tx(recipe, hparams, num_steps, inputs)
-    loss_fn = regularized_loss(
-        model,
-        LOSSES[recipe.loss],
-        recipe_penalty(recipe, hparams, inputs),
-        part_weights=recipe_part_weights(recipe, hparams, inputs, "loss"),
-    )
-    measure = recipe_measure(recipe, hparams, num_steps, inputs) if measured else None
-    plain = make_train_step(loss_fn, tx, num_micro_batches=num_micro_batches, measure=measure)
-    augment = recipe_augment(recipe, inputs)
-    make_example_weight = recipe_example_weight(recipe)
-
-    def step(
-        state: TrainState, batch: Batch, *, axis_name: str | None = None
-    ) -> tuple[TrainState, Metrics]:
-        size = jnp.shape(batch.weights)[0]
-        strength = jnp.zeros(size)
-        if augment is not None:
-            keys = jax.random.split(jax.random.fold_in(augment_key, state.step), size)
-            changed, strength = jax.vmap(augment)(keys, batch.inputs)
-            batch = batch._replace(inputs=changed)
-        if make_example_weight is not None:
-            key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-            filled = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
-            batch = Batch(*filled, validated_weights(batch.weights))
-            outputs, _ = model.apply(
-                state.params, state.model_state, batch.inputs, key=key, train=True
-            )
-            weights = make_example_weight(hparams)(outputs, batch, strength)
-            weights = batch.weights * validated_weights(weights)
-            batch = batch._replace(weights=jnp.where(batch.weights == 0, 0, weights))
-        return plain(state, batch, axis_name=axis_name)
-
-    return step, tx
 
 
 def recipe_example_weight(recipe: Recipe) -> Callable[[HParams], Callable] | None:
