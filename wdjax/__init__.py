@@ -49,9 +49,13 @@ from wdjax.runners import pmap_step as pmap_step
 from wdjax.runners import shard_step as shard_step
 
 # A whole run as a pure function of its numbers
+from wdjax.run import Run as Run
+from wdjax.run import make_run as make_run
 from wdjax.measures import Measure as Measure
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
+from wdjax.training import advance as advance
+from wdjax.training import fit_run as fit_run
 from wdjax.training import make_fit as make_fit
 from wdjax.training import make_fit_and_score as make_fit_and_score
 from wdjax.diagnostics import measure_parts as measure_parts
