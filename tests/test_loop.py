@@ -276,7 +276,7 @@ def test_a_nan_batch_stops_the_run_by_its_number(run_step, nans_allowed, tmp_pat
     )
     with pytest.raises(NonFiniteError, match=r"of step 5 \(batch 4, from 0\) is not finite"):
         list(loop)
-    assert loop._checkpoints.steps()[-1] == 4, "what went wrong was not saved"
+    assert Checkpoints(tmp_path).steps()[-1] == 4, "what went wrong was not saved"
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.state.params))
 
 
@@ -382,14 +382,14 @@ def test_a_failed_save_ends_the_run_at_the_next_step(run_step, tmp_path, monkeyp
     assert loop.step <= 10
 
 
-def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step):
+def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step, tmp_path):
     with pytest.raises(ValueError, match="the data end after 5 of 9 steps"):
         list(TrainLoop(run_step, start(), with_bad_batches((), 5), num_steps=9))
     with pytest.raises(ValueError, match="cannot be walked over once"):
         list(TrainLoop(run_step, start(), [], num_steps=9))
     for setting in (
         lambda: Evaluation(lambda state: {}, every=0),
-        lambda: Saving(None, every=-1),
+        lambda: Saving(Checkpoints(tmp_path), every=-1),
         lambda: Logging("nowhere", every=0),
     ):
         with pytest.raises(ValueError, match="_every` must be"):
@@ -413,12 +413,12 @@ def test_telemetry_sees_the_step_to_come_and_leaves_the_run_as_it_was(run_step, 
     def look(state, batch):
         return {"part": {"number": state.step + 1, "input": batch.inputs[0, 0]}}
 
-    options = {"num_steps": 7, "evaluate": lambda state: {"loss": 1.0}, "evaluate_every": 3}
+    options = {"num_steps": 7, "evaluation": Evaluation(lambda state: {"loss": 1.0}, every=3)}
     loop = TrainLoop(
         run_step,
         start(),
         batch_stream(),
-        logging=Logging(log=tmp_path / "log", telemetry=look),
+        logging=Logging(tmp_path / "log", telemetry=look, telemetry_every=3),
         **options,
     )
     inputs = [float(batch.inputs[0, 0]) for batch, _ in zip(batch_stream(), range(7), strict=False)]
