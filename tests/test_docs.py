@@ -3,6 +3,7 @@
 import functools
 import html
 import http.server
+import importlib
 import importlib.util
 import inspect
 import json
@@ -172,6 +173,12 @@ def test_every_fault_has_a_row_with_a_test_that_provokes_it():
     assert all(re.fullmatch(r"`test_\w+`(, `test_\w+`)*", tests) for _, tests in rows)
 
 
+@pytest.mark.parametrize("page", ["articles.md", "articles.zh.md"])
+def test_every_system_of_the_articles_has_its_line(page):
+    rows = re.findall(r"^\| (S\d+) \|", read(page), flags=re.MULTILINE)
+    assert rows == [f"S{n}" for n in range(1, 18)]
+
+
 def test_every_row_of_the_articles_stands_in_the_page_about_them():
     rows = {f"S{n}" for n in range(1, 18)} | {f"Q{n}" for n in (1, 8, 9, 10, 11, 13, 14)}
     text = re.sub(r"S(\d+)-S(\d+)", _written_out, read("articles.md"))
@@ -186,7 +193,7 @@ def _written_out(match):
 
 
 def public_names():
-    """The names of `wdjax`: what its `__init__` imports, without the rooms themselves."""
+    """The names of `wdjax`: what its `__init__` imports, without the modules themselves."""
     names = {name for name in vars(wdjax) if not name.startswith("_")}
     return {name for name in names if not isinstance(getattr(wdjax, name), types.ModuleType)}
 
@@ -199,13 +206,30 @@ def test_the_api_page_has_every_public_name_once_under_a_heading():
     assert written.startswith("\n### ") and "<!-- names -->" in read("api.md")
 
 
-def test_the_api_page_has_every_room_that_gives_a_public_name():
-    """A room's page documents the rest of it: all that its package or module exports."""
-    rooms = {
-        f"wdjax.{room}" for room in re.findall(r"automodule:: wdjax\.([\w.]+)", read("api.md"))
-    }
+def modules_of_the_api_page():
+    return re.findall(r"automodule:: (wdjax\.[\w.]+)", read("api.md"))
+
+
+def test_the_api_page_has_every_module_that_gives_a_public_name():
+    """A module's section documents the rest of it: all that it exports beside these names."""
+    modules = modules_of_the_api_page()
     homes = {getattr(wdjax, name).__module__ for name in public_names()}
-    assert all(any(home == r or home.startswith(f"{r}.") for r in rooms) for home in homes)
+    assert all(any(home == m or home.startswith(f"{m}.") for m in modules) for home in homes)
+
+
+def test_the_api_page_has_each_module_once_under_its_own_name():
+    modules = modules_of_the_api_page()
+    assert len(set(modules)) == len(modules)
+    assert re.findall(r"^#### (wdjax\.\S+)$", read("api.md"), re.MULTILINE) == modules
+    for name in modules:  # an old path would warn, and a warning is an error here
+        assert importlib.import_module(name).__name__ == name
+
+
+def test_an_example_in_a_docstring_is_shown_as_it_stands():
+    conf = loaded("conf")
+    lines = ["Adds.", "", "Example:", "  >>> f(`a`)", "  1", "", "Source: a page."]
+    conf.to_restructured_text(None, "function", "f", None, None, lines)
+    assert "    >>> f(`a`)" in lines and "    1" in lines and "::" in lines
 
 
 def test_every_public_name_has_a_docstring_of_its_own():
