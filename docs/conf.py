@@ -60,7 +60,8 @@ def names():
     for line in pathlib.Path(wdjax.__file__).read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             heading = line[2:]
-        elif line.startswith("from ") and not (name := line.split()[-1]).startswith("_"):
+        elif imported := re.fullmatch(r" *from wdjax\S* import \w+ as ([a-zA-Z]\w*)", line):
+            name = imported[1]
             if heading:
                 lines += ["```", "", f"### {heading}", "", "```{eval-rst}"]
                 heading = ""
