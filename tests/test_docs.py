@@ -83,7 +83,6 @@ def script(tmp_path_factory):
     import wdjax.checkpoint
     import wdjax.decay
     import wdjax.loop
-    import wdjax.run
     import wdjax.weights
 
     def fit_and_score(hparams, train, valid, key):
@@ -92,7 +91,7 @@ def script(tmp_path_factory):
 
     names = {
         name: getattr(module, name)
-        for module in (wdjax.checkpoint, wdjax.decay, wdjax.loop, wdjax.run, wdjax.weights, wdjax)
+        for module in (wdjax.checkpoint, wdjax.decay, wdjax.loop, wdjax.weights, wdjax)
         for name in dir(module)
         if not name.startswith("_")
     }
