@@ -65,7 +65,8 @@ def test_each_of_the_four_things_is_one_line_that_runs(name, line, at_hand, caps
 
     import optax
 
-    names = {"functools": functools, "jax": jax, "optax": optax, "wdjax": wdjax, **at_hand}
+    key = jax.random.key(0)
+    names = {"partial": functools.partial, "key": key, "optax": optax, "wdjax": wdjax, **at_hand}
     exec(line, names)
     if name == "loss":
         batch = wdjax.Batch(at_hand["data"].inputs, np.zeros(20, int), np.ones(20, "float32"))
