@@ -27,11 +27,12 @@ from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
+from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
 from wdjax.selection.grids import grid_product
-from wdjax.step import init_state, make_train_step, skip_non_finite
+from wdjax.step import init_state, make_train_step
 from wdjax.training import is_correct, make_fit, make_fit_and_score, make_score
 from wdjax.types import Batch
 

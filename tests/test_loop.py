@@ -35,8 +35,9 @@ from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
+from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step
-from wdjax.step import init_state, make_train_step, skip_non_finite
+from wdjax.step import init_state, make_train_step
 from wdjax.training import make_score
 from wdjax.types import Fit
 

@@ -14,10 +14,11 @@ from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import make_cnn
 from wdjax.recipe import Recipe, build_run, recipe_fit_and_score
+from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step, pmap_step, shard_step
 from wdjax.selection.folds import kfold
 from wdjax.selection.trials import Chunk, trial_program
-from wdjax.step import init_state, make_train_step, skip_non_finite
+from wdjax.step import init_state, make_train_step
 from wdjax.types import Batch
 
 MODEL = make_cnn(10)

@@ -25,9 +25,9 @@ from wdjax.data.stream import prefetch_to_device
 from wdjax.decay import decoupled_decay, make_optimizer
 from wdjax.diagnostics import measure_parts
 from wdjax.loop import TrainLoop
-from wdjax.run import Run, make_run, run_keys
+from wdjax.run import Run, make_run, run_keys, skip_non_finite
 from wdjax.runners import jit_step, shard_step
-from wdjax.step import init_state, skip_non_finite
+from wdjax.step import init_state
 from wdjax.training import advance, fit_run, random_order
 from wdjax.weights import sigmoid_example_weight
 

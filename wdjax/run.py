@@ -1,7 +1,7 @@
 """A training as two pure functions, `init` and `step`: the one place that augments and weighs."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int
 from wdjax.interfaces import check_batch, check_model, check_model_or_maker
-from wdjax.losses import regularized_loss
-from wdjax.step import Metrics, TelemetryFn, TrainState, init_state, make_train_step
-from wdjax.types import Batch, ExampleLoss, HParams, LossAux, Model, Params, Parts, PenaltyFn
+from wdjax.losses import loss_of_filled, regularized_loss
+from wdjax.step import Metrics, StepFn, TelemetryFn, TrainState, init_state, make_train_step
+from wdjax.types import Batch, ExampleLoss, HParams, Model, Parts, PenaltyFn, is_inexact
 from wdjax.weights.zero import fill_inactive_rows, validated_weights
 
 AUGMENT = np.uint32(2**32 - 1)
@@ -101,7 +101,7 @@ def make_run(
         penalty = None if make_penalty is None else make_penalty(hparams)
         parts = part_weights if make_part_weights is None else make_part_weights(hparams)
         plain = make_train_step(
-            _loss_of_filled(regularized_loss(run_model, example_loss, penalty, part_weights=parts)),
+            loss_of_filled(regularized_loss(run_model, example_loss, penalty, part_weights=parts)),
             make_tx(hparams),
             num_micro_batches=num_micro_batches,
             telemetry=None if make_telemetry is None else make_telemetry(hparams),
@@ -109,6 +109,34 @@ def make_run(
         return plain(state, batch, axis_name=axis_name)
 
     return Run(init, step)
+
+
+def skip_non_finite(step: StepFn) -> StepFn:
+    """A step that leaves params, optimiser and model state as they were if it went wrong.
+
+    Wrong: the loss, the norm of the gradient or of the update, or a number of the model's state
+    is not finite. All are put back together, decay included; only `state.step` goes on, since it
+    numbers the batches and the dropout masks. `metrics["skipped"]` is 1.0 then, else 0.0. (A
+    label beyond the classes gives a NaN loss with a finite gradient, and a NaN input spoils the
+    batch statistics: looking at the gradient alone misses both.)
+    """
+
+    def guarded(
+        state: TrainState, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch, axis_name=axis_name)
+        looked_at = [metrics[name] for name in ("loss", "grad_norm", "update_norm")]
+        looked_at += [leaf for leaf in jax.tree.leaves(new.model_state) if is_inexact(leaf)]
+        sound = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            new._replace(step=None, key=None),
+            state._replace(step=None, key=None),
+        )
+        metrics = {**metrics, "skipped": jnp.where(sound, 0.0, 1.0)}
+        return kept._replace(step=new.step, key=new.key), metrics
+
+    return guarded
 
 
 def run_keys(key: Array) -> tuple[Array, Array, Array]:
@@ -143,23 +171,6 @@ def _augmented(
         )
     key = jax.random.fold_in(jax.random.fold_in(state.key, AUGMENT), state.step)
     return jax.vmap(augment)(jax.random.split(key, size), inputs)
-
-
-def _loss_of_filled(loss_fn: Callable) -> Callable:
-    """The loss of rows that were filled already, so none of them is chosen again.
-
-    With one choice less, the compiler shares the forward pass of the loss with that of the example
-    weights, which reads the same rows.
-    """
-
-    def loss(
-        params: Params, batch: Batch, *, model_state: PyTree = None, key: Any = None
-    ) -> tuple[Array, LossAux]:
-        filled = batch._replace(weights=np.ones(jnp.shape(batch.weights), np.float32))
-        weights = batch.weights
-        return loss_fn(params, filled, model_state=model_state, key=key, example_weights=weights)
-
-    return loss
 
 
 def _example_weights(

@@ -137,34 +137,6 @@ def make_train_step(
     return step
 
 
-def skip_non_finite(step: StepFn) -> StepFn:
-    """A step that leaves params, optimiser and model state as they were if it went wrong.
-
-    Wrong: the loss, the norm of the gradient or of the update, or a number of the model's state
-    is not finite. All are put back together, decay included; only `state.step` goes on, since it
-    numbers the batches and the dropout masks. `metrics["skipped"]` is 1.0 then, else 0.0. (A
-    label beyond the classes gives a NaN loss with a finite gradient, and a NaN input spoils the
-    batch statistics: looking at the gradient alone misses both.)
-    """
-
-    def guarded(
-        state: TrainState, batch: Batch, *, axis_name: str | None = None
-    ) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, batch, axis_name=axis_name)
-        looked_at = [metrics[name] for name in ("loss", "grad_norm", "update_norm")]
-        looked_at += [leaf for leaf in jax.tree.leaves(new.model_state) if is_inexact(leaf)]
-        sound = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            new._replace(step=None, key=None),
-            state._replace(step=None, key=None),
-        )
-        metrics = {**metrics, "skipped": jnp.where(sound, 0.0, 1.0)}
-        return kept._replace(step=new.step, key=new.key), metrics
-
-    return guarded
-
-
 def _trained(params: Params) -> Params:
     """The params, leaves that training does not move hidden as `optax.masked` does."""
     return jax.tree.map(lambda p: p if is_inexact(p) else optax.MaskedNode(), params)
@@ -259,4 +231,10 @@ def _combine_over(axis_name: str, loss: Array, aux: Any, grads: PyTree) -> tuple
     )
 
 
-__getattr__ = moved_names(__name__, {"MeasureFn": ("wdjax.step", "TelemetryFn")})
+__getattr__ = moved_names(
+    __name__,
+    {
+        "MeasureFn": ("wdjax.step", "TelemetryFn"),
+        "skip_non_finite": ("wdjax.run", "skip_non_finite"),
+    },
+)

@@ -44,6 +44,7 @@ from wdjax.types import (
     PenaltyFn,
     TakesPadding,
     is_inexact,
+    plain_function,
 )
 
 FitFn = Callable[[HParams, Batch, Array], Fit]
@@ -98,28 +99,60 @@ def make_fit(
     )
     run = make()
     looking = None if make_telemetry is None else make(make_telemetry=make_telemetry)
+    fit = fit_with(
+        lambda train, num_steps: (run, looking),
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        observe=observe,
+        check=lambda hparams, data: check_loss_of_labels(
+            model_of(model, hparams), example_loss, data, batch_size
+        ),
+    )
+    return fit
 
-    def check(hparams: HParams, data: Batch) -> None:
-        check_loss_of_labels(model_of(model, hparams), example_loss, data, batch_size)
+
+def fit_with(
+    build: Callable[[Batch, int], tuple[Run, Run | None]],
+    *,
+    num_epochs: int,
+    batch_size: int,
+    observe: Callable[[Fit], PyTree] | None = None,
+    check: Callable[[HParams, Batch], None] | None = None,
+) -> TakesPadding:
+    """Builds `fit(hparams, train, key) -> Fit` from a `Run` that the training part decides.
+
+    Args:
+      build: `(train, num_steps) -> (run, looking)`, called inside the run; `num_steps` is that of
+        all epochs, the length of a schedule. `looking` is None or as in `advance`.
+      num_epochs, batch_size, observe: see `fit_run`.
+      check: looks at `(hparams, train)` before, where they are known; `cross_validate` calls it
+        on all of the data.
+
+    Raises:
+      ValueError: in `fit`, as `fit_run` and `check`.
+    """
 
     def fit(
         hparams: HParams, train: Batch, key: Array, *, num_examples: int | Array | None = None
     ) -> Fit:
-        known, _ = _checked(hparams, train, num_examples)
-        check(hparams, known)
+        known, num_known = _checked(hparams, train, num_examples)
+        if check is not None:
+            check(hparams, known)
+        run, looking = build(known, num_epochs * steps_per_epoch(known, batch_size))
         return fit_run(
             run,
             hparams,
-            train,
+            known,
             key,
             num_epochs=num_epochs,
             batch_size=batch_size,
-            num_examples=num_examples,
+            num_examples=num_known,
             observe=observe,
             looking=looking,
         )
 
-    fit.check = check  # For `cross_validate`: the function knows the loss and the classes.
+    if check is not None:
+        fit.check = check  # For `cross_validate`: the function knows the loss and the classes.
     return TakesPadding(fit, lambda num_examples: num_epochs * (num_examples // batch_size))
 
 
@@ -335,7 +368,12 @@ def steps_per_epoch(train: Batch, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, Batch, Array], Any]:
+def make_fit_and_score(
+    fit: FitFn,
+    score: ScoreFn,
+    *,
+    scale: Callable[[Batch, Batch], tuple[Batch, Batch]] | None = None,
+) -> Callable[[HParams, Batch, Batch, Array], Any]:
     """Builds `fit_and_score(hparams, train, valid, key)`, what `cross_validate` runs.
 
     Returns `score(fit, valid)`. If that is a dict, the same is taken on the training part, with
@@ -346,19 +384,16 @@ def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, 
     With a score of `make_score`, the function's `by_example` gives the scores on the held-out part
     example by example, and its `higher_is_better` their directions: `cross_validate` reads both.
 
-    Example:
-      >>> fit = lambda h, train, key: wdjax.Fit(h["scale"] * jnp.mean(train.targets), {}, {})
-      >>> score = lambda fitted, valid: {"loss": (valid.targets - fitted.params) ** 2}
-      >>> data = wdjax.Batch(jnp.zeros((2, 1)), jnp.array([1.0, 3.0]), jnp.ones(2))
-      >>> fit_and_score = wdjax.make_fit_and_score(fit, score)
-      >>> print(fit_and_score({"scale": 0.5}, data, data, jax.random.key(0))["loss"])
-      [0. 4.]
+    Args:
+      fit, score: pure, `(hparams, train, key) -> Fit` and `(fit, data) -> scores`.
+      scale: `(train, valid) -> (train, valid)`, before both: what is learnt of the training part
+        alone, such as `standardize`.
     """
 
-    def judge(
-        hparams: HParams, train: Batch, valid: Batch, key: Array, on_valid: Callable, told: Any
-    ) -> Any:
-        result = fit(hparams, train, key, **told)
+    def judge(hparams, train, valid, key, on_valid, told):
+        if scale is not None:
+            train, valid = scale(train, valid)
+        result = plain_function(fit)(hparams, train, key, **told)
         scores = on_valid(result, valid)
         if isinstance(scores, dict):
             on_train = {f"train_{name}": value for name, value in score(result, train).items()}

@@ -104,6 +104,11 @@ class TakesPadding:
         return self.function(*args, **kwargs)
 
 
+def plain_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, without the word that it `TakesPadding`."""
+    return function.function if isinstance(function, TakesPadding) else function
+
+
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf holds numbers that training moves: floating or complex, no ints, no keys."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)

@@ -371,8 +371,9 @@ def stream_step():
     from wdjax.losses import cross_entropy, regularized_loss
     from wdjax.models import make_cnn
     from wdjax.parts import matrices_only
+    from wdjax.run import skip_non_finite
     from wdjax.runners import jit_step
-    from wdjax.step import init_state, make_train_step, skip_non_finite
+    from wdjax.step import init_state, make_train_step
 
     model = make_cnn(10)
     decay = functools.partial(decoupled_decay, 0.01, parts=matrices_only)

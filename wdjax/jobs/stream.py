@@ -28,9 +28,9 @@ from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLo
 from wdjax.loop.log import Board, RunLog
 from wdjax.loop.watchdog import HangWatch
 from wdjax.recipe import build as recipes
+from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
-from wdjax.step import skip_non_finite
 from wdjax.types import Fit
 
 LOG = "log.jsonl"

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from wdjax.measures import example_means, weighted_mean
 from wdjax.selection.folds import Folds, narrowed, sizes, take
 from wdjax.selection.scores import leaf_names
-from wdjax.types import Batch, TakesPadding
+from wdjax.types import Batch, TakesPadding, plain_function
 
 FitAndScore = Callable[[Any, Batch, Batch, Array], Any]
 """`fit_and_score(hparams, train, valid, key) -> score or tree of scores`, pure: each a scalar, or
@@ -196,7 +196,7 @@ def _split_trials(on_one_device, trials, shared, mesh):
 def one_trial(fit_and_score, numbers, train, valid, num_train, key, fold, seed) -> TrialScores:
     """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
     trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
-    judge = getattr(fit_and_score, "by_example", fit_and_score)
+    judge = plain_function(getattr(fit_and_score, "by_example", fit_and_score))
     told = {"num_examples": num_train} if isinstance(fit_and_score, TakesPadding) else {}
     scores = judge(numbers, train, valid, trial_key, **told)
     means, examples = [], {}
