@@ -360,5 +360,5 @@ def test_a_padded_batch_has_the_loss_of_the_bare_one(x64):
 
 def test_without_grain_the_way_out_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r"pip install wdjax\[data\].*as_stream"):
+    with pytest.raises(ImportError, match=r"pip install \"wdjax\[data\]\".*as_stream"):
         make_stream(DATA, batch_size=4)

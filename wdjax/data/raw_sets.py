@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wdjax.extras import need
+
 EXAMPLES_PER_SHARD = 20_000
 CONNECT_SECONDS = 5.0
 
@@ -178,18 +180,13 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def _fetch(listed: RawFile, path: Path) -> Path:
-    import rich.progress
-    from rich.console import Console
+    from tqdm import tqdm  # TFDS needs it too.
 
     part = path.with_name(path.name + f".part{os.getpid()}")
-    console = Console(stderr=True)
     try:
         with urllib.request.urlopen(listed.url, timeout=60) as response, part.open("wb") as file:
             size = int(response.headers.get("Content-Length", 0))
-            with rich.progress.wrap_file(
-                response, size, description=path.name, console=console,
-                disable=not console.is_terminal,
-            ) as stream:  # fmt: skip
+            with tqdm.wrapattr(response, "read", size, desc=path.name, disable=None) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
         check_sha256(part, listed.sha256)
         part.replace(path)
@@ -239,10 +236,9 @@ def _write(name: str, raw: RawSet, examples: RawExamples, folder: Path) -> None:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
+    image: Any = need("PIL.Image", what="writing images")
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 

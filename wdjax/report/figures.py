@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wdjax.extras import need
 from wdjax.tables import format_number
 
 # Matplotlib draws with these stand-ins; the SVG says `var(--ink)`, so that the page's light and
@@ -432,6 +433,7 @@ def _draw(
     height: float = HEIGHT,
 ) -> str:
     """One pair of axes as an `<svg>` element; matplotlib's own settings are left as found."""
+    need("matplotlib", what="a report")
     import matplotlib.style
     from matplotlib.figure import Figure
 
