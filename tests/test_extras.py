@@ -13,7 +13,7 @@ from synthetic_results import synthetic_results
 
 from wdjax.checkpoint import Checkpoints
 from wdjax.cli import main
-from wdjax.data.arrays import load_data
+from wdjax.data import load_data
 from wdjax.extras import check_installed, need
 from wdjax.report import write_report
 

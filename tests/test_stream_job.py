@@ -14,7 +14,7 @@ from tfds_folders import CIFAR10, image_rows, images, write_folder
 
 from wdjax.checkpoint import store
 from wdjax.cli import main
-from wdjax.data.arrays import load_data
+from wdjax.data import load_data
 from wdjax.jobs import load_predictor
 from wdjax.loop import RunLog
 

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from wdjax.checks import check_positive_int
-from wdjax.data.arrays import hash_of
 from wdjax.data.batches import as_batch, checked_item, pad_batch, to_devices
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, hash_of
 from wdjax.data.tfds import TfdsSource, check_labels
 from wdjax.data.views import View
 from wdjax.extras import need

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from wdjax.checkpoint import versions
-from wdjax.data import arrays
-from wdjax.data.arrays import Scaling
+from wdjax.data.dataset import hash_of
+from wdjax.data.scale import Scaling
 from wdjax.extras import check_installed
 from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
@@ -88,7 +88,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "column_names": list(data.column_names),
             "target_name": data.target_name,
             "input_shape": list(data.inputs.shape[1:]),
-            "sha256": arrays.hash_of(data),
+            "sha256": hash_of(data),
         },
     }
 
