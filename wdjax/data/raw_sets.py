@@ -87,13 +87,14 @@ def fetch_files(name: str, data_dir: Path) -> dict[str, Path]:
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import UrlInfo
+    from tensorflow_datasets.core.units import Size
 
     found, listed = placed_files(name, data_dir), raw_file_list(name)
     missing = {file: listed[file] for file in RAW_SETS[name].files if file not in found}
     if not missing:
         return found
     check_connection(next(iter(missing.values())).url)
-    infos = {raw.url: UrlInfo(raw.size, raw.sha256, file) for file, raw in missing.items()}
+    infos = {raw.url: UrlInfo(Size(raw.size), raw.sha256, file) for file, raw in missing.items()}
     folder = data_dir / "downloads"
     try:
         manager = tfds.download.DownloadManager(
