@@ -122,7 +122,7 @@ class Training:
         self, options: TrainOptions, prepared: Prepared, hparams: dict[str, float], data: Batch
     ):
         self._options, self._prepared, self._data = options, prepared, data
-        self._test = arrays.to_batch(prepared.test_data)
+        self._test = to_batch(prepared.test_data)
         self._recipe, self._hparams = prepared.recipe, hparams
         self._steps_per_epoch = steps_per_epoch(data, self._recipe.batch_size)
         self._piece = self._epochs_a_piece()
