@@ -202,7 +202,7 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         assert not pathlib.Path("run/params.npz").exists()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(train, "refit_runs", interrupted)
+            patch.setattr(train.Training, "run", interrupted)
             assert (
                 command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 130
             )
@@ -475,7 +475,7 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    monkeypatch.setattr(train, "refit_runs", lambda *args, **more: (nothing, {}))
+    monkeypatch.setattr(train.Training, "run", lambda *args, **more: (nothing, {}))
     status, printed, told = command(
         "train --strength 0 --data iris --learning-rate 1e30 --out other"
     )
