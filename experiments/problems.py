@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from experiments import common
-from wdjax.data.arrays import add_label_noise, load_data, split_off_test, to_batch
+from wdjax.data import add_label_noise, load_data, split_off_test, to_batch
 from wdjax.data.dataset import Dataset
 from wdjax.data.dataset import take as take_rows
 from wdjax.recipe import Recipe, recipe_fit, recipe_score

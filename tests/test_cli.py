@@ -18,9 +18,8 @@ import pytest
 from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.diagnostics.telemetry import PartTelemetry
-from wdjax.jobs import prepare, run, verdict
-from wdjax.jobs.options import SelectOptions
-from wdjax.runners import num_cores
+from wdjax.jobs import select, setup, train, verdict
+from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
 
@@ -33,10 +32,10 @@ TINY = "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --batch-size 32 --data 
 
 
 @pytest.fixture
-def command(capfd, tmp_path, monkeypatch):
+def command(capfd, tmp_path, monkeypatch, shared_programs):
     """`command("select --seeds 1") -> (status, printed, told)` in a folder of its own.
 
-    What the environment has set, the command leaves alone: no cache here, two devices."""
+    What the environment has set, the command leaves alone: here the tests' cache, two devices."""
     monkeypatch.chdir(tmp_path)
     for name in SETTINGS:
         monkeypatch.setenv(name, "unset")
@@ -197,13 +196,13 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         raise KeyboardInterrupt
 
     if job == "select":
-        monkeypatch.setattr(run, "cross_validate", interrupted)
+        monkeypatch.setattr(select, "cross_validate", interrupted)
         assert command(f"select {TINY} --out run --overwrite")[0] == 130
         assert strict_json("run/results.json")["status"] == "partial"
         assert not pathlib.Path("run/params.npz").exists()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "refit_runs", interrupted)
+            patch.setattr(train.Training, "run", interrupted)
             assert (
                 command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 130
             )
@@ -214,15 +213,18 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
     assert pathlib.Path("run/mine.txt").read_text() == "not wdjax's"
 
 
-def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, monkeypatch):
-    status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out two")
-    assert status == 0 and ("share" in told) == (num_cores() < 2)
-    monkeypatch.setattr(prepare, "num_cores", lambda: 1)
-    status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out more")
-    assert status == 0
-    assert "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)." in told
+@pytest.mark.parametrize("cores", [1, 2])
+def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(cores, monkeypatch):
+    """What `prepare` gives is what a run says first, and the mesh it runs on."""
+    monkeypatch.setattr(setup, "num_cores", lambda: cores)
+    options = TrainOptions(strength=0.0, data="iris", epochs=1, devices=2, out="nowhere")
+    prepared = setup.prepare(options)
+    assert prepared.mesh.devices.size == 2
+    shared = "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)."
+    assert (shared in prepared.describe()) == (cores == 1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     """After the first chunk of a run that would take minutes; the same command then goes on."""
     words = "select --epochs 30 --folds 5 --seeds 2 --out run"
@@ -339,7 +341,7 @@ def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command
         out="run",
     )
     said, seen = [], []
-    results = run.run_select(options, say=said.append, watch=lambda *event: seen.append(event))
+    results = jobs.run_select(options, say=said.append, watch=lambda *event: seen.append(event))
     assert "trainings" in said[0] and {what for what, _ in seen} == {"choosing", "refitting"}
     assert capfd.readouterr().out == ""
     assert verdict.summary(results).splitlines()[0] == results["headline"]
@@ -449,25 +451,31 @@ def test_candidates_that_diverge_lose_and_do_not_poison_the_others(command, nans
     assert lost == [[False] * 2, [True] * 2] * 2
 
 
-def test_the_plan_says_which_strengths_take_a_whole_weight_a_step(command):
+def test_the_plan_says_which_strengths_take_a_whole_weight_a_step(command, monkeypatch):
+    """Before it trains, which is where this stops it."""
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(select, "cross_validate", interrupted)
     tiny = TINY.replace("--strengths 0 0.1", "--strengths 0 100 400")
     status, _, told = command(f"select {tiny} --out run")
-    assert status == 0, told
+    assert status == 130, told
     assert "At learning rate 0.003 a step at strength 400 removes more than a whole weight" in told
     status, _, told = command(f"select {TINY} --out other")
-    assert status == 0 and "whole weight" not in told
+    assert status == 130 and "trainings:" in told and "whole weight" not in told
 
 
 def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     def lost(function, grid, *args, **options):
         return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})
 
-    monkeypatch.setattr(run, "cross_validate", lost)
+    monkeypatch.setattr(select, "cross_validate", lost)
     status, printed, told = command(f"select {TINY} --out run")
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    monkeypatch.setattr(run, "refit_runs", lambda *args, **more: (nothing, {}))
+    monkeypatch.setattr(train.Training, "run", lambda *args, **more: (nothing, {}))
     status, printed, told = command(
         "train --strength 0 --data iris --learning-rate 1e30 --out other"
     )

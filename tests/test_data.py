@@ -12,8 +12,7 @@ import pytest
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from wdjax.data import shipped
-from wdjax.data.arrays import (
+from wdjax.data import (
     CLASS_SETS,
     Dataset,
     add_label_noise,
@@ -22,6 +21,7 @@ from wdjax.data.arrays import (
     hash_of,
     load_data,
     make_dataset,
+    shipped,
     split_off_test,
     take,
     to_batch,

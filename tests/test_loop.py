@@ -504,7 +504,7 @@ def test_tensorboard_shows_the_log_of_a_resumed_run_and_no_step_twice(run_step, 
 
 def test_without_tensorboardx_the_way_out_is_told(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"pip install wdjax\[tensorboard\].*log.jsonl holds"):
+    with pytest.raises(ImportError, match=r"pip install \"wdjax\[tensorboard\]\".*log.jsonl holds"):
         RunLog(tmp_path / "log.jsonl", board=tmp_path / "board")
     assert list(tmp_path.iterdir()) == []
 

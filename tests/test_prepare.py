@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import importlib.util
 import shutil
 import socket
 import threading
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tfds_folders as folders
+from tensorflow_datasets.core.download import extractor
+from tensorflow_datasets.core.download.resource import ExtractMethod
 
+from wdjax.data import load_data
 from wdjax.data import raw_sets as prepare
-from wdjax.data.arrays import load_data
 from wdjax.data.raw_sets import RawFile, check_connection, prepare_raw, raw_file_list
 from wdjax.data.tfds import split_sizes
 
@@ -33,8 +36,9 @@ def listed(monkeypatch):
 
     def list_files(name, folder, url="http://nowhere.invalid"):
         files = {
-            file: RawFile(f"{url}/{file}", hashlib.sha256((folder / file).read_bytes()).hexdigest())
+            file: RawFile(f"{url}/{file}", len(content), hashlib.sha256(content).hexdigest())
             for file in prepare.RAW_SETS[name].files
+            for content in [(folder / file).read_bytes()]
         }
         monkeypatch.setattr(prepare, "raw_file_list", lambda asked: {name: files}[asked])
         return files
@@ -131,6 +135,20 @@ def test_a_write_that_fails_leaves_no_folder_behind(tmp_path, listed, monkeypatc
     assert not list((tmp_path / "mnist").iterdir())
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="it is there")
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_tfds_opens_no_archive_and_encodes_no_image_without_tensorflow(tmp_path, name):
+    """Why the raw files of these sets are read here."""
+    WRITERS[name](tmp_path)
+    path = tmp_path / prepare.RAW_SETS[name].files[0]
+    method = ExtractMethod.GZIP if name == "mnist" else ExtractMethod.TAR_GZ
+    with pytest.raises(ModuleNotFoundError, match="No module named 'tensorflow'"):
+        next(iter(extractor.iter_archive(path, method)))
+    image = tfds.features.Image(shape=(2, 2, 1), encoding_format="png")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'tensorflow'"):
+        image.encode_example(np.zeros((2, 2, 1), np.uint8))
+
+
 # --------------------------------------------------------------------------- downloading
 
 
@@ -163,14 +181,20 @@ def test_a_download_is_fetched_checked_and_prepared(tmp_path, server, listed):
     np.testing.assert_array_equal(again.inputs, data.inputs)
 
 
-def test_a_download_of_other_bytes_is_refused_and_leaves_no_file(tmp_path, server, listed):
+def test_a_download_of_other_bytes_is_refused_and_never_taken_for_the_file(
+    tmp_path, server, listed
+):
     folder, url = server
     folders.write_cifar10_raw(folder)
     listed("cifar10", folder, url)
-    (folder / "cifar-10-binary.tar.gz").write_bytes(b"a page that says sorry")
-    with pytest.raises(ValueError, match="is not the published file"):
+    archive = folder / "cifar-10-binary.tar.gz"
+    right = archive.read_bytes()
+    archive.write_bytes(b"a page that says sorry")
+    with pytest.raises(ValueError, match="cifar-10-binary.tar.gz cannot be .*wrong checksum"):
         load_data("tfds:cifar10", data_dir=tmp_path, download=True)
-    assert not list((tmp_path / "downloads" / "manual").iterdir())
+    assert not (tmp_path / "cifar10").exists()
+    archive.write_bytes(right)
+    assert len(load_data("tfds:cifar10", data_dir=tmp_path, download=True).inputs) == 20
 
 
 def test_a_file_the_server_does_not_have_is_named(tmp_path, server, listed):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from wdjax.data.arrays import standardize
+from wdjax.data import standardize
 from wdjax.types import Batch
 
 

@@ -13,7 +13,7 @@ import tfds_folders as folders
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wdjax.data.arrays import load_data, make_dataset
+from wdjax.data import load_data, make_dataset
 from wdjax.data.batches import pad_batch, to_devices
 from wdjax.data.stream import as_stream, from_here, make_stream, prefetch_to_device
 from wdjax.data.tfds import open_tfds
@@ -180,7 +180,7 @@ def test_worker_processes_change_nothing():
     """Nor does going on with two of them what none began. (A process of its own: they spawn.)"""
     code = """
 import numpy as np
-from wdjax.data.arrays import load_data
+from wdjax.data import load_data
 from wdjax.data.stream import make_stream
 if __name__ == "__main__":
     options = dict(batch_size=32, seed=3, num_epochs=2)
@@ -360,5 +360,5 @@ def test_a_padded_batch_has_the_loss_of_the_bare_one(x64):
 
 def test_without_grain_the_way_out_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r"pip install wdjax\[data\].*as_stream"):
+    with pytest.raises(ImportError, match=r"pip install \"wdjax\[data\]\".*as_stream"):
         make_stream(DATA, batch_size=4)

@@ -14,7 +14,7 @@ from tfds_folders import CIFAR10, image_rows, images, write_folder
 
 from wdjax.checkpoint import store
 from wdjax.cli import main
-from wdjax.data.arrays import load_data
+from wdjax.data import load_data
 from wdjax.jobs import load_predictor
 from wdjax.loop import RunLog
 
@@ -227,7 +227,7 @@ def test_what_a_streamed_run_cannot_be_told_is_refused_before_anything_is_lost(
 def test_without_tensorboardx_nothing_is_written(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     status, _, told = command(f"{IRIS} --out run --tensorboard")
-    assert status == 1 and "pip install wdjax[tensorboard]" in told
+    assert status == 1 and "wdjax[tensorboard]" in told
     assert not pathlib.Path("run").exists()
 
 

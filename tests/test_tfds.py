@@ -1,5 +1,6 @@
 """TFDS sets: real folders, written here, read without TensorFlow; what is damaged is found."""
 
+import importlib.util
 import pickle
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tfds_folders as folders
 
-from wdjax.data.arrays import load_choose_and_test, load_data
+from wdjax.data import load_choose_and_test, load_data
 from wdjax.data.tfds import open_tfds, split_sizes
 from wdjax.data.tfrecord import crc32c
 
@@ -53,7 +54,7 @@ def test_images_and_labels_are_those_that_were_written(data_dir):
 
 def test_tensorflow_is_never_imported(data_dir):
     code = (
-        "import sys; from wdjax.data.arrays import load_data; "
+        "import sys; from wdjax.data import load_data; "
         f"load_data('tfds:mnist', data_dir={str(data_dir)!r}); "
         "assert 'tensorflow' not in sys.modules, 'TensorFlow came along'"
     )
@@ -81,6 +82,17 @@ def test_splits_and_slices_are_written_as_tfds_writes_them(own_copy, file_format
     for (image, label), row in zip(source, rows, strict=True):
         np.testing.assert_array_equal(image, PIXELS[row])
         assert label == LABELS[row]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="it is there")
+def test_tfds_reads_no_tfrecord_without_tensorflow(own_copy):
+    """Why the records of this format are read here."""
+    folders.as_tfrecord(own_copy / "cifar10" / "3.0.2")
+    builder = tfds.builder_from_directory(own_copy / "cifar10" / "3.0.2")
+    with pytest.raises(NotImplementedError, match="Random access data source"):
+        builder.as_data_source(split="train")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'tensorflow'"):
+        builder.as_dataset(split="train")
 
 
 class TinyReviews(tfds.core.GeneratorBasedBuilder):

@@ -3,6 +3,9 @@
 The public names, from the data to the choice.
 """
 
+import importlib as _importlib
+import typing as _typing
+
 # Types
 from wdjax.types import Batch as Batch
 from wdjax.types import Fit as Fit
@@ -10,11 +13,12 @@ from wdjax.types import LossAux as LossAux
 from wdjax.types import Model as Model
 
 # Models
-from wdjax.models import from_linen as from_linen
-from wdjax.models import from_nnx as from_nnx
-from wdjax.models import make_cnn as make_cnn
-from wdjax.models import make_mlp as make_mlp
-from wdjax.models import make_rnn as make_rnn
+if _typing.TYPE_CHECKING:  # Found by `__getattr__`: flax would take a fifth of the start-up.
+    from wdjax.models import from_linen as from_linen
+    from wdjax.models import from_nnx as from_nnx
+    from wdjax.models import make_cnn as make_cnn
+    from wdjax.models import make_mlp as make_mlp
+    from wdjax.models import make_rnn as make_rnn
 
 # Weights of examples and of parts; who decays by how much
 from wdjax.weights import sigmoid_weight as sigmoid_weight
@@ -77,3 +81,17 @@ from wdjax.selection import kfold as kfold
 from wdjax.moved import find_old_paths as _find_old_paths
 
 _find_old_paths()
+
+_OF_MODELS = ("from_linen", "from_nnx", "make_cnn", "make_mlp", "make_rnn")
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name == "models":
+        return _importlib.import_module("wdjax.models")
+    if name not in _OF_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_importlib.import_module("wdjax.models"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OF_MODELS, "models"})

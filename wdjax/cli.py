@@ -122,6 +122,9 @@ class _Screen:
     """Progress on standard error: a live bar on a terminal, else a line now and then."""
 
     def __init__(self):
+        from wdjax.extras import need
+
+        need("rich", what="the command's progress")
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

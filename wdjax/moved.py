@@ -11,6 +11,7 @@ from typing import Any
 
 MODULES = {
     "wdjax.checkpoint.facts": "wdjax.checkpoint.manifest",
+    "wdjax.data.arrays": "wdjax.data",
     "wdjax.data.prepare": "wdjax.data.raw_sets",
     "wdjax.decay.kernel": "wdjax.decay.core",
     "wdjax.folder": "wdjax.jobs.folder",

@@ -22,7 +22,7 @@ import optax
 
 from experiments import common, problems
 from experiments.claims import Claim, above, all_of, any_of, below
-from wdjax.data.arrays import standardize
+from wdjax.data import standardize
 from wdjax.losses import squared_error
 from wdjax.penalties import l2_penalty
 from wdjax.recipe import Recipe

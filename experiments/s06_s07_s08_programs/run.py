@@ -20,13 +20,7 @@ import numpy as np
 
 from experiments import common, problems
 from experiments.claims import Claim, above
-from wdjax.data.arrays import (
-    as_images_32,
-    load_choose_and_test,
-    load_data,
-    split_off_test,
-    to_batch,
-)
+from wdjax.data import as_images_32, load_choose_and_test, load_data, split_off_test, to_batch
 from wdjax.models import make_cnn, make_mlp, make_rnn
 from wdjax.recipe import Recipe
 

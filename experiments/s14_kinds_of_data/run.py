@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments import common, problems
 from experiments.claims import Claim, Measurement, any_of, below, differs, most_of
-from wdjax.data.arrays import standardize
+from wdjax.data import standardize
 from wdjax.models import make_byte_lm, make_rnn
 from wdjax.recipe import Recipe
 

@@ -54,7 +54,7 @@ def grid_ours(
     import optax
     from jax.sharding import AxisType
 
-    from wdjax.data.arrays import load_data, to_batch
+    from wdjax.data import load_data, to_batch
     from wdjax.decay import decoupled_decay, make_optimizer
     from wdjax.losses import cross_entropy
     from wdjax.models import make_mlp
@@ -410,7 +410,7 @@ def stream_bare(steps):
 
 def stream_arrays(steps):
     """`TrainLoop` over arrays in memory."""
-    from wdjax.data.arrays import make_dataset
+    from wdjax.data import make_dataset
 
     inputs, targets = images()
     return looped(make_dataset(inputs, targets, num_outputs=10), steps)

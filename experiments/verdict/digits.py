@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import wdjax
-from wdjax.data.arrays import load_data, to_batch
+from wdjax.data import load_data, to_batch
 from wdjax.decay import decoupled_decay
 from wdjax.losses import cross_entropy
 from wdjax.measures import make_score

@@ -1,6 +1,5 @@
 """The arrays of a checkpoint, in orbax' format."""
 
-import importlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from wdjax.checkpoint.manifest import DamagedCheckpointError, first_line
+from wdjax.extras import need
 
 
 def write_arrays(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -60,7 +60,7 @@ def read_arrays(folder: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, np
 
 def _orbax() -> tuple[Any, Any]:
     """Orbax, whose import takes over a second, and a checkpointer for this process alone."""
-    orbax = importlib.import_module("orbax.checkpoint")
+    orbax: Any = need("orbax.checkpoint", what="a checkpoint")
     alone = {}
     if jax.process_count() > 1:
         index = jax.process_index()

@@ -41,6 +41,7 @@ from wdjax.checkpoint.manifest import (
 )
 from wdjax.checkpoint.sharing import is_first_process, share_from_first_process
 from wdjax.checks import check_one_of, check_positive_int
+from wdjax.extras import check_installed
 
 _ARRAYS = "arrays"
 _PARTIAL, _DAMAGED = ".partial-", "damaged-"
@@ -64,6 +65,10 @@ class Checkpoints:
       keep_best: whether the one of the lowest score stays too. NaN is never the lowest.
       on_error: "stop" raises when a save failed (a full disk); "continue" warns, and the next
         save tries again.
+
+    Raises:
+      ImportError: if orbax is not installed: `pip install "wdjax[cli]"`.
+      ValueError: for a number below 1, or an unknown `on_error`.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Checkpoints:
         keep_best: bool = True,
         on_error: str = "stop",
     ):
+        check_installed("orbax", what="a checkpoint")
         check_positive_int("keep_last", keep_last)
         check_one_of("on_error", on_error, ("stop", "continue"))
         self.folder = pathlib.Path(folder).absolute()

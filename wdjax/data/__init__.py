@@ -1,1 +1,41 @@
-"""Data: in memory, from TFDS, streamed, and augmented on the device."""
+"""Data: loaded by name, split, scaled, streamed, and augmented on the device."""
+
+from wdjax.data.augment import Augmentation as Augmentation
+from wdjax.data.augment import additive_noise as additive_noise
+from wdjax.data.augment import compose as compose
+from wdjax.data.augment import cutout as cutout
+from wdjax.data.augment import random_brightness as random_brightness
+from wdjax.data.augment import random_contrast as random_contrast
+from wdjax.data.augment import random_crop as random_crop
+from wdjax.data.augment import random_flip as random_flip
+from wdjax.data.augment import random_saturation as random_saturation
+from wdjax.data.dataset import Dataset as Dataset
+from wdjax.data.dataset import hash_of as hash_of
+from wdjax.data.dataset import make_dataset as make_dataset
+from wdjax.data.dataset import take as take
+from wdjax.data.dataset import to_batch as to_batch
+from wdjax.data.images import SIDE as SIDE
+from wdjax.data.images import as_images_32 as as_images_32
+from wdjax.data.load import check_predictable as check_predictable
+from wdjax.data.load import dataset_of as dataset_of
+from wdjax.data.load import load_choose_and_test as load_choose_and_test
+from wdjax.data.load import load_data as load_data
+from wdjax.data.load import load_source as load_source
+from wdjax.data.scale import Scaling as Scaling
+from wdjax.data.scale import apply_scaling as apply_scaling
+from wdjax.data.scale import measure_scaling as measure_scaling
+from wdjax.data.scale import standardize as standardize
+from wdjax.data.shipped import CLASS_SETS as CLASS_SETS
+from wdjax.data.shipped import NUMBER_SETS as NUMBER_SETS
+from wdjax.data.split import add_label_noise as add_label_noise
+from wdjax.data.split import check_folds as check_folds
+from wdjax.data.split import split_off_test as split_off_test
+from wdjax.data.stream import Stream as Stream
+from wdjax.data.stream import as_stream as as_stream
+from wdjax.data.stream import from_here as from_here
+from wdjax.data.stream import make_stream as make_stream
+from wdjax.data.stream import prefetch_to_device as prefetch_to_device
+from wdjax.data.tfds import TfdsSource as TfdsSource
+from wdjax.data.tfds import open_tfds as open_tfds
+from wdjax.data.tfds import split_sizes as split_sizes
+from wdjax.data.views import View as View

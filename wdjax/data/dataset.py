@@ -1,12 +1,15 @@
 """A data set: arrays with their meaning, checked before anything is compiled."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
 from wdjax.checks import check_one_of, check_weights
+from wdjax.types import Batch
 
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -108,6 +111,24 @@ def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return dataset._replace(
         inputs=dataset.inputs[rows], targets=dataset.targets[rows], weights=weights
     )
+
+
+def to_batch(dataset: Dataset) -> Batch:
+    """The whole data set on the device; weights are ones where the data set has none."""
+    weights = np.ones(len(dataset.inputs), np.float32)
+    weights = weights if dataset.weights is None else dataset.weights
+    return jax.device_put(Batch(dataset.inputs, dataset.targets, weights))
+
+
+def hash_of(dataset: Dataset) -> str:
+    """The SHA-256 of the arrays: dtypes, shapes and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for array in (dataset.inputs, dataset.targets, dataset.weights):
+        if array is not None:
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{little.dtype.str}{little.shape}".encode())
+            digest.update(little.tobytes())
+    return digest.hexdigest()
 
 
 def _plain_array(name: str, values: ArrayLike | Sequence) -> np.ndarray:

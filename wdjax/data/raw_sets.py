@@ -1,4 +1,9 @@
-"""Raw files to a TFDS folder, without TensorFlow: fetched, checked by SHA-256, written once."""
+"""Raw files to a TFDS folder, without TensorFlow: fetched, checked by SHA-256, written once.
+
+TFDS prepares none of these sets itself without TensorFlow: it opens `.gz` and `.tar.gz` files by
+`tf.io.gfile` and encodes images by `tf.image` (TFDS 4.9.10; shown by
+`test_tfds_opens_no_archive_and_encodes_no_image_without_tensorflow`).
+"""
 
 import gzip
 import hashlib
@@ -19,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from wdjax.extras import need
 
 EXAMPLES_PER_SHARD = 20_000
 CONNECT_SECONDS = 5.0
@@ -42,21 +49,22 @@ class RawExamples(NamedTuple):
 
 
 class RawFile(NamedTuple):
-    """Where a raw file is fetched from, and what its bytes must hash to."""
+    """Where a raw file is fetched from, how many bytes it has, and what they must hash to."""
 
     url: str
+    size: int
     sha256: str
 
 
 def raw_file_list(name: str) -> dict[str, RawFile]:
-    """File name -> address and SHA-256, from the list that TFDS ships for the set."""
+    """File name -> address, size and SHA-256, from the list that TFDS ships for the set."""
     import tensorflow_datasets as tfds
 
     root = Path(tfds.__file__).parent
     paths = [root / "url_checksums" / f"{name}.txt", root / "datasets" / name / "checksums.tsv"]
     lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
     rows = [line.split("\t") for line in lines if line]
-    return {row[3]: RawFile(row[0], row[2]) for row in rows}
+    return {row[3]: RawFile(row[0], int(row[1]), row[2]) for row in rows}
 
 
 def placed_files(name: str, data_dir: Path) -> dict[str, Path]:
@@ -71,22 +79,34 @@ def placed_files(name: str, data_dir: Path) -> dict[str, Path]:
 
 
 def fetch_files(name: str, data_dir: Path) -> dict[str, Path]:
-    """Downloads the raw files that are not there yet into `data_dir/downloads/manual`.
-
-    A file gets its name only once it is whole and its SHA-256 is right.
+    """The raw files, those that are not there yet downloaded into `data_dir/downloads` by TFDS.
 
     Raises:
       ValueError: if the host cannot be reached within 5 s, the transfer fails, or the bytes are
         not those that TFDS lists.
     """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+    from tensorflow_datasets.core.units import Size
+
     found, listed = placed_files(name, data_dir), raw_file_list(name)
-    folder = data_dir / "downloads" / "manual"
-    for file in RAW_SETS[name].files:
-        if file not in found:
-            check_connection(listed[file].url)
-            folder.mkdir(parents=True, exist_ok=True)
-            found[file] = _fetch(listed[file], folder / file)
-    return found
+    missing = {file: listed[file] for file in RAW_SETS[name].files if file not in found}
+    if not missing:
+        return found
+    check_connection(next(iter(missing.values())).url)
+    infos = {raw.url: UrlInfo(Size(raw.size), raw.sha256, file) for file, raw in missing.items()}
+    folder = data_dir / "downloads"
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=folder, url_infos=infos, force_checksums_validation=True
+        )
+        fetched = manager.download({file: raw.url for file, raw in missing.items()})
+    except Exception as error:  # TFDS's own, those of requests, and the disk's.
+        raise ValueError(
+            f"{', '.join(missing)} cannot be fetched to {str(folder)!r} "
+            f"({' '.join(str(error).split())}); put them there by hand."
+        ) from error
+    return found | {file: Path(path) for file, path in fetched.items()}
 
 
 def check_connection(url: str, seconds: float = CONNECT_SECONDS) -> None:
@@ -177,29 +197,6 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def _fetch(listed: RawFile, path: Path) -> Path:
-    import rich.progress
-    from rich.console import Console
-
-    part = path.with_name(path.name + f".part{os.getpid()}")
-    console = Console(stderr=True)
-    try:
-        with urllib.request.urlopen(listed.url, timeout=60) as response, part.open("wb") as file:
-            size = int(response.headers.get("Content-Length", 0))
-            with rich.progress.wrap_file(
-                response, size, description=path.name, console=console,
-                disable=not console.is_terminal,
-            ) as stream:  # fmt: skip
-                shutil.copyfileobj(stream, file, 1 << 20)
-        check_sha256(part, listed.sha256)
-        part.replace(path)
-    except OSError as error:
-        raise ValueError(f"{listed.url} cannot be fetched to {str(path)!r} ({error}).") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
 def _write(name: str, raw: RawSet, examples: RawExamples, folder: Path) -> None:
     import tensorflow_datasets as tfds
 
@@ -239,10 +236,9 @@ def _write(name: str, raw: RawSet, examples: RawExamples, folder: Path) -> None:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
+    image: Any = need("PIL.Image", what="writing images")
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 

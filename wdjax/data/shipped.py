@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wdjax.extras import need
+
 CLASS_SETS = ("digits", "breast_cancer", "wine", "iris")
 NUMBER_SETS = ("diabetes",)
 
@@ -24,6 +26,9 @@ def read_shipped(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """`(inputs, targets, class names)` of one of `CLASS_SETS` or `NUMBER_SETS`, as shipped.
 
     Equal to what scikit-learn's own loaders give, which are asked where its files have moved.
+
+    Raises:
+      ImportError: if scikit-learn is not installed: `pip install "wdjax[cli]"`.
     """
     found = _read_files(name)
     return _ask_scikit_learn(name) if found is None else found
@@ -55,8 +60,7 @@ def _numbers(path: Path, delimiter: str) -> np.ndarray:
 
 
 def _ask_scikit_learn(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    from sklearn import datasets
-
+    datasets = need("sklearn.datasets", what=f"the data set {name!r}")
     bunch = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
     names = [] if name in NUMBER_SETS else [str(n) for n in bunch.target_names]
     return bunch.images if name == "digits" else bunch.data, bunch.target, names

@@ -1,6 +1,5 @@
 """Batches of data that does not fit: seeded, split over processes, resumable to the example."""
 
-import importlib
 import itertools
 from abc import abstractmethod
 from collections import deque
@@ -11,11 +10,11 @@ import jax
 import numpy as np
 
 from wdjax.checks import check_positive_int
-from wdjax.data.arrays import hash_of
 from wdjax.data.batches import as_batch, checked_item, pad_batch, to_devices
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, hash_of
 from wdjax.data.tfds import TfdsSource, check_labels
 from wdjax.data.views import View
+from wdjax.extras import need
 from wdjax.types import Batch
 
 _ENDLESS = 2**60
@@ -422,13 +421,8 @@ def _name_of(source: Any) -> str:
 
 
 def _import_grain() -> Any:
-    try:
-        return importlib.import_module("grain")
-    except ImportError as error:
-        raise ImportError(
-            "streaming from a source needs grain, which is not installed: pip install "
-            "wdjax[data]. (Anything iterable of (inputs, targets) streams without it: as_stream.)"
-        ) from error
+    hint = "anything iterable of (inputs, targets) streams without it: as_stream"
+    return need("grain", what="streaming from a source", extra="data", hint=hint)
 
 
 def _parse_absl_flags() -> None:

@@ -23,6 +23,7 @@ from wdjax.data.raw_sets import (
 )
 from wdjax.data.text import DEFAULT_LENGTH, encode_text
 from wdjax.data.tfrecord import Slice, TfRecords
+from wdjax.extras import check_installed
 
 DEFAULT_SPLIT = "train"
 
@@ -140,6 +141,8 @@ def open_tfds(
     Raises:
       ValueError: if the set, its split or its file format is not to be had, with the ways to
         provide it; if it has no single image or text and no label or number to predict from it.
+      ImportError: if what reads its format or its images is not installed:
+        `pip install "wdjax[cli]"`.
     """
     name, _, split = name.partition("@")
     data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
@@ -225,6 +228,8 @@ def _find(name: str, data_dir: Path) -> Any:
 def _prepare_with_tfds(name: str, base: str, data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
+    # TFDS reads without it, and looks for its own programs with it.
+    check_installed("importlib_resources", what=f"preparing 'tfds:{name}'")
     listed = raw_file_list(base)
     check_connection(next(iter(listed.values())).url if listed else "https://www.tensorflow.org")
     try:
@@ -268,6 +273,8 @@ def _open_split(info: Any, split: str, length: int | None) -> TfdsSource:
             f"({str(error).splitlines()[0]}).{nearest(split, info.splits)}"
         ) from None
     keys, kind = _input_and_target(info)
+    if kind == "image":
+        check_installed("PIL", what=f"reading the images of 'tfds:{info.full_name}'")
     if length is not None:
         check_positive_int("length", length)
         if kind != "text":
@@ -302,6 +309,8 @@ def _records(info: Any, split: str, slices: Sequence[Slice]) -> Any:
             f"'tfds:{info.full_name}' is stored as {file_format}, which is not read here; prepare "
             "it with `tfds build --file_format array_record`."
         )
+    if file_format == "array_record":
+        check_installed("array_record", what=f"reading 'tfds:{info.full_name}'")
     builder: Any = tfds.builder_from_directory(info.data_dir)
     method = tfds.decode.DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split=split, deserialize_method=method)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wdjax.data.arrays import SIDE, Scaling
 from wdjax.data.dataset import Dataset, make_dataset
+from wdjax.data.images import SIDE
+from wdjax.data.scale import Scaling
 from wdjax.data.tfds import TfdsSource, check_labels
 
 ROWS_AT_ONCE = 256

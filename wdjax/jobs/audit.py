@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wdjax.data import arrays
+from wdjax.data.dataset import hash_of, to_batch
 from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
@@ -32,7 +32,7 @@ def run_audit(options: AuditOptions) -> AuditReport:
         return _audit_saved(pathlib.Path(options.run))
     prepared = prepare(options, writes=False)
     hparams = hparams_of(options)
-    data = arrays.to_batch(prepared.choose_data)
+    data = to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     model = recipes.recipe_model(prepared.recipe)
     params, _ = jax.jit(model.init)(jax.random.key(options.seed), data.inputs[:1])
@@ -46,7 +46,7 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
     the multipliers, of which nothing is to be measured, are those that another strength has.
     """
     recipe = prepared.recipe
-    data = arrays.to_batch(prepared.choose_data)
+    data = to_batch(prepared.choose_data)
     steps_per_epoch = max(1, prepared.num_choose // recipe.batch_size)
     num_steps = recipe.num_epochs * steps_per_epoch
 
@@ -113,7 +113,7 @@ def _audit_saved(folder: pathlib.Path) -> AuditReport:
     kinds = {"select": SelectOptions, "train": TrainOptions}
     options = _options(kinds[results["kind"]], results["config"])
     prepared = prepare(options, writes=False)
-    if arrays.hash_of(prepared.choose_data) != results["data"]["sha256"]:
+    if hash_of(prepared.choose_data) != results["data"]["sha256"]:
         raise ValueError(
             f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "
             "run it again."

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from wdjax.checks import check_one_of, check_positive_int
-from wdjax.data import arrays
+from wdjax.data.dataset import to_batch
+from wdjax.data.split import check_folds
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import Say, Watch
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
@@ -90,7 +91,7 @@ def run_compare(
     largest = max(prepared.values(), key=lambda p: p.choose_data.inputs[0].size)
     choose_data = largest.choose_data
     stratified = largest.recipe.loss == "cross_entropy"
-    arrays.check_folds(choose_data, options.folds, stratify=stratified)
+    check_folds(choose_data, options.folds, stratify=stratified)
     num_examples = len(choose_data.inputs)
     check_batch_fits(options.batch_size, num_examples - -(-num_examples // options.folds))
     folds_key, grid_key, _ = jax.random.split(jax.random.key(options.seed), 3)
@@ -108,7 +109,7 @@ def run_compare(
     comparison = compare(
         {name: recipes.recipe_fit_and_score(prepared[name].recipe) for name in names},
         grids,
-        arrays.to_batch(choose_data),
+        to_batch(choose_data),
         folds,
         key=grid_key,
         rule=options.rule,

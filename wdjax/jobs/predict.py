@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdjax.checkpoint import check_same_leaves
-from wdjax.data import arrays
 from wdjax.data.dataset import make_dataset
 from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
+from wdjax.data.images import as_images_32
+from wdjax.data.load import load_data
+from wdjax.data.scale import Scaling
 from wdjax.jobs.results import named_arrays, read_results
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -61,7 +63,7 @@ class Predictor(NamedTuple):
             inputs, np.zeros(len(np.asarray(inputs))), loss="squared_error", kind=self.kind
         )
         if self.config["model"] == "cnn" and dataset.kind == "image":
-            dataset = arrays.as_images_32(dataset)
+            dataset = as_images_32(dataset)
         if dataset.inputs.shape[1:] != self.input_shape:
             raise ValueError(
                 f"an example has shape {dataset.inputs.shape[1:]}, and those of the training data "
@@ -225,21 +227,21 @@ def _inputs_of(
         if is_table and names:
             say(f"{data!r} names no columns: {_in_order(names)}")
         return read_npz_arrays(path, ("inputs",))["inputs"]
-    return arrays.load_data(data, loss=predictor.loss, data_dir=data_dir).inputs
+    return load_data(data, loss=predictor.loss, data_dir=data_dir).inputs
 
 
 def _in_order(names: tuple[str, ...]) -> str:
     return f"its columns are taken in the order of the training data: {named(names)}."
 
 
-def _read_fit(path: pathlib.Path, shapes: Fit) -> tuple[Fit, dict[str, arrays.Scaling]]:
+def _read_fit(path: pathlib.Path, shapes: Fit) -> tuple[Fit, dict[str, Scaling]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             saved = dict(archive)
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}).") from None
     scaling = {
-        field: arrays.Scaling(
+        field: Scaling(
             jnp.asarray(saved.pop(f"scaling/{field}/mean")),
             jnp.asarray(saved.pop(f"scaling/{field}/scale")),
         )

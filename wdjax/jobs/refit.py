@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from wdjax.data import arrays
+from wdjax.data.dataset import to_batch
 from wdjax.jobs.setup import (
     Prepared,
 )
@@ -40,7 +40,7 @@ def refit_runs(
 ) -> tuple[dict, Any]:
     """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`."""
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
-    test = arrays.to_batch(prepared.test_data)
+    test = to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
     if watch is not None:
         watch("refitting", Progress("compile", 0, total, 0.0, None, None))

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from wdjax.checkpoint import versions
-from wdjax.data import arrays
-from wdjax.data.arrays import Scaling
+from wdjax.data.dataset import hash_of
+from wdjax.data.scale import Scaling
+from wdjax.extras import check_installed
 from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
 from wdjax.parts import leaf_path
@@ -33,8 +34,11 @@ def checked_out(options: RunOptions) -> pathlib.Path:
 
     Raises:
       ValueError: if it holds files and may not be overwritten, is a file, or is named twice.
+      ImportError: if the report could not be drawn at the end: `pip install "wdjax[cli]"`.
     """
     kind = type(options).__name__.removesuffix("Options").lower()
+    if kind != "compare":  # Whose table is printed; the others end with a page.
+        check_installed("matplotlib", what=f"the report of `wdjax {kind}`")
     if options.out is not None and options.name is not None:
         raise ValueError("`out` and `name` both say where to write; give one.")
     name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -84,7 +88,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "column_names": list(data.column_names),
             "target_name": data.target_name,
             "input_shape": list(data.inputs.shape[1:]),
-            "sha256": arrays.hash_of(data),
+            "sha256": hash_of(data),
         },
     }
 

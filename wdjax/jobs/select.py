@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int
-from wdjax.data import arrays
+from wdjax.data.dataset import to_batch
+from wdjax.data.split import check_folds
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.options import SelectOptions
 from wdjax.jobs.refit import Say, Watch, refit_runs
@@ -66,10 +67,10 @@ def run_select(
     check_one_of("choose_by", options.choose_by, recipes.recipe_score(prepared.recipe).measures)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     stratified = recipe.loss == "cross_entropy"
-    arrays.check_folds(choose_data, options.folds, stratify=stratified)
+    check_folds(choose_data, options.folds, stratify=stratified)
     num_examples = len(choose_data.inputs)
     check_batch_fits(recipe.batch_size, num_examples - -(-num_examples // options.folds))
-    data = arrays.to_batch(choose_data)
+    data = to_batch(choose_data)
     folds_key, grid_key, refit_key = _three_keys(jax.random.key(options.seed))
     folds = kfold(
         folds_key,

@@ -11,7 +11,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
-from wdjax.data import arrays
+from wdjax.data.dataset import Dataset
+from wdjax.data.images import as_images_32
+from wdjax.data.load import load_choose_and_test
+from wdjax.data.shipped import NUMBER_SETS
+from wdjax.data.split import add_label_noise
 from wdjax.jobs.options import (
     DEFAULTS,
     OTHERWISE,
@@ -36,8 +40,8 @@ class Prepared:
     """Checked options turned into data, recipe and devices; nothing compiled, nothing written."""
 
     recipe: Recipe
-    choose_data: arrays.Dataset
-    test_data: arrays.Dataset
+    choose_data: Dataset
+    test_data: Dataset
     mesh: Mesh
     out: pathlib.Path
     defaults: ModelDefaults
@@ -74,9 +78,9 @@ class Prepared:
         return f" They count by their weights, {low} to {high}{without}."
 
 
-def load_parts(options: RunOptions, loss: str) -> tuple[arrays.Dataset, arrays.Dataset]:
+def load_parts(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
     """The data to choose on and the test data, in memory."""
-    return arrays.load_choose_and_test(
+    return load_choose_and_test(
         options.data,
         target=options.target,
         loss=loss,
@@ -98,7 +102,7 @@ def prepare(
     options: RunOptions,
     *,
     writes: bool = True,
-    load: Callable[[RunOptions, str], tuple[arrays.Dataset, arrays.Dataset]] = load_parts,
+    load: Callable[[RunOptions, str], tuple[Dataset, Dataset]] = load_parts,
 ) -> Prepared:
     """Checks the options, loads and splits the data, finds the devices.
 
@@ -110,9 +114,7 @@ def prepare(
     out = checked_out(options) if writes else pathlib.Path()
     make_model = recipes.load_make_model(options.model)
     defaults = DEFAULTS.get(options.model, OTHERWISE)
-    loss = options.loss or (
-        "squared_error" if options.data in arrays.NUMBER_SETS else "cross_entropy"
-    )
+    loss = options.loss or ("squared_error" if options.data in NUMBER_SETS else "cross_entropy")
     check_one_of("loss", loss, recipes.LOSSES)
     check_one_of("dtype", options.dtype, recipes.DTYPES)
     check_number("dropout", options.dropout, low=0.0, high=0.99)
@@ -149,16 +151,16 @@ def prepare(
         part_weight_on=options.part_weight_on,
     )
     if options.model == "cnn":
-        dataset, test_data = arrays.as_images_32(dataset), arrays.as_images_32(test_data)
+        dataset, test_data = as_images_32(dataset), as_images_32(test_data)
     if options.label_noise > 0:
-        dataset = arrays.add_label_noise(dataset, options.label_noise, options.seed)
+        dataset = add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
     sizes = len(dataset.inputs), len(test_data.inputs)
     return Prepared(recipe, dataset, test_data, mesh, out, defaults, shapes, *sizes)
 
 
-def _augmentations(options: RunOptions, dataset: arrays.Dataset) -> tuple[str, ...]:
+def _augmentations(options: RunOptions, dataset: Dataset) -> tuple[str, ...]:
     names = tuple(name.strip() for name in options.augment.split(",") if name.strip())
     if names and dataset.kind != "image":
         raise ValueError(
@@ -212,7 +214,7 @@ def slope_axes(options: SelectOptions) -> dict[str, Any]:
     return axes
 
 
-def _param_shapes(recipe: Recipe, options: RunOptions, dataset: arrays.Dataset) -> Any:
+def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
     model = recipe.make_model(recipe.num_outputs)
     if not isinstance(getattr(model, "init", None), Callable):
         raise ValueError(

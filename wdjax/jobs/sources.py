@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wdjax.data import arrays
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, to_batch
+from wdjax.data.images import SIDE
+from wdjax.data.load import check_predictable, dataset_of
+from wdjax.data.scale import Scaling, apply_scaling, measure_scaling
+from wdjax.data.split import add_label_noise, split_off_test
 from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
 from wdjax.data.views import View, list_rows, measure_inputs
 from wdjax.jobs.options import RunOptions, TrainOptions
@@ -24,7 +27,7 @@ class Sources(NamedTuple):
     train: Any
     watch: Any
     test: Any
-    scaling: Mapping[str, arrays.Scaling]
+    scaling: Mapping[str, Scaling]
     """How inputs and targets were standardised, by name: by the choosing part."""
 
 
@@ -40,7 +43,7 @@ def open_sources(options: TrainOptions) -> tuple[Prepared, Sources]:
 def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
     """All of the data at once, standardised on the host."""
     prepared = prepare(options)
-    scaling = recipes.recipe_scaling(prepared.recipe, arrays.to_batch(prepared.choose_data))
+    scaling = recipes.recipe_scaling(prepared.recipe, to_batch(prepared.choose_data))
     train, test = (_scaled(part, scaling) for part in (prepared.choose_data, prepared.test_data))
     if options.patience is None:
         return prepared, Sources(train, test, test, scaling)
@@ -61,10 +64,10 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
     test = open_tfds(f"{name}@test", length=options.length, **where) if has_test else whole
 
     def sample(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
-        arrays.check_predictable(whole, loss)
+        check_predictable(whole, loss)
         items = whole.__getitems__(range(min(SAMPLE, len(whole))))
         inputs, targets = (np.array(column) for column in zip(*items, strict=True))
-        few = arrays.dataset_of(whole, inputs, targets, loss)
+        few = dataset_of(whole, inputs, targets, loss)
         return few, few
 
     prepared = prepare(options, load=sample)
@@ -75,15 +78,15 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
         if is_regression and has_test:
             judge = list_rows(test, loss=recipe.loss)
         if not has_test:
-            choose, judge = arrays.split_off_test(choose, seed=options.seed)
+            choose, judge = split_off_test(choose, seed=options.seed)
         if options.label_noise:
-            choose = arrays.add_label_noise(choose, options.label_noise, options.seed)
+            choose = add_label_noise(choose, options.label_noise, options.seed)
     num_choose = len(whole) if choose is None else len(choose.inputs)
     scaling = {}
     if recipe.scale_inputs:
         scaling["inputs"] = measure_inputs(whole, choose)
     if is_regression and choose is not None and judge is not None:
-        scaling["targets"] = arrays.measure_scaling(choose.targets, np.ones(num_choose))
+        scaling["targets"] = measure_scaling(choose.targets, np.ones(num_choose))
         choose, judge = (_scaled(part, scaling, "targets") for part in (choose, judge))
     held_out = None
     if options.patience is not None and choose is not None:
@@ -91,7 +94,7 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
 
     def view(source: TfdsSource, listed: Dataset | None) -> TfdsSource | View:
         shape = source.features[source.keys[0]].shape
-        resized = options.model == "cnn" and shape != (arrays.SIDE, arrays.SIDE, 3)
+        resized = options.model == "cnn" and shape != (SIDE, SIDE, 3)
         seen = View(source, listed, scaling.get("inputs"), resized)
         return source if listed is None and seen.scaling is None and not resized else seen
 
@@ -104,14 +107,14 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
 
 
 def _hold_out(train: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:
-    return arrays.split_off_test(train, fraction=0.1, seed=options.seed)
+    return split_off_test(train, fraction=0.1, seed=options.seed)
 
 
-def _scaled(dataset: Dataset, scaling: Mapping[str, arrays.Scaling], *fields: str) -> Dataset:
+def _scaled(dataset: Dataset, scaling: Mapping[str, Scaling], *fields: str) -> Dataset:
     """Standardises `fields` (by default all there are) as the compiled run does, on the host."""
     ones = np.ones(len(dataset.inputs), np.float32)
     new = {
-        field: np.asarray(arrays.apply_scaling(getattr(dataset, field), ones, scaling[field]))
+        field: np.asarray(apply_scaling(getattr(dataset, field), ones, scaling[field]))
         for field in fields or scaling
     }
     return dataset._replace(**new)

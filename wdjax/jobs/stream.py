@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_number, check_one_of, check_positive_int
-from wdjax.data import arrays
+from wdjax.data.dataset import Dataset, hash_of
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
@@ -276,12 +276,12 @@ def _headline(options: TrainOptions, loop: TrainLoop, run: dict[str, Any]) -> st
 
 
 def _inputs(source: Any) -> Any:
-    return source.inputs if isinstance(source, arrays.Dataset) else source
+    return source.inputs if isinstance(source, Dataset) else source
 
 
 def _fingerprint(source: Any) -> str | None:
     """The hash of data in memory; of data on disk their name and version say what they are."""
-    return arrays.hash_of(source) if isinstance(source, arrays.Dataset) else None
+    return hash_of(source) if isinstance(source, Dataset) else None
 
 
 def _wait_for_all(name: str) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_positive_int
-from wdjax.data import arrays
+from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
@@ -78,7 +78,7 @@ def run_train(
         check_positive_int("save_every", options.save_every)
     hparams = hparams_of(options)
     check_batch_fits(prepared.recipe.batch_size, len(prepared.choose_data.inputs))
-    data = arrays.to_batch(prepared.choose_data)
+    data = to_batch(prepared.choose_data)
     results = header("train", options, prepared, command)
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
@@ -122,7 +122,7 @@ class Training:
         self, options: TrainOptions, prepared: Prepared, hparams: dict[str, float], data: Batch
     ):
         self._options, self._prepared, self._data = options, prepared, data
-        self._test = arrays.to_batch(prepared.test_data)
+        self._test = to_batch(prepared.test_data)
         self._recipe, self._hparams = prepared.recipe, hparams
         self._steps_per_epoch = steps_per_epoch(data, self._recipe.batch_size)
         self._piece = self._epochs_a_piece()

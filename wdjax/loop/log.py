@@ -1,6 +1,5 @@
 """The log of a run: one JSON object a line, that any tool reads and a resumed run goes on with."""
 
-import importlib
 import json
 import math
 import os
@@ -9,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from wdjax.extras import need
 
 
 class RunLog:
@@ -69,17 +70,13 @@ class Board:
     """A folder of TensorBoard events with a log's numbers, one curve a name.
 
     Raises:
-      ImportError: at build, if tensorboardX is not installed: `pip install wdjax[tensorboard]`.
+      ImportError: at build, if tensorboardX is not installed: `pip install "wdjax[tensorboard]"`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        try:
-            self._make = importlib.import_module("tensorboardX").SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "to write for TensorBoard needs tensorboardX, which is not installed: pip install "
-                "wdjax[tensorboard]. (log.jsonl holds the same numbers.)"
-            ) from error
+        hint = "log.jsonl holds the same numbers"
+        what, extra = "writing for TensorBoard", "tensorboard"
+        self._make = need("tensorboardX", what=what, extra=extra, hint=hint).SummaryWriter
         self._folder, self._writer = pathlib.Path(folder), None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -109,7 +106,7 @@ def write_tensorboard(log: str | os.PathLike[str], folder: str | os.PathLike[str
     """Writes a finished log's numbers as TensorBoard events, one curve a name.
 
     Raises:
-      ImportError: if tensorboardX is not installed: `pip install wdjax[tensorboard]`.
+      ImportError: if tensorboardX is not installed: `pip install "wdjax[tensorboard]"`.
     """
     board = Board(folder)
     board.begin_with(RunLog(log).read())

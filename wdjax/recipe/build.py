@@ -14,7 +14,6 @@ import optax
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int, nearest
-from wdjax.data.arrays import Scaling, measure_scaling, standardize
 from wdjax.data.augment import (
     Augmentation,
     additive_noise,
@@ -26,6 +25,7 @@ from wdjax.data.augment import (
     random_flip,
     random_saturation,
 )
+from wdjax.data.scale import Scaling, measure_scaling, standardize
 from wdjax.decay import (
     corrected_rate,
     decay_weights,

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wdjax.extras import need
+from wdjax.report.scales import LOG_RATIO, Scale, log_ticks
+from wdjax.report.scales import make_scale as make_scale
 from wdjax.tables import format_number
 
 # Matplotlib draws with these stand-ins; the SVG says `var(--ink)`, so that the page's light and
@@ -26,9 +29,6 @@ _THEME = {
 
 WIDTH, HEIGHT, BOTTOM = 360.0, 244.0, 36.0
 """Points. Narrow, so that the words stay readable where a phone shows a figure at full width."""
-
-LOG_RATIO = 8.0
-"""Positive values that spread further than this are shown on a log scale."""
 
 OFF_SCALE = 1e4
 """Finite values this many times the median are arrows at the edge, not points."""
@@ -57,43 +57,6 @@ class Mark(NamedTuple):
     label: str
     x: float
     mean: float
-
-
-class Scale(NamedTuple):
-    """The horizontal axis: where a value stands, which values are labelled, where it breaks."""
-
-    place: Callable[[Any], np.ndarray]
-    ticks: tuple[float, ...]
-    zero: float | None
-    """Position of the value 0 on a log scale, left of the break; None without one."""
-    ends: tuple[float, float]
-    """First and last position of the unbroken part."""
-
-
-def make_scale(values: Iterable[float]) -> Scale:
-    """A log scale with zero at the left after a break, or a linear one for a narrow range."""
-    values = np.unique(np.asarray(list(values), float))
-    positive = values[values > 0]
-    if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] < LOG_RATIO:
-        return Scale(np.asarray, _thin(values), None, (float(values[0]), float(values[-1])))
-    low, high = np.log10(positive[0]), np.log10(positive[-1])
-    zero = low - max(0.13 * (high - low), (high - low) / (len(positive) - 1))
-    decades = 10.0 ** np.arange(np.ceil(low - 1e-6), np.floor(high + 1e-6) + 1)
-    ticks = _thin(decades) if len(decades) > 1 else _thin(positive)
-    has_zero = bool(values[0] == 0)
-
-    def place(x: Any) -> np.ndarray:
-        x = np.asarray(x, float)
-        return np.where(x > 0, np.log10(np.where(x > 0, x, 1.0)), zero)
-
-    return Scale(
-        place, (0.0, *ticks) if has_zero else ticks, float(zero) if has_zero else None, (low, high)
-    )
-
-
-def _thin(values: np.ndarray, most: int = 6) -> tuple[float, ...]:
-    stride = -(-len(values) // most)
-    return tuple(float(v) for v in values[::stride])
 
 
 def draw_series(
@@ -295,7 +258,7 @@ def _limit(ax: Any, values: Iterable[np.ndarray]) -> None:
         ax.set_yscale("log")
         ratio = (high / low) ** 0.06
         ax.set_ylim(low / ratio, high * ratio)
-        ax.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+        ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -305,14 +268,6 @@ def _limit(ax: Any, values: Iterable[np.ndarray]) -> None:
         ax.yaxis.set_major_locator(FixedLocator(inside or [low]))
     ax.yaxis.set_major_formatter(lambda y, _: format_number(float(f"{y:.6g}")))
     ax.spines["left"].set_bounds(low, high)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
-    steps = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
-    every = 10.0 ** np.arange(first, last + 1, max(1, (last - first) // 6))
-    ticks = np.ravel(every[:, None] * np.asarray(steps)[None, :])
-    return [float(t) for t in ticks if low <= t <= high]
 
 
 def _horizontal(ax: Any, scale: Scale, axis: str) -> None:
@@ -432,6 +387,7 @@ def _draw(
     height: float = HEIGHT,
 ) -> str:
     """One pair of axes as an `<svg>` element; matplotlib's own settings are left as found."""
+    need("matplotlib", what="a report")
     import matplotlib.style
     from matplotlib.figure import Figure
 
