@@ -6,7 +6,8 @@ import numpy as np
 
 from wdjax import jobs
 from wdjax.cli import _parser
-from wdjax.jobs import prepare, verdict
+from wdjax.jobs import setup as prepare
+from wdjax.jobs import verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import Scores

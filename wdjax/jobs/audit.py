@@ -15,6 +15,7 @@ from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
+from wdjax.recipe.kinds import DecayKind
 from wdjax.types import Batch, Params
 
 ROWS_MEASURED = 256
@@ -65,7 +66,7 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
         recipes.recipe_tx(recipe, hparams, num_steps, batch.inputs),
         regularized_loss(
             model,
-            recipes.LOSSES[recipe.loss],
+            prepared.loss.function,
             recipes.recipe_penalty(recipe, hparams, batch.inputs),
         ),
         batch=batch,
@@ -94,10 +95,10 @@ def _with_multipliers(
     return tuple(leaf._replace(multiplier=m / largest) for leaf, m in pairs)
 
 
-def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
+def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
     """What results files say of it. Under a penalty the rate belongs to the optimiser."""
     rows = report.to_dict()["leaves"]
-    if decay in ("coupled", "l1"):
+    if not decay.has_rate:
         unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
         unknown += ("half_life_epochs", "removed", "equilibrium_norm", "equilibrium_angle")
         rows = [row | dict.fromkeys(unknown) for row in rows]

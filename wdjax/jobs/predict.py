@@ -18,6 +18,7 @@ from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arra
 from wdjax.jobs.results import named_arrays, read_results
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
+from wdjax.recipe.own import load_make_model
 from wdjax.types import Fit
 
 ROWS_AT_ONCE = 256
@@ -94,7 +95,7 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
             "with --model: a folder is not trusted to name code to run."
         )
     recipe = Recipe(
-        make_model=recipes.load_make_model(model or config["model"]),
+        make_model=load_make_model(model or config["model"]),
         num_outputs=data["num_outputs"],
         loss=config["loss"],
         dtype=config["dtype"],

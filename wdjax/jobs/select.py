@@ -20,7 +20,6 @@ from wdjax.jobs.setup import (
     check_batch_fits,
     prepare,
     strength_grid,
-    whole_weight_strength,
 )
 from wdjax.jobs.verdict import (
     headline,
@@ -65,7 +64,7 @@ def run_select(
     check_one_of("rule", options.rule, RULES)
     check_one_of("choose_by", options.choose_by, recipes.recipe_score(prepared.recipe).measures)
     choose_data, recipe = prepared.choose_data, prepared.recipe
-    stratified = recipe.loss == "cross_entropy"
+    stratified = prepared.loss.has_classes
     arrays.check_folds(choose_data, options.folds, stratify=stratified)
     num_examples = len(choose_data.inputs)
     check_batch_fits(recipe.batch_size, num_examples - -(-num_examples // options.folds))
@@ -100,7 +99,7 @@ def run_select(
         rows = _refit_rows(grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
         _add_test(results, chosen)
-        results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), options.decay)
+        results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
         clock.lap("refit")
     except KeyboardInterrupt:
         if "scores" in results:
@@ -194,14 +193,14 @@ def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds:
         f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
-        f"{_about_whole_weights(options, grid)}"
+        f"{_about_whole_weights(prepared, grid)}"
     )
 
 
-def _about_whole_weights(options: SelectOptions, grid: Grid) -> str:
+def _about_whole_weights(prepared: Prepared, grid: Grid) -> str:
     """Traced strengths cannot be warned of when the decay is built."""
     highest = float(np.max(grid["learning_rate"]))
-    rates = np.unique(grid["strength"]) / whole_weight_strength(options.decay, highest)
+    rates = np.unique(grid["strength"]) / prepared.decay.whole_weight_strength(highest)
     whole = np.unique(grid["strength"])[rates >= 1 + 1e-6]
     if not len(whole):
         return ""

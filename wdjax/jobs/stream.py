@@ -29,6 +29,7 @@ from wdjax.loop.log import Board, RunLog
 from wdjax.loop.train_loop import Evaluate, Preempted, TrainLoop, make_evaluate
 from wdjax.loop.watchdog import HangWatch
 from wdjax.recipe import build as recipes
+from wdjax.recipe.own import check_given_again
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
 from wdjax.step import skip_non_finite
@@ -63,20 +64,16 @@ def check_not_streamed(options: TrainOptions) -> None:
 def resumed_options(folder: str, given: Mapping[str, Any]) -> TrainOptions:
     """The options a run was begun with; those `given` again must be the same, or it is refused.
 
-    A model of the user's own must be given again: a folder is not trusted to name code to run.
+    What came from the user's own file must be given again: a folder is not trusted to name code.
 
     Raises:
-      ValueError: if the folder holds no streamed run, or names a model that was not given.
+      ValueError: if the folder holds no streamed run, or names a file that was not given.
     """
     saved = _read_config(pathlib.Path(folder))
     names = {field.name for field in dataclasses.fields(TrainOptions)}
     kept = {name: value for name, value in saved.items() if name in names}
     options = TrainOptions(**{**kept, "stream": True, **given, "resume": folder})
-    if ":" in options.model and "model" not in given:
-        raise ValueError(
-            f"`resume` {folder!r} was trained with the model {options.model!r}; give it again with "
-            "--model: a folder is not trusted to name code to run."
-        )
+    check_given_again(f"`resume` {folder!r}", dataclasses.asdict(options), given)
     return options
 
 
@@ -156,7 +153,7 @@ def run_stream(
         results |= {"refit": {"chosen": run}, "status": "complete"}
         results["headline"] = _headline(options, loop, run)
         if is_first:
-            results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
+            results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
             write_params(prepared.out, fit, sources.scaling)
             finish(prepared.out, results, clock)
     return results

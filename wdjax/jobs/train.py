@@ -65,7 +65,7 @@ def run_train(
         f"{Estimate(float(losses.mean()), refit['chosen']['errors']['test_loss'])}, "
         f"training loss {over_seeds(refit['chosen']['train_loss'])}."
     )
-    results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
+    results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
     results |= {"refit": refit, "status": "complete"}
     num_steps = len(data.weights) // prepared.recipe.batch_size
     steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]

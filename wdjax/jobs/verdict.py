@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wdjax.jobs.setup import whole_weight_strength
+from wdjax.recipe.kinds import DECAY_KINDS
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import (
     Choice,
@@ -50,7 +50,7 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     lines = [_other_score(scores, chosen)] if _other_score(scores, chosen) else []
     ends = beyond(scores.grid, int(np.argmin(judged.means)), gains)
     if "strength" in ends:
-        most = whole_weight_strength(decay, float(np.max(scores.grid["learning_rate"])))
+        most = DECAY_KINDS[decay].whole_weight_strength(float(np.max(scores.grid["learning_rate"])))
         wider = wider_command(command, scores.grid, ends["strength"], most)
         where = f"The best mean lies at the {ends['strength']} strength tried"
         lines.append(
