@@ -18,7 +18,8 @@ import pytest
 from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.diagnostics.telemetry import PartTelemetry
-from wdjax.jobs import prepare, run, verdict
+from wdjax.jobs import select as run
+from wdjax.jobs import verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.runners import num_cores
 from wdjax.selection.cross_validation import Progress, Scores
@@ -217,7 +218,7 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
 def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, monkeypatch):
     status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out two")
     assert status == 0 and ("share" in told) == (num_cores() < 2)
-    monkeypatch.setattr(prepare, "num_cores", lambda: 1)
+    monkeypatch.setattr("wdjax.jobs.setup.num_cores", lambda: 1)
     status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out more")
     assert status == 0
     assert "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)." in told

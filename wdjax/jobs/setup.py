@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data import arrays
+from wdjax.data.named import find_source
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import checked_out
 from wdjax.parts import resolve_parts
@@ -122,7 +123,7 @@ def prepare(
     """
     out = checked_out(options) if writes else pathlib.Path()
     model = load_own("model", options.model)
-    default_loss = "squared_error" if options.data in arrays.NUMBER_SETS else "cross_entropy"
+    default_loss = find_source(options.data).loss
     loss = options.loss or default_loss
     load_own("loss", loss, like=default_loss)
     load_own("decay", options.decay)

@@ -8,6 +8,7 @@ import numpy as np
 
 from wdjax.data import arrays
 from wdjax.data.dataset import Dataset
+from wdjax.data.named import check_predictable, dataset_of, find_source
 from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
 from wdjax.data.views import View, list_rows, measure_inputs
 from wdjax.jobs.options import RunOptions, TrainOptions
@@ -34,7 +35,7 @@ def open_sources(options: TrainOptions) -> tuple[Prepared, Sources]:
     Raises:
       ValueError: as `prepare`.
     """
-    return (_on_disk if options.data.startswith("tfds:") else in_memory)(options)
+    return (_on_disk if find_source(options.data).on_disk else in_memory)(options)
 
 
 def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
@@ -61,14 +62,14 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
     test = open_tfds(f"{name}@test", length=options.length, **where) if has_test else whole
 
     def sample(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
-        arrays.check_predictable(whole, loss)
+        check_predictable(whole, loss)
         items = whole.__getitems__(range(min(SAMPLE, len(whole))))
         inputs, targets = (np.array(column) for column in zip(*items, strict=True))
-        few = arrays.dataset_of(whole, inputs, targets, loss)
+        few = dataset_of(whole, inputs, targets, loss)
         return few, few
 
     prepared = prepare(options, load=sample)
-    recipe, is_regression = prepared.recipe, prepared.recipe.loss == "squared_error"
+    recipe, is_regression = prepared.recipe, not prepared.loss.has_classes
     choose, judge = None, None
     if not has_test or options.patience is not None or options.label_noise or is_regression:
         choose = list_rows(whole, loss=recipe.loss)
@@ -91,7 +92,7 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
 
     def view(source: TfdsSource, listed: Dataset | None) -> TfdsSource | View:
         shape = source.features[source.keys[0]].shape
-        resized = options.model == "cnn" and shape != (arrays.SIDE, arrays.SIDE, 3)
+        resized = prepared.model.images_32 and shape != (arrays.SIDE, arrays.SIDE, 3)
         seen = View(source, listed, scaling.get("inputs"), resized)
         return source if listed is None and seen.scaling is None and not resized else seen
 

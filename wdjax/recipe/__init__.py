@@ -4,6 +4,8 @@
 such names becomes.
 """
 
+from wdjax.data.named import DATA_SOURCES as DATA_SOURCES
+from wdjax.data.named import DataSource as DataSource
 from wdjax.loss_kinds import LOSS_KINDS as LOSS_KINDS
 from wdjax.loss_kinds import MEASURE_KINDS as MEASURE_KINDS
 from wdjax.loss_kinds import LossKind as LossKind

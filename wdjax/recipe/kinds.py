@@ -22,6 +22,7 @@ from wdjax.data.augment import (
     random_flip,
     random_saturation,
 )
+from wdjax.data.named import DATA_SOURCES, DataSource
 from wdjax.decay import corrected_rate, decoupled_rate, independent_rate
 from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS, LossKind
 from wdjax.measures import Measure
@@ -177,7 +178,8 @@ class ModelKind:
       make: `make(num_outputs) -> Model`, with a keyword `dropout` if it can drop units.
       defaults: the sizes of its runs.
       reads: the kinds of data it takes: image, table, text.
-      images_32: whether it wants images as `[32, 32, 3]`; others are resized.
+      images_32: whether it wants images as `[32, 32, 3]`: others are resized, and what is no image
+        is refused there.
     """
 
     make: Callable[..., Model]
@@ -191,7 +193,6 @@ MODEL_KINDS: dict[str, ModelKind] = {
     "cnn": ModelKind(
         make_cnn,
         ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
-        reads=("image",),
         images_32=True,
     ),
     "rnn": ModelKind(make_rnn, ModelDefaults(100, 2, 7), reads=("text", "image")),
@@ -277,6 +278,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
 
 TABLES: dict[str, tuple[type | tuple[type, ...], dict[str, Any]]] = {
     "augment": (AugmentationKind, AUGMENTATION_KINDS),
+    "data": (DataSource, DATA_SOURCES),
     "decay": (DecayKind, DECAY_KINDS),
     "example_weight": (ExampleFeatureKind, EXAMPLE_FEATURE_KINDS),
     "loss": (LossKind, LOSS_KINDS),
