@@ -54,6 +54,11 @@ LOSS_KINDS: dict[str, LossKind] = {
 """Losses by name; the first is the default of data that do not say."""
 
 
+def loss_for(targets: str) -> str:
+    """The first loss in the table for such targets, `"classes"` or `"numbers"`."""
+    return next(name for name, kind in LOSS_KINDS.items() if kind.targets == targets)
+
+
 def has_classes(loss: str) -> bool:
     """Whether the targets of the loss so named are labels; numbers otherwise.
 

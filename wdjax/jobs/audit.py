@@ -16,6 +16,7 @@ from wdjax.parts import leaf_path, resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
 from wdjax.recipe.kinds import DecayKind
+from wdjax.recipe.own import OWN_SORTS, check_given_again, is_own
 from wdjax.types import Batch, Params
 
 ROWS_MEASURED = 256
@@ -27,10 +28,10 @@ def run_audit(options: AuditOptions) -> AuditReport:
 
     Raises:
       ValueError: for any bad option, no strength (a saved run has its own), or a folder that holds
-        no finished run of today's data.
+        no finished run of today's data, or names a user's own file that was not given again.
     """
     if options.run is not None:
-        return _audit_saved(pathlib.Path(options.run))
+        return _audit_saved(pathlib.Path(options.run), options)
     prepared = prepare(options, writes=False)
     hparams = hparams_of(options)
     data = arrays.to_batch(prepared.choose_data)
@@ -105,14 +106,17 @@ def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
     return {"decay": rows, "warnings": [warning.text for warning in report.warnings]}
 
 
-def _audit_saved(folder: pathlib.Path) -> AuditReport:
+def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
     from wdjax.jobs.results import read_results
 
     results = read_results(folder)
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} was stopped before it ended; nothing to audit.")
     kinds = {"select": SelectOptions, "train": TrainOptions}
-    options = _options(kinds[results["kind"]], results["config"])
+    given = dataclasses.asdict(told)
+    check_given_again(f"`run` {str(folder)!r}", results["config"], given)
+    own = {sort: given[sort] for sort in OWN_SORTS if is_own(results["config"].get(sort))}
+    options = _options(kinds[results["kind"]], results["config"] | own)
     prepared = prepare(options, writes=False)
     if arrays.hash_of(prepared.choose_data) != results["data"]["sha256"]:
         raise ValueError(

@@ -13,7 +13,7 @@ from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import Say, Watch
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
 from wdjax.jobs.select import say_kept
-from wdjax.jobs.setup import check_batch_fits, prepare, strength_grid
+from wdjax.jobs.setup import check_batch_fits, check_choose_by, prepare, strength_grid
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import COMPARED, NOTHING, OPTIMIZER_KINDS
 from wdjax.selection.choice import RULES
@@ -69,7 +69,7 @@ def run_compare(
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
     for one in prepared.values():
-        check_one_of("choose_by", options.choose_by, recipes.recipe_score(one.recipe).measures)
+        check_choose_by(options.choose_by, one.recipe)
     # The CNN's images are enlarged; in a comparison all see the same.
     largest = max(prepared.values(), key=lambda p: p.choose_data.inputs[0].size)
     choose_data = largest.choose_data

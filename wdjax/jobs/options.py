@@ -80,7 +80,7 @@ class SelectOptions(RunOptions):
     )
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
-    rule: str = option("min", "", RULES)
+    rule: str = option("min", "", tuple(RULES))
     choose_by: str = option("loss", "the score that decides: loss, accuracy, or NAME of --measure")
 
 

@@ -18,6 +18,7 @@ from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json,
 from wdjax.jobs.setup import (
     Prepared,
     check_batch_fits,
+    check_choose_by,
     prepare,
     strength_grid,
 )
@@ -62,7 +63,7 @@ def run_select(
     num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
-    check_one_of("choose_by", options.choose_by, recipes.recipe_score(prepared.recipe).measures)
+    check_choose_by(options.choose_by, prepared.recipe)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     stratified = prepared.loss.has_classes
     arrays.check_folds(choose_data, options.folds, stratify=stratified)

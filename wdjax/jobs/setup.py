@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data import arrays
+from wdjax.data.dataset import take
 from wdjax.data.named import find_source
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import checked_out
@@ -28,7 +29,7 @@ from wdjax.recipe.kinds import (
     ModelDefaults,
     ModelKind,
 )
-from wdjax.recipe.own import load_own
+from wdjax.recipe.own import check_own, load_own
 from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
 from wdjax.selection.grids import Grid, check_axis, grid_product
@@ -166,6 +167,7 @@ def prepare(
         dataset = arrays.add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
+    check_own(recipe, arrays.to_batch(take(dataset, np.arange(1))))
     sizes = len(dataset.inputs), len(test_data.inputs)
     return Prepared(recipe, model, dataset, test_data, mesh, out, shapes, *sizes)
 
@@ -297,6 +299,35 @@ def check_overshoot(name: str, decay: str, strength: float, learning_rate: float
             f"{learning_rate:g}; from 2 on a weight grows without bound: take a smaller strength "
             "or learning rate."
         )
+
+
+def check_choose_by(name: str, recipe: Recipe) -> None:
+    """Refuses to choose by what is not scored, or by a score whose direction is not known.
+
+    Raises:
+      ValueError: if so, with what there is to choose by.
+    """
+    score = recipes.recipe_score(recipe)
+    check_one_of("choose_by", name, score.measures)
+    if name not in score.higher_is_better:
+        raise ValueError(
+            f"`choose_by` {name}: whether more of it is better is not known; make it a "
+            f"wdjax.Measure(function, higher_is_better=True) or False in its file."
+        )
+
+
+def check_streamable(recipe: Recipe) -> None:
+    """Refuses scores that are no mean over examples, in a run that sees a batch at a time.
+
+    Raises:
+      ValueError: for the first.
+    """
+    for name, measure in recipes.recipe_measures(recipe).items():
+        if not getattr(measure, "per_example", True):
+            raise ValueError(
+                f"`measure` {name} is of all examples at once, and a streamed run scores batch by "
+                "batch: leave it out, or train without --stream."
+            )
 
 
 def hparams_of(options: Any) -> dict[str, float]:

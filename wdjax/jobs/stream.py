@@ -22,7 +22,7 @@ from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
-from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of
+from wdjax.jobs.setup import Prepared, check_batch_fits, check_streamable, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
 from wdjax.loop.log import Board, RunLog
@@ -108,6 +108,7 @@ def run_stream(
     _check(options)
     hparams = hparams_of(options)
     prepared, sources = open_sources(options)
+    check_streamable(prepared.recipe)
     num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)
     # Every process must have found the folder free, or to be resumed, before one writes to it.

@@ -28,6 +28,7 @@ from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS, LossKind
 from wdjax.measures import Measure
 from wdjax.models import make_cnn, make_mlp, make_rnn
 from wdjax.penalties import l1_penalty, l2_penalty
+from wdjax.selection.choice import RULES, Rule
 from wdjax.types import Model, Parts, PenaltyFn, Schedule
 from wdjax.weights.examples import augment_strength, confidence, example_loss_of, margin
 from wdjax.weights.part_features import (
@@ -286,6 +287,7 @@ TABLES: dict[str, tuple[type | tuple[type, ...], dict[str, Any]]] = {
     "model": (ModelKind, MODEL_KINDS),
     "optimizer": (OptimizerKind, OPTIMIZER_KINDS),
     "part_weight": (PartFeatureKind, PART_FEATURE_KINDS),
+    "rule": (Rule, RULES),
     "schedule": (ScheduleKind, SCHEDULE_KINDS),
 }
 """The record and the table of each sort, by the option that names one."""

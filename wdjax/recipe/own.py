@@ -2,15 +2,26 @@
 
 import importlib.util
 import inspect
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from wdjax.checks import check_one_of, nearest
 from wdjax.loss_kinds import LOSS_KINDS, LossKind
-from wdjax.recipe.kinds import TABLES, AugmentationKind, DecayKind, ModelKind
-from wdjax.types import Model
+from wdjax.recipe.build import Recipe, recipe_measures, recipe_model
+from wdjax.recipe.kinds import (
+    AUGMENTATION_KINDS,
+    DECAY_KINDS,
+    TABLES,
+    AugmentationKind,
+    DecayKind,
+    ModelKind,
+)
+from wdjax.types import Batch, Model
 
 OWN_SORTS = {
     "model": "a function num_outputs -> Model, or a ModelKind",
@@ -87,6 +98,56 @@ def check_given_again(what: str, saved: Mapping[str, Any], given: Mapping[str, A
             )
 
 
+def check_own(recipe: Recipe, batch: Batch) -> None:
+    """Tries what a recipe has of a user's own on the shapes of a few examples; nothing is run.
+
+    Raises:
+      ValueError: for a function that fails on them or gives another shape, by file and name.
+    """
+    model, key = recipe_model(recipe), jax.eval_shape(lambda: jax.random.key(0))
+    params, model_state = jax.eval_shape(model.init, key, batch.inputs)
+    outputs, _ = jax.eval_shape(
+        lambda *of: model.apply(*of, key=None, train=False), params, model_state, batch.inputs
+    )
+    per_example = batch.weights.shape
+    if is_own(recipe.loss):
+        function = LOSS_KINDS[recipe.loss].function
+        _try("loss", recipe.loss, per_example, function, outputs, batch.targets)
+    scores = recipe_measures(recipe)
+    for name in filter(is_own, recipe.measures):
+        measure, of = scores[name.rpartition(":")[2]], (outputs, batch.targets)
+        if getattr(measure, "per_example", True):
+            _try("measure", name, per_example, measure, *of)
+        else:
+            _try("measure", name, (), measure, *of, batch.weights)
+    make_penalty = DECAY_KINDS[recipe.decay].penalty
+    if is_own(recipe.decay) and make_penalty is not None:
+        penalty = lambda params: make_penalty(1.0, recipe.parts)(params)
+        _try("decay", recipe.decay, (), penalty, params)
+    for name in filter(is_own, recipe.augment):
+        shape = batch.inputs.shape[1:]
+        augment = AUGMENTATION_KINDS[name].make(min(shape[:2]))
+        image = jax.ShapeDtypeStruct(shape, batch.inputs.dtype)
+        _try("augment", name, (shape, ()), augment, key, image)
+
+
+def _try(sort: str, name: str, expected: Any, function: Callable, *arguments: Any) -> None:
+    shapes = lambda tree: jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+    try:
+        found = shapes(jax.eval_shape(function, *arguments))
+    except Exception as error:
+        first = (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; called with shapes "
+            f"{shapes(arguments)} it failed: {first}"
+        ) from error
+    if found != expected:
+        raise ValueError(
+            f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; called with shapes "
+            f"{shapes(arguments)} it gave {found}, not {expected}."
+        )
+
+
 def _find(sort: str, name: str) -> Any:
     path, attribute = name.rsplit(":", 1)
     if not pathlib.Path(path).is_file():
@@ -150,7 +211,7 @@ def _decay_of(name: str, function: Any) -> DecayKind:
         raise ValueError(
             f"`decay` {name!r} must be {OWN_SORTS['decay']}; at strength 1 it failed: {error!r}."
         ) from error
-    if not 0 < share < float("inf"):
+    if not 0 < share < math.inf:
         raise ValueError(
             f"`decay` {name!r} must be {OWN_SORTS['decay']}, the share of a weight that a step "
             f"removes; at strength 1 and learning rate {_RATE_OF_RANGE:g} it gave {share:g}."
