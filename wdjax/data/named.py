@@ -31,6 +31,8 @@ class DataSource:
       options: which of the options of `load_data` it takes: target, data_dir, download, length.
       test_name: `(name, data_dir) -> name` of a test part of its own; None where there is none.
       on_disk: whether a streamed run leaves it there, as it can a TFDS set.
+      has_columns: whether it is a file whose columns can be read by name, without the target.
+      has_arrays: whether it is a file whose array `inputs` can be read alone.
 
     Raises:
       ValueError: if the loss is not known.
@@ -41,6 +43,8 @@ class DataSource:
     options: tuple[str, ...] = ()
     test_name: Callable[[str, Any], str | None] = lambda name, data_dir: None
     on_disk: bool = False
+    has_columns: bool = False
+    has_arrays: bool = False
 
     def __post_init__(self):
         check_one_of("loss", self.loss, LOSS_KINDS)
@@ -163,7 +167,7 @@ DATA_SOURCES: dict[str, DataSource] = {
         test_name=_test_of_tfds,
         on_disk=True,
     ),
-    ".npz": DataSource(_load_npz),
-    ".csv": DataSource(_load_csv, options=("target",)),
+    ".npz": DataSource(_load_npz, has_arrays=True),
+    ".csv": DataSource(_load_csv, options=("target",), has_columns=True),
 }
 """By a set's name, by the word before a `:`, or by a file's ending."""

@@ -5,7 +5,7 @@ import dataclasses
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.decay import Conversion, explain_conversion
 from wdjax.jobs.options import option
-from wdjax.recipe.kinds import SCHEDULE_KINDS
+from wdjax.recipe.kinds import SCHEDULE_KINDS, default_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class ConvertOptions:
     """Say a strength in another codebase's convention."""
 
     learning_rate: float | None = option(None, "at its peak; needed for timescales")
-    schedule: str = option("constant", "", tuple(SCHEDULE_KINDS))
+    schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
     num_steps: int | None = option(None, "of the run; needed under a schedule")
     batch_size: int | None = option(None, "examples a step; needed for timescale_epochs")
     num_examples: int | None = option(None, "examples an epoch; for sklearn, timescale_epochs")

@@ -15,6 +15,7 @@ from wdjax.recipe.kinds import (
     PART_FEATURE_KINDS,
     PART_WEIGHT_PLACES,
     SCHEDULE_KINDS,
+    default_of,
 )
 from wdjax.selection.choice import RULES
 
@@ -38,10 +39,12 @@ class RunOptions:
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
     target: str | None = option(None, "column of FILE.csv to predict (default the last)")
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
-    model: str = option("mlp", f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model")
-    optimizer: str = option("adam", "", tuple(OPTIMIZER_KINDS))
-    schedule: str = option("constant", "", tuple(SCHEDULE_KINDS))
-    decay: str = option("decoupled", "or FILE.py:NAME", tuple(DECAY_KINDS))
+    model: str = option(
+        default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model"
+    )
+    optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
+    schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
+    decay: str = option(default_of(DECAY_KINDS), "or FILE.py:NAME", tuple(DECAY_KINDS))
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
     batch_size: int = option(64, "examples a step")
@@ -80,7 +83,7 @@ class SelectOptions(RunOptions):
     )
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
-    rule: str = option("min", "", tuple(RULES))
+    rule: str = option(default_of(RULES), "", tuple(RULES))
     choose_by: str = option("loss", "the score that decides: loss, accuracy, or NAME of --measure")
 
 

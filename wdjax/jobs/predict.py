@@ -15,6 +15,7 @@ from wdjax.checkpoint import check_same_leaves
 from wdjax.data import arrays
 from wdjax.data.dataset import make_dataset
 from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
+from wdjax.data.named import find_source
 from wdjax.jobs.results import has_classes_in, named_arrays, read_results
 from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
 from wdjax.recipe import build as recipes
@@ -213,8 +214,8 @@ def _inputs_of(
     data: str, predictor: Predictor, data_dir: str | None, say: Callable[[str], None]
 ) -> np.ndarray:
     path, names = pathlib.Path(data), predictor.column_names
-    is_table = predictor.kind == "table"
-    if path.suffix.lower() == ".csv":
+    source, is_table = find_source(data), predictor.kind == "table"
+    if source.has_columns:
         if not is_table:
             raise ValueError(
                 f"{data!r} is a table, and the model was trained on {predictor.kind} data of shape "
@@ -230,7 +231,7 @@ def _inputs_of(
         elif not found.has_header:
             say(f"{data!r} has no header: {_in_order(names)}")
         return found.inputs
-    if path.suffix.lower() == ".npz":
+    if source.has_arrays:
         if is_table and names:
             say(f"{data!r} names no columns: {_in_order(names)}")
         return read_npz_arrays(path, ("inputs",))["inputs"]

@@ -29,6 +29,7 @@ from wdjax.recipe.kinds import (
     PART_FEATURE_KINDS,
     PART_WEIGHT_PLACES,
     SCHEDULE_KINDS,
+    default_of,
 )
 from wdjax.run import Run, make_run
 from wdjax.step import TelemetryFn
@@ -64,10 +65,10 @@ class Recipe:
     make_model: Callable[..., Model] = make_mlp
     """`make_model(num_outputs) -> Model`, with a keyword `dropout` if `hparams` has one."""
     num_outputs: int = 10
-    loss: str = "cross_entropy"
-    optimizer: str = "adam"
-    schedule: str = "constant"
-    decay: str = "decoupled"
+    loss: str = default_of(LOSS_KINDS)
+    optimizer: str = default_of(OPTIMIZER_KINDS)
+    schedule: str = default_of(SCHEDULE_KINDS)
+    decay: str = default_of(DECAY_KINDS)
     parts: Parts = matrices_only
     num_epochs: int = 100
     batch_size: int = 64

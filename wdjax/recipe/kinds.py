@@ -1,6 +1,7 @@
 """What can be named on the command line: a frozen record a choice, a table a sort.
 
-Nothing else in the package tests such a name. A new one is an entry in its table: `register`.
+The first name of a table is the default. Nothing else in the package tests a name, and a new one
+is an entry in its table: `register`.
 """
 
 import dataclasses
@@ -291,6 +292,11 @@ TABLES: dict[str, tuple[type | tuple[type, ...], dict[str, Any]]] = {
     "schedule": (ScheduleKind, SCHEDULE_KINDS),
 }
 """The record and the table of each sort, by the option that names one."""
+
+
+def default_of(table: dict[str, Any]) -> str:
+    """The name that is taken unless another is given: the first of a table."""
+    return next(iter(table))
 
 
 def register(sort: str, name: str, record: Any) -> None:

@@ -20,6 +20,7 @@ from wdjax.recipe.kinds import (
     AugmentationKind,
     DecayKind,
     ModelKind,
+    default_of,
 )
 from wdjax.types import Batch, Model
 
@@ -192,7 +193,7 @@ def _as_record(sort: str, name: str, found: Any, like: str | None) -> Any:
 
 
 def _loss_like(function: Any, like: str | None) -> LossKind:
-    other = LOSS_KINDS[next(iter(LOSS_KINDS)) if like is None else like]
+    other = LOSS_KINDS[like or default_of(LOSS_KINDS)]
     return LossKind(function, other.targets, other.measures)
 
 
