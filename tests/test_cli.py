@@ -204,7 +204,7 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         assert not pathlib.Path("run/params.npz").exists()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "refit_runs", interrupted)
+            patch.setattr("wdjax.jobs.train.refit_runs", interrupted)
             assert (
                 command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 130
             )
@@ -468,7 +468,7 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    monkeypatch.setattr(run, "refit_runs", lambda *args, **more: (nothing, {}))
+    monkeypatch.setattr("wdjax.jobs.train.refit_runs", lambda *args, **more: (nothing, {}))
     status, printed, told = command(
         "train --strength 0 --data iris --learning-rate 1e30 --out other"
     )
