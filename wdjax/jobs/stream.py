@@ -42,8 +42,17 @@ HANG_AFTER = 600.0
 
 _STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
 _NOT_KEPT = ("out", "name", "overwrite", "resume", "stream", "devices", "distributed", "download")
-_MAY_DIFFER = (*_NOT_KEPT, "data_dir", "save_every", "tensorboard", "hang_after", "on_hang")
-"""Options that change where and how a run runs, not what it computes; some a resume keeps."""
+_MAY_DIFFER = (
+    *_NOT_KEPT,
+    "data_dir",
+    "save_every",
+    "tensorboard",
+    "hang_after",
+    "on_hang",
+    "measure",
+)
+"""Options that change where and how a run runs and what is shown, not what it computes; some a
+resume keeps."""
 
 
 def check_not_streamed(options: TrainOptions) -> None:

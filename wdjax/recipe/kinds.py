@@ -278,7 +278,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
 }
 """What `wdjax compare` can vary, and the choices it compares unless others are named."""
 
-TABLES: dict[str, tuple[type | tuple[type, ...], dict[str, Any]]] = {
+TABLES: dict[str, tuple[type, dict[str, Any]]] = {
     "augment": (AugmentationKind, AUGMENTATION_KINDS),
     "data": (DataSource, DATA_SOURCES),
     "decay": (DecayKind, DECAY_KINDS),
@@ -318,7 +318,5 @@ def register(sort: str, name: str, record: Any) -> None:
     if name in table:
         raise ValueError(f"`name` {name!r} is taken; the {sort} table has {', '.join(table)}.")
     if not isinstance(record, kind):
-        raise ValueError(
-            f"`record` must be a {kind.__name__} to be a {sort}, got {record!r}."  # pyright: ignore[reportAttributeAccessIssue]
-        )
+        raise ValueError(f"`record` must be a {kind.__name__} to be a {sort}, got {record!r}.")
     table[name] = record
