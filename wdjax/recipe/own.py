@@ -105,6 +105,8 @@ def check_own(recipe: Recipe, batch: Batch) -> None:
     Raises:
       ValueError: for a function that fails on them or gives another shape, by file and name.
     """
+    if not any(map(is_own, (recipe.loss, recipe.decay, *recipe.augment, *recipe.measures))):
+        return
     model, key = recipe_model(recipe), jax.eval_shape(lambda: jax.random.key(0))
     params, model_state = jax.eval_shape(model.init, key, batch.inputs)
     outputs, _ = jax.eval_shape(
