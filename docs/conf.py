@@ -56,11 +56,15 @@ def fill_page(app, docname, source):
 
 def names():
     """A section for each group of names that `wdjax/__init__.py` imports under a comment."""
-    lines = []
+    lines, heading = [], ""
     for line in pathlib.Path(wdjax.__file__).read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
-            lines += ["```", "", f"### {line[2:]}", "", "```{eval-rst}"]
-        elif line.startswith("from ") and (name := line.split()[-1]):
+            heading = line[2:]
+        elif imported := re.fullmatch(r" *from wdjax\S* import \w+ as ([a-zA-Z]\w*)", line):
+            name = imported[1]
+            if heading:
+                lines += ["```", "", f"### {heading}", "", "```{eval-rst}"]
+                heading = ""
             public = getattr(wdjax, name)
             kind = "class" if inspect.isclass(public) else "function"
             kind = kind if inspect.isclass(public) or inspect.isfunction(public) else "data"
@@ -128,12 +132,12 @@ def number(one):
 
 
 def leave_out(app, what, name, obj, skip, options):
-    """A room's page leaves out what `wdjax` itself exports: it stands above."""
+    """A module's section leaves out what `wdjax` itself exports: it stands above."""
     public = getattr(wdjax, name, None)
     return True if what == "module" and public is not None and public is obj else None
 
 
-SECTIONS = ("Args:", "Returns:", "Raises:", "Warns:")
+SECTIONS = ("Args:", "Returns:", "Raises:", "Warns:", "Example:")
 
 
 def to_restructured_text(app, what, name, obj, options, lines):
@@ -151,7 +155,9 @@ def to_restructured_text(app, what, name, obj, options, lines):
         if not block:
             continue
         text = textwrap.dedent("\n".join(block))
-        if section in ("Args:", "Raises:", "Warns:"):
+        if section == "Example:":
+            out += ["::", "", *textwrap.indent(text, "    ").splitlines()]
+        elif section in ("Args:", "Raises:", "Warns:"):
             out += [f"* {entry(item)}" for item in items(text, r"\w[\w, *.]*: ")]
         elif block[0].startswith("    ") and not section:
             out += ["", "::", "", *textwrap.indent(text, "    ").splitlines()]

@@ -22,7 +22,7 @@ from wdjax.checkpoint import Checkpoints, host_leaves
 from wdjax.data.batches import to_devices
 from wdjax.data.stream import make_stream, prefetch_to_device
 from wdjax.decay import decoupled_decay
-from wdjax.loop import TrainLoop
+from wdjax.loop import Logging, Saving, TrainLoop
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
@@ -151,11 +151,12 @@ def run_loop(folder, num_steps=40, save_every=4, tell=False, slow=0.0, device_ba
         init_state(params, tx, model_state=model_state, key=jax.random.key(2)),
         prefetch_to_device(stream, sharding=NamedSharding(mesh, P("data"))),
         num_steps=num_steps,
-        checkpoints=Checkpoints(pathlib.Path(folder) / "checkpoints"),
-        save_every=save_every,
-        log=pathlib.Path(folder) / "log.jsonl",
-        log_every=1,
-        config={"num_steps": num_steps},
+        saving=Saving(
+            checkpoints=Checkpoints(pathlib.Path(folder) / "checkpoints"),
+            every=save_every,
+            config={"num_steps": num_steps},
+        ),
+        logging=Logging(log=pathlib.Path(folder) / "log.jsonl", every=1),
     )
     try:
         resumed = loop.resume()

@@ -3,6 +3,7 @@
 import functools
 import html
 import http.server
+import importlib
 import importlib.util
 import inspect
 import json
@@ -16,7 +17,9 @@ import types
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import wdjax
@@ -67,6 +70,91 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
             if needs:  # Another library's warnings are its own.
                 warnings.simplefilter("ignore")
             exec(compile(lines_before + code, f"{page}.md", "exec"), names)
+
+
+ONE_LINE = re.findall(r"^\|[^|]+\|[^|]+\| `(.+)` \|$", read("functions.md"), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """The names that the lines of functions.md take from the reader's script, and all of ours."""
+    import flax.linen as nn
+
+    import wdjax.checkpoint
+    import wdjax.decay
+    import wdjax.loop
+    import wdjax.weights
+
+    def fit_and_score(hparams, train, valid, key):
+        w = train.inputs.T @ train.targets / (len(train.targets) + hparams["strength"])
+        return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
+
+    names = {
+        name: getattr(module, name)
+        for module in (wdjax.checkpoint, wdjax.decay, wdjax.loop, wdjax.weights, wdjax)
+        for name in dir(module)
+        if not name.startswith("_")
+    }
+    x, y = np.ones((12, 2), "float32"), np.arange(12) % 2
+    model = wdjax.make_mlp(num_outputs=3, widths=(2,))
+    params = model.init(jax.random.key(0), x)[0]
+    tx = optax.adamw(1e-3, weight_decay=0.1)
+    grid = wdjax.grid_product(strength=[0.0, 1.0])
+    data = wdjax.Batch(x, x[:, 0] * np.arange(12.0, dtype="float32"), np.ones(12, "float32"))
+    folds = wdjax.kfold(jax.random.key(0), 12, num_folds=2)
+    step = wdjax.make_train_step(wdjax.regularized_loss(model, wdjax.cross_entropy), tx)
+    return names | {
+        "a": fit_and_score,
+        "b": fit_and_score,
+        "cosine": optax.cosine_decay_schedule(1.0, 100),
+        "counts": np.bincount(y),
+        "data": data,
+        "fit": wdjax.make_fit(
+            model, wdjax.cross_entropy, make_tx=lambda h: tx, num_epochs=1, batch_size=2
+        ),
+        "fit_and_score": fit_and_score,
+        "folder": tmp_path_factory.mktemp("checkpoints"),
+        "folds": folds,
+        "grid": grid,
+        "jax": jax,
+        "key": jax.random.key(0),
+        "labels": y,
+        "logits": jnp.zeros((12, 3)),
+        "loss_fn": wdjax.regularized_loss(model, wdjax.cross_entropy),
+        "make_tx": lambda h: tx,
+        "model": model,
+        "module": nn.Dense(3),
+        "optax": optax,
+        "params": params,
+        "partial": functools.partial,
+        "parts": {"*": 1.0},
+        "rate": 1e-4,
+        "run": wdjax.jit_step(step),
+        "score": wdjax.make_score(model, loss=wdjax.cross_entropy),
+        "scores": wdjax.cross_validate(fit_and_score, grid, data, folds, key=jax.random.key(0)),
+        "slope": 2.0,
+        "state": wdjax.init_state(params, tx),
+        "step": step,
+        "stream": iter([]),
+        "tx": tx,
+        "x": np.linspace(-1.0, 1.0, 12),
+        "y": y,
+    }
+
+
+@pytest.mark.parametrize("line", ONE_LINE)
+def test_each_line_of_the_page_from_task_to_function_runs(line, script):
+    is_argument = re.match(r"\w+=", line)  # `parts=matrices_only`: of whatever takes it
+    exec(f"dict({line})" if is_argument else line, dict(script))
+
+
+def test_each_command_of_the_page_from_task_to_function_is_understood():
+    from wdjax import cli, jobs
+
+    commands = re.findall(r"^\|[^|]+\| `wdjax (.+)` \|$", read("functions.md"), re.MULTILINE)
+    assert {line.split()[0] for line in commands} == set(cli.EXAMPLES)
+    for line in commands:
+        cli._parser(jobs, streaming="--stream" in line).parse_args(line.split())
 
 
 def test_no_page_has_code_that_no_test_runs():
@@ -172,6 +260,12 @@ def test_every_fault_has_a_row_with_a_test_that_provokes_it():
     assert all(re.fullmatch(r"`test_\w+`(, `test_\w+`)*", tests) for _, tests in rows)
 
 
+@pytest.mark.parametrize("page", ["articles.md", "articles.zh.md"])
+def test_every_system_of_the_articles_has_its_line(page):
+    rows = re.findall(r"^\| (S\d+) \|", read(page), flags=re.MULTILINE)
+    assert rows == [f"S{n}" for n in range(1, 18)]
+
+
 def test_every_row_of_the_articles_stands_in_the_page_about_them():
     rows = {f"S{n}" for n in range(1, 18)} | {f"Q{n}" for n in (1, 8, 9, 10, 11, 13, 14)}
     text = re.sub(r"S(\d+)-S(\d+)", _written_out, read("articles.md"))
@@ -186,8 +280,8 @@ def _written_out(match):
 
 
 def public_names():
-    """The names of `wdjax`: what its `__init__` imports, without the rooms themselves."""
-    names = {name for name in vars(wdjax) if not name.startswith("_")}
+    """The names of `wdjax`: what its `__init__` imports, without the modules themselves."""
+    names = {name for name in dir(wdjax) if not name.startswith("_")}
     return {name for name in names if not isinstance(getattr(wdjax, name), types.ModuleType)}
 
 
@@ -199,13 +293,30 @@ def test_the_api_page_has_every_public_name_once_under_a_heading():
     assert written.startswith("\n### ") and "<!-- names -->" in read("api.md")
 
 
-def test_the_api_page_has_every_room_that_gives_a_public_name():
-    """A room's page documents the rest of it: all that its package or module exports."""
-    rooms = {
-        f"wdjax.{room}" for room in re.findall(r"automodule:: wdjax\.([\w.]+)", read("api.md"))
-    }
+def modules_of_the_api_page():
+    return re.findall(r"automodule:: (wdjax\.[\w.]+)", read("api.md"))
+
+
+def test_the_api_page_has_every_module_that_gives_a_public_name():
+    """A module's section documents the rest of it: all that it exports beside these names."""
+    modules = modules_of_the_api_page()
     homes = {getattr(wdjax, name).__module__ for name in public_names()}
-    assert all(any(home == r or home.startswith(f"{r}.") for r in rooms) for home in homes)
+    assert all(any(home == m or home.startswith(f"{m}.") for m in modules) for home in homes)
+
+
+def test_the_api_page_has_each_module_once_under_its_own_name():
+    modules = modules_of_the_api_page()
+    assert len(set(modules)) == len(modules)
+    assert re.findall(r"^#### (wdjax\.\S+)$", read("api.md"), re.MULTILINE) == modules
+    for name in modules:  # an old path would warn, and a warning is an error here
+        assert importlib.import_module(name).__name__ == name
+
+
+def test_an_example_in_a_docstring_is_shown_as_it_stands():
+    conf = loaded("conf")
+    lines = ["Adds.", "", "Example:", "  >>> f(`a`)", "  1", "", "Source: a page."]
+    conf.to_restructured_text(None, "function", "f", None, None, lines)
+    assert "    >>> f(`a`)" in lines and "    1" in lines and "::" in lines
 
 
 def test_every_public_name_has_a_docstring_of_its_own():

@@ -31,7 +31,7 @@ STEP = jit_step(make_train_step(regularized_loss(lambda p, x: x @ p, cross_entro
 
 def loop_over(stream, watch=None, num_steps=4):
     return TrainLoop(
-        STEP, init_state(jnp.zeros((3, 2)), TX), stream, num_steps=num_steps, watch=watch
+        STEP, init_state(jnp.zeros((3, 2)), TX), stream, num_steps=num_steps, watchdog=watch
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import wdjax
 from wdjax.cli import main
 from wdjax.data.dataset import make_dataset
-from wdjax.jobs.stream import resumed_options
+from wdjax.jobs.resume import resumed_options
 from wdjax.models import make_mlp
 from wdjax.recipe import (
     DECAY_KINDS,

@@ -21,9 +21,12 @@ from wdjax.data.stream import as_stream, make_stream, prefetch_to_device
 from wdjax.decay import decoupled_decay
 from wdjax.jobs.stream import _resume
 from wdjax.loop import (
+    Evaluation,
+    Logging,
     NonFiniteError,
     Preempted,
     RunLog,
+    Saving,
     TrainLoop,
     make_evaluate,
     write_tensorboard,
@@ -107,12 +110,9 @@ def test_a_resumed_run_ends_bit_for_bit_where_one_that_never_stopped_does(
             start(),
             prefetch_to_device(batch_stream()),
             num_steps=23,
-            evaluate=evaluate,
-            evaluate_every=5,
-            checkpoints=Checkpoints(folder / "checkpoints"),
-            save_every=3,
-            log=folder / "log.jsonl",
-            log_every=2,
+            evaluation=Evaluation(evaluate=evaluate, every=5),
+            saving=Saving(checkpoints=Checkpoints(folder / "checkpoints"), every=3),
+            logging=Logging(log=folder / "log.jsonl", every=2),
         )
 
     whole = loop(tmp_path / "whole")
@@ -153,7 +153,11 @@ def test_at_a_step_that_is_not_logged_two_scalars_leave_the_device_a_step_late(r
         return state, Recorded(metrics, reads[-1])
 
     loop = TrainLoop(
-        recorded, start(), batch_stream(), num_steps=12, log=tmp_path / "log", log_every=5
+        recorded,
+        start(),
+        batch_stream(),
+        num_steps=12,
+        logging=Logging(log=tmp_path / "log", every=5),
     )
     for step, _ in loop:
         read_so_far = [sorted(names) for names in reads]
@@ -164,8 +168,12 @@ def test_at_a_step_that_is_not_logged_two_scalars_leave_the_device_a_step_late(r
 
 def test_a_resume_on_other_devices_says_what_it_was_saved_on(run_step, tmp_path):
     saved = Checkpoints(tmp_path)
-    list(TrainLoop(run_step, start(), batch_stream(), num_steps=2, checkpoints=saved))
-    loop = TrainLoop(run_step, start(), batch_stream(), num_steps=3, checkpoints=saved)
+    list(
+        TrainLoop(run_step, start(), batch_stream(), num_steps=2, saving=Saving(checkpoints=saved))
+    )
+    loop = TrainLoop(
+        run_step, start(), batch_stream(), num_steps=3, saving=Saving(checkpoints=saved)
+    )
     loop.resume()
     told = []
     assert loop.saved_on == 1 and _resume(loop, 1, told.append) == 2
@@ -176,10 +184,20 @@ def test_a_resume_on_other_devices_says_what_it_was_saved_on(run_step, tmp_path)
 
 def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(run_step, tmp_path):
     list(
-        TrainLoop(run_step, start(), batch_stream(), num_steps=2, checkpoints=Checkpoints(tmp_path))
+        TrainLoop(
+            run_step,
+            start(),
+            batch_stream(),
+            num_steps=2,
+            saving=Saving(checkpoints=Checkpoints(tmp_path)),
+        )
     )
     again = TrainLoop(
-        run_step, start(), batch_stream(), num_steps=2, checkpoints=Checkpoints(tmp_path)
+        run_step,
+        start(),
+        batch_stream(),
+        num_steps=2,
+        saving=Saving(checkpoints=Checkpoints(tmp_path)),
     )
     with pytest.raises(ValueError, match=r"up to step 2: call resume\(\)"):
         list(again)
@@ -190,7 +208,11 @@ def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(run_step, tmp_p
 def test_resuming_names_what_differs_in_config_and_data(run_step, tmp_path):
     def loop(config, stream):
         return TrainLoop(
-            run_step, start(), stream, num_steps=2, checkpoints=Checkpoints(tmp_path), config=config
+            run_step,
+            start(),
+            stream,
+            num_steps=2,
+            saving=Saving(checkpoints=Checkpoints(tmp_path), config=config),
         )
 
     list(loop({"strength": 0.1}, batch_stream()))
@@ -209,10 +231,8 @@ def test_early_stopping_waits_out_its_patience_and_keeps_the_best(kept_in, run_s
         start(),
         batch_stream(),
         num_steps=100,
-        evaluate=lambda state: {"loss": next(scores)},
-        evaluate_every=2,
-        patience=3,
-        checkpoints=Checkpoints(tmp_path) if kept_in == "checkpoints" else None,
+        evaluation=Evaluation(evaluate=lambda state: {"loss": next(scores)}, every=2, patience=3),
+        saving=Saving(Checkpoints(tmp_path)) if kept_in == "checkpoints" else None,
     )
     states = {step: bits(loop.state) for step, _ in loop}
     assert loop.stopped_early and max(states) == 10
@@ -252,12 +272,11 @@ def test_a_nan_batch_stops_the_run_by_its_number(run_step, nans_allowed, tmp_pat
         start(),
         with_bad_batches({4}),
         num_steps=20,
-        checkpoints=Checkpoints(tmp_path),
-        save_every=1,
+        saving=Saving(checkpoints=Checkpoints(tmp_path), every=1),
     )
     with pytest.raises(NonFiniteError, match=r"of step 5 \(batch 4, from 0\) is not finite"):
         list(loop)
-    assert loop._checkpoints.steps()[-1] == 4, "what went wrong was not saved"
+    assert Checkpoints(tmp_path).steps()[-1] == 4, "what went wrong was not saved"
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.state.params))
 
 
@@ -270,8 +289,7 @@ def test_a_skipped_batch_leaves_params_optimiser_and_model_state_as_if_it_had_no
         with_bad_batches({4, 6}),
         num_steps=10,
         non_finite="skip",
-        log=tmp_path / "log",
-        log_every=1,
+        logging=Logging(log=tmp_path / "log", every=1),
     )
     skipped = [float(metrics["skipped"]) for _, metrics in loop]
     assert skipped == [0, 0, 0, 0, 1, 0, 1, 0, 0, 0] and loop.skipped == 2
@@ -326,7 +344,11 @@ def test_a_signal_finishes_the_step_saves_and_gives_the_old_handler_back(
     before = signal.signal(number, lambda *_: called.append(1))
     try:
         loop = TrainLoop(
-            run_step, start(), batch_stream(), num_steps=50, checkpoints=Checkpoints(tmp_path)
+            run_step,
+            start(),
+            batch_stream(),
+            num_steps=50,
+            saving=Saving(checkpoints=Checkpoints(tmp_path)),
         )
         with pytest.raises(Preempted if number == signal.SIGTERM else KeyboardInterrupt) as ended:
             for step, _ in loop:
@@ -353,29 +375,33 @@ def test_a_failed_save_ends_the_run_at_the_next_step(run_step, tmp_path, monkeyp
         start(),
         batch_stream(),
         num_steps=200,
-        checkpoints=Checkpoints(tmp_path),
-        save_every=5,
+        saving=Saving(checkpoints=Checkpoints(tmp_path), every=5),
     )
     with pytest.raises(CheckpointError, match="No space left"):
         list(loop)
     assert loop.step <= 10
 
 
-def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step):
+def test_data_that_end_too_early_and_nothing_to_evaluate_are_said(run_step, tmp_path):
     with pytest.raises(ValueError, match="the data end after 5 of 9 steps"):
         list(TrainLoop(run_step, start(), with_bad_batches((), 5), num_steps=9))
     with pytest.raises(ValueError, match="cannot be walked over once"):
         list(TrainLoop(run_step, start(), [], num_steps=9))
-    with pytest.raises(ValueError, match="need `evaluate`"):
-        TrainLoop(run_step, start(), [], num_steps=9, patience=2)
-    with pytest.raises(ValueError, match="`telemetry` needs `log`"):
-        TrainLoop(run_step, start(), [], num_steps=9, telemetry=lambda state, batch: {})
-    with pytest.raises(ValueError, match="needs `checkpoints`"):
-        TrainLoop(run_step, start(), [], num_steps=9, save_every=2)
+    for setting in (
+        lambda: Evaluation(lambda state: {}, every=0),
+        lambda: Saving(Checkpoints(tmp_path), every=-1),
+        lambda: Logging("nowhere", every=0),
+    ):
+        with pytest.raises(ValueError, match="_every` must be"):
+            setting()
     loop = TrainLoop(
-        run_step, start(), batch_stream(), num_steps=1, evaluate=lambda state: {"accuracy": 1.0}
+        run_step,
+        start(),
+        batch_stream(),
+        num_steps=1,
+        evaluation=Evaluation(evaluate=lambda state: {"accuracy": 1.0}),
     )
-    with pytest.raises(ValueError, match="`measure` 'loss' is not what `evaluate` gives: accuracy"):
+    with pytest.raises(ValueError, match="`monitor` 'loss' is not what `evaluate` gives: accuracy"):
         list(loop)
     with pytest.raises(ValueError, match="there is no best"):
         loop.best_state()
@@ -387,9 +413,13 @@ def test_telemetry_sees_the_step_to_come_and_leaves_the_run_as_it_was(run_step, 
     def look(state, batch):
         return {"part": {"number": state.step + 1, "input": batch.inputs[0, 0]}}
 
-    options = {"num_steps": 7, "evaluate": lambda state: {"loss": 1.0}, "evaluate_every": 3}
+    options = {"num_steps": 7, "evaluation": Evaluation(lambda state: {"loss": 1.0}, every=3)}
     loop = TrainLoop(
-        run_step, start(), batch_stream(), log=tmp_path / "log", telemetry=look, **options
+        run_step,
+        start(),
+        batch_stream(),
+        logging=Logging(tmp_path / "log", telemetry=look, telemetry_every=3),
+        **options,
     )
     inputs = [float(batch.inputs[0, 0]) for batch, _ in zip(batch_stream(), range(7), strict=False)]
     list(loop)
@@ -453,10 +483,8 @@ def test_tensorboard_shows_the_log_of_a_resumed_run_and_no_step_twice(run_step, 
             start(),
             batch_stream(),
             num_steps=12,
-            checkpoints=Checkpoints(tmp_path / "checkpoints"),
-            save_every=4,
-            log=RunLog(tmp_path / "log.jsonl", board=tmp_path / "board"),
-            log_every=1,
+            saving=Saving(checkpoints=Checkpoints(tmp_path / "checkpoints"), every=4),
+            logging=Logging(log=RunLog(tmp_path / "log.jsonl", board=tmp_path / "board"), every=1),
         )
 
     for step, _ in loop():
@@ -491,8 +519,7 @@ def test_a_batch_of_which_nothing_counts_is_told_once_and_counted(tmp_path):
         init_state(jnp.zeros((4, 3)), tx),
         [(x, y, w) for w in weights],
         num_steps=5,
-        log=tmp_path / "log.jsonl",
-        log_every=1,
+        logging=Logging(log=tmp_path / "log.jsonl", every=1),
     )
     with pytest.warns(RuntimeWarning, match=r"no example of step 3 \(batch 2, from 0\)") as told:
         losses = [float(metrics["data_loss"]) for _, metrics in loop]
@@ -500,3 +527,34 @@ def test_a_batch_of_which_nothing_counts_is_told_once_and_counted(tmp_path):
     assert losses[2] == losses[3] == 0 and losses[4] > 0
     lines = RunLog(tmp_path / "log.jsonl").read()
     assert [line["denominator"] for line in lines] == [8, 8, 0, 0, 8]
+
+
+def test_the_keywords_of_the_version_before_say_the_new_ones_and_do_the_same(run_step, tmp_path):
+    old = {
+        "evaluate": lambda state: {"gap": float(state.step)},
+        "evaluate_every": 2,
+        "measure": "gap",
+        "log": tmp_path / "old",
+        "log_every": 1,
+    }
+    with pytest.warns(DeprecationWarning, match=r"TrainLoop\(.*=\) is now TrainLoop\(") as warned:
+        loop = TrainLoop(run_step, start(), batch_stream(), num_steps=4, **old)
+    assert len(warned) == len(old)
+    new = TrainLoop(
+        run_step,
+        start(),
+        batch_stream(),
+        num_steps=4,
+        evaluation=Evaluation(old["evaluate"], every=2, monitor="gap"),
+        logging=Logging(tmp_path / "new", every=1),
+    )
+    list(loop), list(new)
+    assert RunLog(tmp_path / "old").read() == RunLog(tmp_path / "new").read() != []
+    assert loop.best_step == new.best_step == 2
+    with pytest.raises(TypeError, match="unexpected keyword argument 'wach'"):
+        TrainLoop(run_step, start(), batch_stream(), num_steps=4, wach=None)
+    with (
+        pytest.warns(DeprecationWarning, match="evaluation=Evaluation"),
+        pytest.raises(ValueError, match="`patience` needs `evaluate`"),
+    ):
+        TrainLoop(run_step, start(), batch_stream(), num_steps=4, patience=2)

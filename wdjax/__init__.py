@@ -1,22 +1,22 @@
-"""wdjax: how strongly should each weight decay, each example count, each part count?
+"""Weight decay for JAX and optax: define it precisely, choose it, and test whether it helped.
 
-The public names, in the order of the story.
+The public names, from the data to the choice.
 """
 
-# The nouns
+# Types
 from wdjax.types import Batch as Batch
 from wdjax.types import Fit as Fit
 from wdjax.types import LossAux as LossAux
 from wdjax.types import Model as Model
 
-# Models as two pure functions
+# Models
 from wdjax.models import from_linen as from_linen
 from wdjax.models import from_nnx as from_nnx
 from wdjax.models import make_cnn as make_cnn
 from wdjax.models import make_mlp as make_mlp
 from wdjax.models import make_rnn as make_rnn
 
-# How much each example counts, and each part of the model; who gets what
+# Weights of examples and of parts; who decays by how much
 from wdjax.weights import sigmoid_weight as sigmoid_weight
 from wdjax.diagnostics import audit as audit
 from wdjax.diagnostics import describe_decay as describe_decay
@@ -24,7 +24,7 @@ from wdjax.parts import matrices_only as matrices_only
 from wdjax.parts import resolve_parts as resolve_parts
 from wdjax.parts import scale_by_parts as scale_by_parts
 
-# The loss: data, example weights and penalty in one pure function
+# Losses and penalties
 from wdjax.losses import cross_entropy as cross_entropy
 from wdjax.losses import regularized_loss as regularized_loss
 from wdjax.losses import squared_error as squared_error
@@ -32,7 +32,7 @@ from wdjax.penalties import elastic_net_penalty as elastic_net_penalty
 from wdjax.penalties import l1_penalty as l1_penalty
 from wdjax.penalties import l2_penalty as l2_penalty
 
-# Decay inside the optimiser, and what a strength is called elsewhere
+# Decay in the optimiser, and strengths in other conventions
 from wdjax.decay import convert_strength as convert_strength
 from wdjax.decay import corrected_decay as corrected_decay
 from wdjax.decay import decay_weights as decay_weights
@@ -40,7 +40,7 @@ from wdjax.decay import decoupled_decay as decoupled_decay
 from wdjax.decay import independent_decay as independent_decay
 from wdjax.decay import make_optimizer as make_optimizer
 
-# A step, and the ways to run it
+# A training step, and ways to run it
 from wdjax.step import TrainState as TrainState
 from wdjax.step import init_state as init_state
 from wdjax.step import make_train_step as make_train_step
@@ -48,7 +48,7 @@ from wdjax.runners import jit_step as jit_step
 from wdjax.runners import pmap_step as pmap_step
 from wdjax.runners import shard_step as shard_step
 
-# A whole run as a pure function of its numbers
+# A whole training run as pure functions
 from wdjax.run import Run as Run
 from wdjax.run import make_run as make_run
 from wdjax.measures import Measure as Measure
@@ -60,7 +60,7 @@ from wdjax.training import make_fit as make_fit
 from wdjax.training import make_fit_and_score as make_fit_and_score
 from wdjax.diagnostics import measure_parts as measure_parts
 
-# Choosing
+# Cross-validation and choice
 from wdjax.selection import Choice as Choice
 from wdjax.selection import Folds as Folds
 from wdjax.selection import Gain as Gain

@@ -1,4 +1,4 @@
-"""Refusals at build time that let traced values pass."""
+"""Argument checks; traced values get shape checks only."""
 
 import difflib
 import math

@@ -126,8 +126,8 @@ def library_of(value: Any) -> str | None:
     kind = value if isinstance(value, type) else type(value)
     for base in kind.__mro__:
         for library in _LIBRARIES:
-            room = getattr(base, "__module__", "")
-            if base.__name__ == "Module" and f"{room}.".startswith(f"{library}."):
+            module = getattr(base, "__module__", "")
+            if base.__name__ == "Module" and f"{module}.".startswith(f"{library}."):
                 return library
     return None
 

@@ -1,4 +1,13 @@
-"""Loss builders: per-example losses, and the pure function that composes them with a penalty."""
+"""Loss builders: per-example losses, and the pure function that composes them with a penalty.
+
+Example:
+  >>> linear = lambda w, x: x @ w
+  >>> loss_fn = wdjax.regularized_loss(linear, wdjax.squared_error, wdjax.l2_penalty(0.1))
+  >>> batch = wdjax.Batch(jnp.eye(2), jnp.array([1.0, 0.0]), jnp.ones(2))
+  >>> loss, aux = loss_fn(jnp.array([2.0, 0.0]), batch)
+  >>> print(f"{loss:.2f} = {aux.data_loss:.2f} + {aux.penalty:.2f}")
+  0.45 = 0.25 + 0.20
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -134,6 +143,11 @@ def cross_entropy(
     Raises:
       ValueError: if the targets' shape or dtype fits neither form, or a known label is out of
         range.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+      >>> [f"{loss:.4f}" for loss in wdjax.cross_entropy(logits, jnp.array([0, 1]))]
+      ['0.1269', '0.6931']
     """
     given, targets, logits = targets, jnp.asarray(targets), wide(logits)
     if jnp.issubdtype(targets.dtype, np.integer) and targets.shape == logits.shape[:-1]:
@@ -162,6 +176,10 @@ def squared_error(
 
     Raises:
       ValueError: if the shapes differ: `[batch, 1] - [batch]` would broadcast to a square.
+
+    Example:
+      >>> print(wdjax.squared_error(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])))
+      [0. 2.]
     """
     targets = jnp.asarray(targets)
     if predictions.shape == (*targets.shape, 1):

@@ -177,6 +177,17 @@ def make_score(model: Model, *, batch_size: int | None = None, **measures: Calla
       ValueError: at build, if `model` is no `Model`, without a measure or for a batch size below 1;
         in the score, for what is no `Batch`, or if a measure gives anything but one number per
         example.
+
+    Example:
+      >>> model = wdjax.Model(
+      ...     init=lambda key, x: (jnp.eye(2), {}),
+      ...     apply=lambda w, state, x, *, key, train: (x @ w, state),
+      ... )
+      >>> score = wdjax.make_score(model, accuracy=wdjax.is_correct)
+      >>> fitted = wdjax.Fit(jnp.eye(2), {}, {})
+      >>> data = wdjax.Batch(jnp.eye(2), jnp.array([0, 0]), jnp.ones(2))
+      >>> print(score(fitted, data)["accuracy"])
+      0.5
     """
     check_model("model", model)
     if not measures:

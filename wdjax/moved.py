@@ -50,12 +50,12 @@ def moved_names(package: str, homes: Mapping[str, str | tuple[str, str]]) -> Cal
     return find
 
 
-def warn_moved(old: str, new: str) -> None:
-    """Warns the caller's caller that an old name was used, and says the new one."""
+def warn_moved(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warns whoever called the caller (`stacklevel` 3) that a name is old, and says the new one."""
     warnings.warn(
         f"{old} is now {new}; the old name goes with the next version.",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

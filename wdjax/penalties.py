@@ -27,6 +27,11 @@ def l2_penalty(strength: Strength, parts: Parts = None) -> PenaltyFn:
         `penalty`, for parts that do not fit the params.
 
     Source: Hanson & Pratt 1988; the half is that of `tf.nn.l2_loss` (Keras' `L2` has none).
+
+    Example:
+      >>> penalty = wdjax.l2_penalty(0.1, parts={"kernel": 1.0, "bias": 0.0})
+      >>> print(penalty({"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([5.0])}))
+      1.25
     """
     check_strength("strength", strength)
     return lambda params: (
@@ -50,6 +55,10 @@ def l1_penalty(strength: Strength, parts: Parts = None) -> PenaltyFn:
         `penalty`, for parts that do not fit the params.
 
     Source: Tibshirani 1996.
+
+    Example:
+      >>> print(wdjax.l1_penalty(0.5)({"kernel": jnp.array([3.0, -4.0])}))
+      3.5
     """
     check_strength("strength", strength)
     return lambda params: (

@@ -34,6 +34,16 @@ def jit_step(step: StepFn) -> RunFn:
     The state is donated: after `state, metrics = run(state, batch)` the old state's buffers are
     used again for the new one. Arrays that the runner did not make itself (the first state, or
     params that a user put in) are copied before, so they survive.
+
+    Example:
+      >>> loss_fn = wdjax.regularized_loss(lambda w, x: x @ w, wdjax.squared_error)
+      >>> run = wdjax.jit_step(wdjax.make_train_step(loss_fn, optax.sgd(0.5)))
+      >>> state = wdjax.init_state(jnp.array([2.0]), optax.sgd(0.5))
+      >>> batch = wdjax.Batch(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1))
+      >>> for _ in range(3):
+      ...     state, metrics = run(state, batch)
+      >>> print(state.params, metrics["loss"])
+      [1.125] 0.03125
     """
     return _sparing_foreign_arrays(jax.jit(_norm_before_writing(step), donate_argnums=0))
 

@@ -1,4 +1,14 @@
-"""One training step: pure, and not yet compiled."""
+"""One training step: pure, and not yet compiled.
+
+Example:
+  >>> loss_fn = wdjax.regularized_loss(lambda w, x: x @ w, wdjax.squared_error)
+  >>> tx = optax.chain(optax.sgd(0.5), wdjax.decoupled_decay(0.5, 0.5))
+  >>> state = wdjax.init_state(jnp.array([2.0]), tx)
+  >>> batch = wdjax.Batch(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1))
+  >>> state, metrics = wdjax.make_train_step(loss_fn, tx)(state, batch)
+  >>> print(state.params, metrics["loss"])
+  [1.] 0.5
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

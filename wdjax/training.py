@@ -1,4 +1,20 @@
-"""A whole run as one pure function of its numbers: a scan over epochs of a scan over steps."""
+"""A whole run as one pure function of its numbers: a scan over epochs of a scan over steps.
+
+Example:
+  >>> linear = wdjax.Model(
+  ...     init=lambda key, x: (jnp.zeros(x.shape[-1]), {}),
+  ...     apply=lambda w, state, x, *, key, train: (x @ w, state),
+  ... )
+  >>> make_tx = lambda h: optax.chain(optax.sgd(0.5), wdjax.decoupled_decay(h["strength"], 0.5))
+  >>> fit = wdjax.make_fit(
+  ...     linear, wdjax.squared_error, make_tx=make_tx, num_epochs=50, batch_size=2
+  ... )
+  >>> data = wdjax.Batch(np.ones((4, 1), "float32"), np.ones(4, "float32"), np.ones(4, "float32"))
+  >>> strengths = jnp.array([0.0, 1.0])
+  >>> runs = jax.vmap(lambda s: fit({"strength": s}, data, jax.random.key(0)))(strengths)
+  >>> print(runs.params.round(3).ravel())  # the least squares without decay: 1
+  [1.  0.5]
+"""
 
 import functools
 from collections.abc import Callable
@@ -329,6 +345,14 @@ def make_fit_and_score(fit: FitFn, score: ScoreFn) -> Callable[[HParams, Batch, 
 
     With a score of `make_score`, the function's `by_example` gives the scores on the held-out part
     example by example, and its `higher_is_better` their directions: `cross_validate` reads both.
+
+    Example:
+      >>> fit = lambda h, train, key: wdjax.Fit(h["scale"] * jnp.mean(train.targets), {}, {})
+      >>> score = lambda fitted, valid: {"loss": (valid.targets - fitted.params) ** 2}
+      >>> data = wdjax.Batch(jnp.zeros((2, 1)), jnp.array([1.0, 3.0]), jnp.ones(2))
+      >>> fit_and_score = wdjax.make_fit_and_score(fit, score)
+      >>> print(fit_and_score({"scale": 0.5}, data, data, jax.random.key(0))["loss"])
+      [0. 4.]
     """
 
     def judge(

@@ -1,4 +1,4 @@
-"""The nouns every other module speaks: parameters, batches, models, losses, strengths."""
+"""The types that every module uses: parameters, batches, models, losses, strengths."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -436,12 +436,14 @@ def looped(source, steps):
     import jax
 
     from wdjax.data.stream import make_stream, prefetch_to_device
-    from wdjax.loop import TrainLoop
+    from wdjax.loop import Logging, TrainLoop
 
     run_step, state = stream_step()
     stream = make_stream(source, batch_size=CNN_BATCH, seed=0, num_epochs=None)
     log = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
-    loop = TrainLoop(run_step, state, prefetch_to_device(stream), num_steps=10**9, log=log)
+    loop = TrainLoop(
+        run_step, state, prefetch_to_device(stream), num_steps=10**9, logging=Logging(log=log)
+    )
     going = iter(loop)
 
     def run():

@@ -1,4 +1,4 @@
-"""The noun of this room: arrays with their meaning, checked before anything is compiled."""
+"""A data set: arrays with their meaning, checked before anything is compiled."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,11 @@
-"""Decay of weights: optax gradient transformations that go after the learning rate."""
+"""Decay of weights: optax gradient transformations that go after the learning rate.
+
+Example:
+  >>> tx, w = wdjax.decay_weights(0.25), jnp.array([1.0, -2.0])
+  >>> updates, _ = tx.update(jnp.zeros(2), tx.init(w), w)
+  >>> print(updates)
+  [-0.25  0.5 ]
+"""
 
 from wdjax.decay.adaptive import (
     Bound,

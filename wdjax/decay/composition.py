@@ -62,6 +62,12 @@ def make_optimizer(
         direction that descends already, so that the learning rate would be applied twice, where a
         gradient of one weight shows it; for a decay that requires something else, or the peak or
         the shape of a learning rate that is one schedule; what the decays themselves refuse.
+
+    Example:
+      >>> decay = functools.partial(wdjax.decoupled_decay, 0.25)
+      >>> tx, w = wdjax.make_optimizer(optax.scale_by_adam(), 0.5, decay), jnp.array([8.0])
+      >>> print(tx.update(jnp.zeros(1), tx.init(w), w)[0])
+      [-1.]
     """
     _check_direction(direction)
     return chain_by(direction, learning_rate, *decays, schedule=schedule)

@@ -94,6 +94,12 @@ def convert_strength(
         missing, or a value that is known and out of range.
 
     Source: the formulas are derived in `docs/conventions.md`.
+
+    Example:
+      >>> wdjax.convert_strength(0.01, "keras_l2", "torch_adamw")
+      0.02
+      >>> wdjax.convert_strength(0.1, "torch_adamw", "timescale_steps", learning_rate=0.001)
+      10000.0
     """
     return explain_conversion(
         value,

@@ -110,6 +110,13 @@ def decoupled_decay(
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, as the libraries implement it; the paper's
     own form is `independent_decay`.
+
+    Example:
+      >>> tx = optax.chain(optax.adam(0.5), wdjax.decoupled_decay(0.25, 0.5))
+      >>> w = jnp.array([8.0])
+      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(w), w)
+      >>> print(updates)  # 0.5 * 0.25 of it
+      [-1.]
     """
     return decay_weights(decoupled_rate(strength, learning_rate), parts=parts)
 
@@ -136,6 +143,11 @@ def independent_decay(
       ValueError: as `independent_rate` and `decay_weights`.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2 (their eta_t is s_t here).
+
+    Example:
+      >>> tx, w = wdjax.independent_decay(0.25), jnp.array([8.0])
+      >>> print(tx.update(jnp.zeros(1), tx.init(w), w)[0])
+      [-2.]
     """
     return decay_weights(independent_rate(strength, schedule), parts=parts)
 
@@ -165,6 +177,12 @@ def corrected_decay(
       ValueError: as `corrected_rate` and `decay_weights`.
 
     Source: Defazio 2025, arXiv:2506.02285.
+
+    Example:
+      >>> tx = wdjax.corrected_decay(0.5, learning_rate=0.25, peak_learning_rate=0.5)
+      >>> w = jnp.array([16.0])
+      >>> print(tx.update(jnp.zeros(1), tx.init(w), w)[0])  # 0.25 * 0.25 / 0.5 * 0.5 of it
+      [-1.]
     """
     return decay_weights(corrected_rate(strength, learning_rate, peak_learning_rate), parts=parts)
 

@@ -101,6 +101,12 @@ def describe_decay(
     Raises:
       ValueError: for a strength or learning rate out of range, a schedule without `num_steps`,
         parts that do not fit, or as `stacked_axes`.
+
+    Example:
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+      >>> leaves = wdjax.describe_decay(params, wdjax.matrices_only, 0.1, learning_rate=0.01).leaves
+      >>> [(leaf.path, round(leaf.rate, 6), round(leaf.half_life)) for leaf in leaves if leaf.rate]
+      [('kernel', 0.001, 693)]
     """
     check_strength("strength", strength)
     if steps_per_epoch is not None:

@@ -14,8 +14,8 @@ from wdjax.jobs.predict import Predictor as Predictor
 from wdjax.jobs.predict import load_predictor as load_predictor
 from wdjax.jobs.predict import run_predict as run_predict
 from wdjax.jobs.results import run_report as run_report
+from wdjax.jobs.resume import resumed_options as resumed_options
 from wdjax.jobs.select import run_select as run_select
-from wdjax.jobs.stream import resumed_options as resumed_options
 from wdjax.jobs.stream import run_stream as run_stream
 from wdjax.jobs.train import run_train as run_train
 from wdjax.jobs.verdict import summary as summary

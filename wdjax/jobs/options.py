@@ -99,8 +99,10 @@ class TrainOptions(RunOptions):
     stream: bool = option(
         False, "batch by batch, saved on the way; see wdjax train --stream --help"
     )
-    resume: str | None = option(None, "the folder of a streamed run, to go on with bit for bit")
-    save_every: int | None = option(None, "steps between checkpoints (default 500)", streamed=True)
+    resume: str | None = option(None, "the folder of a stopped run, to go on with bit for bit")
+    save_every: int | None = option(
+        None, "steps between checkpoints (default one a minute; streamed 500)"
+    )
     evaluate_every: int | None = option(None, "steps (default one epoch's)", streamed=True)
     patience: int | None = option(
         None, "evaluations no better, on a tenth held out, to stop after", streamed=True

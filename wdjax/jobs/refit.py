@@ -19,11 +19,12 @@ from wdjax.jobs.verdict import (
     gains_on_test,
 )
 from wdjax.measures import weighted_mean
+from wdjax.recipe import Recipe
 from wdjax.recipe import build as recipes
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.trials import map_trials
 from wdjax.training import nan_if_diverged
-from wdjax.types import Batch
+from wdjax.types import Batch, Fit
 
 Say = Callable[[str], None]
 Watch = Callable[[str, Progress], None]
@@ -36,59 +37,68 @@ def refit_runs(
     num_seeds: int,
     key: Array,
     watch: Watch | None,
-    *,
-    telemetry: bool = False,
-    doing: str = "refitting",
 ) -> tuple[dict, Any]:
-    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`.
-
-    `telemetry` adds each run's telemetry, `{path: {name: array[seed, epoch]}}`.
-    """
+    """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`."""
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = arrays.to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
     if watch is not None:
-        watch(doing, Progress("compile", 0, total, 0.0, None, None))
+        watch("refitting", Progress("compile", 0, total, 0.0, None, None))
 
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
         curves = lambda fit: score(fit, test)["loss"]
-        fit = recipes.recipe_fit(recipe, curves, telemetry=telemetry)(hparams, train, key)
-        each = {f"test_{name}": value for name, value in score.by_example(fit, test).items()}
-        scores = {
-            name: weighted_mean(v, test.weights) if v.shape else v for name, v in each.items()
-        }
-        scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
-        learning = {"train_loss": fit.history["data_loss"], "test_loss": fit.history["observed"]}
-        scores, each = nan_if_diverged((scores, each), fit.params)
-        return scores, each, learning, fit.history.get("telemetry"), fit._replace(history={})
+        fit = recipes.recipe_fit(recipe, curves)(hparams, train, key)
+        return judged(recipe, fit, train, test), learning_curves(fit.history)
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]
     hparams = {name: np.array([h[name] for h, _ in trials], float) for name in trials[0][0]}
-    keys = _repeated_keys(key, num_seeds, len(rows))
-    scores, each, curves, seen, fits = map_trials(
+    keys = repeated_keys(key, num_seeds, len(rows))
+    (scores, each, fits), curves = map_trials(
         one_run, (hparams, keys), (data, test), mesh=prepared.mesh
     )
     runs = {}
     for i, (name, numbers) in enumerate(rows.items()):
         own = slice(i * num_seeds, (i + 1) * num_seeds)
         pick = lambda tree, own=own: jax.tree.map(lambda x, own=own: np.asarray(x)[own], tree)
-        runs[name] = {"hparams": numbers, **pick(scores), "curves": pick(curves)}
-        runs[name] |= {"errors": errors_on_test(pick(each), pick(scores), test.weights)}
+        runs[name] = run_results(numbers, pick(scores), pick(each), pick(curves), test.weights)
         if name != "zero" and "zero" in rows:
             zero = list(rows).index("zero") * num_seeds
             at_zero = {n: part[zero : zero + num_seeds] for n, part in each.items()}
             runs[name]["gains"] = gains_on_test(
                 pick(each), at_zero, test.weights, score.higher_is_better
             )
-        if telemetry:
-            runs[name]["telemetry"] = {p: pick(part)._asdict() for p, part in seen.items()}
     if watch is not None:
         seconds = time.perf_counter() - start
-        watch(doing, Progress("run", total, total, seconds, 0.0, None))
+        watch("refitting", Progress("run", total, total, seconds, 0.0, None))
     return runs, jax.tree.map(lambda leaf: leaf[0], fits)
 
 
+def judged(recipe: Recipe, fit: Fit, train: Batch, test: Batch) -> tuple[dict, dict, Fit]:
+    """A fit's scores on both parts, those of the test part example by example, and the fit, pure.
+
+    A run that diverged has NaN for all of them.
+    """
+    score = recipes.recipe_score(recipe)
+    each = {f"test_{name}": value for name, value in score.by_example(fit, test).items()}
+    scores = {name: weighted_mean(v, test.weights) if v.shape else v for name, v in each.items()}
+    scores |= {f"train_{name}": value for name, value in score(fit, train).items()}
+    scores, each = nan_if_diverged((scores, each), fit.params)
+    return scores, each, fit._replace(history={})
+
+
+def learning_curves(history: dict) -> dict[str, Any]:
+    """Per epoch the loss on the training batches, and the test loss that was observed."""
+    return {"train_loss": history["data_loss"], "test_loss": history["observed"]}
+
+
+def run_results(hparams: dict, scores: dict, each: dict, curves: dict, weights: Any) -> dict:
+    """What `results.json` says of the runs at one set of numbers, arrays by seed."""
+    errors = errors_on_test(each, scores, weights)
+    return {"hparams": hparams, **scores, "curves": curves, "errors": errors}
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _repeated_keys(key: Array, num_seeds: int, times: int) -> Array:
+def repeated_keys(key: Array, num_seeds: int, times: int) -> Array:
+    """A key a seed, all of them once for each of `times` rows."""
     return jnp.tile(jax.random.split(key, num_seeds), times)

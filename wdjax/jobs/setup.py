@@ -109,6 +109,13 @@ def load_parts(options: RunOptions, loss: str) -> tuple[arrays.Dataset, arrays.D
     )
 
 
+def as_resumed(options: Any) -> Any:
+    """The options of a run that goes on in its own folder; others as they are."""
+    if options.resume is None:
+        return options
+    return dataclasses.replace(options, out=options.resume, name=None, overwrite=True)
+
+
 def prepare(
     options: RunOptions,
     *,

@@ -1,12 +1,10 @@
 """`wdjax train --stream`: a run of days, saved on the way, resumed bit for bit."""
 
 import contextlib
-import dataclasses
 import functools
-import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,69 +19,23 @@ from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
-from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
-from wdjax.jobs.setup import Prepared, check_batch_fits, check_streamable, hparams_of
+from wdjax.jobs.results import Clock, finish, header, write_json, write_params
+from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, start_anew
+from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
+from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLoop, make_evaluate
 from wdjax.loop.log import Board, RunLog
-from wdjax.loop.train_loop import Evaluate, Preempted, TrainLoop, make_evaluate
 from wdjax.loop.watchdog import HangWatch
 from wdjax.recipe import build as recipes
-from wdjax.recipe.own import check_given_again
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
 from wdjax.step import skip_non_finite
 from wdjax.types import Fit
 
-CONFIG = "config.json"
 LOG = "log.jsonl"
 SAVE_EVERY = 500
 HANG_AFTER = 600.0
-
-_STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
-_NOT_KEPT = ("out", "name", "overwrite", "resume", "stream", "devices", "distributed", "download")
-_MAY_DIFFER = (
-    *_NOT_KEPT,
-    "data_dir",
-    "save_every",
-    "tensorboard",
-    "hang_after",
-    "on_hang",
-    "measure",
-)
-"""Options that change where and how a run runs and what is shown, not what it computes; some a
-resume keeps."""
-
-
-def check_not_streamed(options: TrainOptions) -> None:
-    """Refuses options that only a streamed run has.
-
-    Raises:
-      ValueError: for the first of them that is given.
-    """
-    given = [name for name in _STREAMED if getattr(options, name) is not None]
-    if given:
-        flag = given[0].replace("_", "-")
-        raise ValueError(
-            f"`{given[0]}` needs a run that is saved on the way: add --stream, or "
-            f"leave --{flag} out."
-        )
-
-
-def resumed_options(folder: str, given: Mapping[str, Any]) -> TrainOptions:
-    """The options a run was begun with; those `given` again must be the same, or it is refused.
-
-    What came from the user's own file must be given again: a folder is not trusted to name code.
-
-    Raises:
-      ValueError: if the folder holds no streamed run, or names a file that was not given.
-    """
-    saved = _read_config(pathlib.Path(folder))
-    names = {field.name for field in dataclasses.fields(TrainOptions)}
-    kept = {name: value for name, value in saved.items() if name in names}
-    options = TrainOptions(**{**kept, "stream": True, **given, "resume": folder})
-    check_given_again(f"`resume` {folder!r}", dataclasses.asdict(options), given)
-    return options
 
 
 def run_stream(
@@ -111,9 +63,7 @@ def run_stream(
     is_first = jax.process_index() == 0
     say = say if is_first else lambda text: None
     watch = watch if is_first else None
-    if options.resume is not None:
-        own = {"out": options.resume, "name": None, "overwrite": True, "stream": True}
-        options = dataclasses.replace(options, **own)
+    options = as_resumed(options)
     _check(options)
     hparams = hparams_of(options)
     prepared, sources = open_sources(options)
@@ -123,11 +73,11 @@ def run_stream(
     # Every process must have found the folder free, or to be resumed, before one writes to it.
     _wait_for_all("wdjax-prepared")
     with locked(prepared.out) if is_first else contextlib.nullcontext():
-        config = _config(options, prepared)
+        config = run_config(options, prepared)
         if options.resume is not None:
-            check_same_config(_read_config(prepared.out), config, may_differ=_MAY_DIFFER)
+            check_same_config(read_config(prepared.out), config, may_differ=MAY_DIFFER)
         elif is_first:
-            _start_anew(prepared.out, config)
+            start_anew(prepared.out, config)
         _wait_for_all("wdjax-folder")
         results = header("train", options, prepared, command)
         results["data"]["sha256"] = _fingerprint(sources.train)
@@ -222,17 +172,24 @@ def _build(
         jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed)),
         prefetch_to_device(stream, sharding=sharding),
         num_steps=num_steps,
-        evaluate=evaluate(sources.watch),
-        evaluate_every=every,
-        patience=options.patience,
-        checkpoints=Checkpoints(prepared.out / "checkpoints"),
-        save_every=SAVE_EVERY if options.save_every is None else options.save_every,
-        config=config,
-        log=log,
-        log_every=max(1, every // 20),
-        telemetry=jax.jit(lambda state, batch: looking.step(hparams, state, batch)[1]["telemetry"]),
         non_finite=options.non_finite or "stop",
-        watch=hang,
+        watchdog=hang,
+        evaluation=Evaluation(
+            evaluate=evaluate(sources.watch), every=every, patience=options.patience
+        ),
+        saving=Saving(
+            checkpoints=Checkpoints(prepared.out / "checkpoints"),
+            every=SAVE_EVERY if options.save_every is None else options.save_every,
+            config=config,
+        ),
+        logging=Logging(
+            log=log,
+            every=max(1, every // 20),
+            telemetry_every=every,
+            telemetry=jax.jit(
+                lambda state, batch: looking.step(hparams, state, batch)[1]["telemetry"]
+            ),
+        ),
     )
     return loop, evaluate
 
@@ -267,7 +224,7 @@ def _data_mesh(mesh: Mesh) -> Mesh:
 def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> int:
     """A run that was killed before its first checkpoint begins again, which is the same."""
     try:
-        step = loop.resume(may_differ=_MAY_DIFFER)
+        step = loop.resume(may_differ=MAY_DIFFER)
     except FileNotFoundError:
         step = 0
     say(f"Resumed after step {step}." if step else "Nothing was saved yet: begins again.")
@@ -293,34 +250,6 @@ def _run(loop: TrainLoop, done: int, watch: Callable[[str, Progress], None] | No
         since = step - first[0]
         left = (now - first[1]) / since * (loop.num_steps - step) if since else None
         watch("training", Progress("run", step, loop.num_steps, now - start, left, None))
-
-
-def _config(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
-    recipe = prepared.recipe
-    told = dataclasses.asdict(options) | {"epochs": recipe.num_epochs, "loss": recipe.loss}
-    return {name: value for name, value in told.items() if name not in _NOT_KEPT}
-
-
-def _read_config(folder: pathlib.Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"`resume` {str(folder)!r} holds no {CONFIG}; give the folder of a run that was begun "
-            "with wdjax train --stream."
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"`resume`: {str(folder / CONFIG)!r} is not JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"`resume`: {str(folder / CONFIG)!r} was not written by wdjax train.")
-    return config
-
-
-def _start_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
-    clear_earlier(out)
-    beside = out / f"{CONFIG}.tmp"
-    beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    beside.replace(out / CONFIG)
 
 
 def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[float | None]]]:

@@ -1,26 +1,53 @@
 """The job `train`: one strength, judged on a test part."""
 
+import contextlib
+import functools
+import pathlib
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
+from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_positive_int
 from wdjax.data import arrays
 from wdjax.jobs.audit import audit_results, audit_run
+from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
-from wdjax.jobs.refit import Say, Watch, refit_runs
-from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_params
-from wdjax.jobs.setup import (
-    check_batch_fits,
-    hparams_of,
-    prepare,
+from wdjax.jobs.refit import (
+    Say,
+    Watch,
+    judged,
+    learning_curves,
+    repeated_keys,
+    run_results,
 )
-from wdjax.jobs.stream import check_not_streamed, run_stream
+from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.resume import (
+    MAY_DIFFER,
+    check_not_streamed,
+    read_config,
+    run_config,
+    start_anew,
+)
+from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, hparams_of, prepare
+from wdjax.jobs.stream import run_stream
 from wdjax.jobs.telemetry import telemetry_results
+from wdjax.loop import Preempted
+from wdjax.loop.signals import Signals
 from wdjax.recipe import build as recipes
 from wdjax.report.runs import over_seeds
+from wdjax.selection.cross_validation import Progress
+from wdjax.selection.trials import compiled_trials, filled_up, on_host
 from wdjax.tables import Estimate
+from wdjax.training import advance, steps_per_epoch
+from wdjax.types import Batch, Fit
+
+PIECES = 10
+"""In how many pieces a run goes, at least: between two it may be saved, stopped, shown."""
+SAVE_SECONDS = 60.0
 
 
 def run_train(
@@ -29,48 +56,281 @@ def run_train(
     """Trains at one strength and judges on a test part.
 
     Writes `results.json`, `report.html` and `params.npz` (of the first seed). Data in memory are
-    trained on by the program that `run_select` compares by: the whole run is one scan, and seeds
-    run side by side. With `stream`, or to `resume`, it is `run_stream`.
+    trained on as `run_select` trains, by scans over epochs, seeds side by side; between two pieces
+    the run is saved, once a minute or every `save_every` steps, and when it is stopped. With
+    `resume` it goes on from there, bit for bit. With `stream` it is `run_stream`.
 
     Raises:
       ValueError: for any bad option or bad data, or no strength, before anything is compiled or
-        written.
+        written; or if every run diverged.
+      CheckpointError: if a checkpoint could not be written or read.
+      Preempted: on SIGTERM, saved.
+      KeyboardInterrupt: on Ctrl-C, saved.
     """
-    if options.stream or options.resume is not None:
+    if options.stream:
         return run_stream(options, say=say, watch=watch, command=command)
     check_not_streamed(options)
     clock = Clock()
+    options = as_resumed(options)
     prepared = prepare(options)
     check_positive_int("seeds", options.seeds)
+    if options.save_every is not None:
+        check_positive_int("save_every", options.save_every)
     hparams = hparams_of(options)
     check_batch_fits(prepared.recipe.batch_size, len(prepared.choose_data.inputs))
     data = arrays.to_batch(prepared.choose_data)
     results = header("train", options, prepared, command)
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
-    say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
-    key, rows = jax.random.key(options.seed), {"chosen": hparams}
-    refit, fit = refit_runs(
-        prepared, data, rows, options.seeds, key, watch, telemetry=True, doing="training"
-    )
-    clock.lap("training")
-    losses = np.asarray(refit["chosen"]["test_loss"], np.float64)
-    if not np.isfinite(losses).any():
-        raise ValueError(
-            f"every run diverged: lower `learning_rate` = {options.learning_rate:g} or `strength` "
-            f"= {options.strength:g}."
-        )
-    results["headline"] = (
-        f"Strength {options.strength:g} ({options.decay}): test loss "
-        f"{Estimate(float(losses.mean()), refit['chosen']['errors']['test_loss'])}, "
-        f"training loss {over_seeds(refit['chosen']['train_loss'])}."
-    )
-    results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
-    results |= {"refit": refit, "status": "complete"}
-    num_steps = len(data.weights) // prepared.recipe.batch_size
-    steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
-    results["telemetry"] = telemetry_results(refit["chosen"].pop("telemetry"), steps, prepared)
-    clear_earlier(prepared.out)
-    write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
-    finish(prepared.out, results, clock)
+    training = Training(options, prepared, hparams, data)
+    with training:
+        if options.resume is not None:
+            say(training.resume())
+        say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
+        try:
+            run, fit = training.run(watch)
+        except (Preempted, KeyboardInterrupt):
+            if training.saved:
+                results["headline"] = (
+                    f"Stopped after epoch {training.done} of {num_epochs}. Go on with: wdjax train "
+                    f"--resume {prepared.out}"
+                )
+                write_json(prepared.out, results)
+                say(results["headline"])
+            raise
+        clock.lap("training")
+        results["headline"] = _headline(options, run)
+        results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
+        results |= {"refit": {"chosen": run}, "status": "complete"}
+        num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
+        steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
+        results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
+        if not training.saved:
+            clear_earlier(prepared.out)
+        write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
+        finish(prepared.out, results, clock)
     return results
+
+
+class Training:
+    """A run in memory in pieces of whole epochs, all seeds side by side; saved between two.
+
+    The pieces are one compiled program. The folder is touched, and locked, at the first save.
+    """
+
+    def __init__(
+        self, options: TrainOptions, prepared: Prepared, hparams: dict[str, float], data: Batch
+    ):
+        self._options, self._prepared, self._data = options, prepared, data
+        self._test = arrays.to_batch(prepared.test_data)
+        self._recipe, self._hparams = prepared.recipe, hparams
+        self._steps_per_epoch = steps_per_epoch(data, self._recipe.batch_size)
+        self._piece = self._epochs_a_piece()
+        self._keys = repeated_keys(jax.random.key(options.seed), options.seeds, 1)
+        self._states, self._history = None, None
+        self._checkpoints: Checkpoints | None = None
+        self._open = contextlib.ExitStack()
+        self.done = 0
+        """Epochs."""
+        self.saved = False
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def resume(self) -> str:
+        """Goes to the newest checkpoint of the folder, and says so.
+
+        Raises:
+          ValueError: if the folder holds no saved run, or one that was told something else.
+          DamagedCheckpointError: if no checkpoint is whole.
+        """
+        out = self._prepared.out
+        config = run_config(self._options, self._prepared)
+        check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
+        self._open_folder()
+        assert self._checkpoints is not None
+        try:
+            found = self._checkpoints.restore(self._blank())
+        except FileNotFoundError:
+            return "Nothing was saved yet: begins again."
+        check_same_config(found.facts["config"], config, may_differ=MAY_DIFFER)
+        self._states = found.state["states"]
+        self._history = jax.tree.map(np.array, found.state["history"])
+        self.done = found.step // self._steps_per_epoch
+        return f"Resumed after epoch {self.done} of {self._recipe.num_epochs}."
+
+    def run(self, watch: Watch | None) -> tuple[dict[str, Any], Fit]:
+        """Trains to the end: what `results.json` says of it, and the fit of the first seed.
+
+        Raises:
+          ValueError: if every run diverged.
+          CheckpointError: if a checkpoint could not be written.
+          Preempted: after SIGTERM, saved.
+          KeyboardInterrupt: after Ctrl-C, saved.
+        """
+        told = watch or (lambda stage, event: None)
+        total, start, first = self._recipe.num_epochs, time.monotonic(), self.done
+        told("training", Progress("compile", self.done, total, 0.0, None, None))
+        advance_all = compiled_trials(self._advance, self._prepared.mesh)
+        saved_at = time.monotonic()
+        with Signals() as signals:
+            while self.done < total:
+                self._go_on(advance_all)
+                ending = signals.asked(self.done * self._steps_per_epoch)
+                if self.done < total and (ending or self._is_due(saved_at)):
+                    self._save()
+                    saved_at = time.monotonic()
+                if ending and self.done < total:
+                    assert self._checkpoints is not None
+                    self._checkpoints.wait()
+                    signals.leave(ending, self.done)
+                elapsed = time.monotonic() - start
+                left = elapsed / (self.done - first) * (total - self.done)
+                told("training", Progress("run", self.done, total, elapsed, left, None))
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        return self._judged()
+
+    def _go_on(self, advance_all: Any) -> None:
+        states = self._begun() if self._states is None else self._filled(self._states)
+        states, history = advance_all((self._filled(self._keys), states), self._shared)
+        history = self._on_host(history)
+        self._states = jax.tree.map(self._first, states)
+        if self._history is None:
+            self._history = jax.tree.map(self._blank_history, history)
+        done, self.done = self.done, self.done + self._piece
+
+        def note(whole: np.ndarray, piece: np.ndarray) -> None:
+            whole[:, done : self.done] = piece
+
+        jax.tree.map(note, self._history, history)
+
+    def _judged(self) -> tuple[dict[str, Any], Fit]:
+        def judge(state, train, test):
+            train, test = recipes.recipe_scale(self._recipe, train, test)
+            return judged(self._recipe, Fit(state.params, state.model_state, {}), train, test)
+
+        found = compiled_trials(judge, self._prepared.mesh)(
+            (self._filled(self._states),), self._shared
+        )
+        scores, each, fits = self._on_host(found)
+        losses = np.asarray(scores["test_loss"], np.float64)
+        if not np.isfinite(losses).any():
+            raise ValueError(
+                f"every run diverged: lower `learning_rate` = {self._options.learning_rate:g} or "
+                f"`strength` = {self._options.strength:g}."
+            )
+        assert self._history is not None
+        curves = learning_curves(self._history)
+        run = run_results(self._hparams, scores, each, curves, self._test.weights)
+        telemetry = self._history["telemetry"]
+        run["telemetry"] = {path: part._asdict() for path, part in telemetry.items()}
+        return run, jax.tree.map(lambda leaf: leaf[0], fits)
+
+    def _runs(self, train: Batch) -> tuple[Any, Any]:
+        num_steps = self._recipe.num_epochs * self._steps_per_epoch
+        build = functools.partial(
+            recipes.build_run, self._recipe, train.inputs, num_steps=num_steps
+        )
+        return build(), build(telemetry=True)
+
+    def _start(self, key: Array, train: Batch, test: Batch) -> PyTree:
+        train, _ = recipes.recipe_scale(self._recipe, train, test)
+        run, _ = self._runs(train)
+        return run.init(self._hparams, train.inputs[: self._recipe.batch_size], key)
+
+    def _advance(self, key: Array, state: PyTree, train: Batch, test: Batch) -> tuple:
+        train, test = recipes.recipe_scale(self._recipe, train, test)
+        run, looking = self._runs(train)
+        score = recipes.recipe_score(self._recipe)
+        state, history = advance(
+            run,
+            self._hparams,
+            state,
+            train,
+            self._piece,
+            batch_size=self._recipe.batch_size,
+            key=key,
+            observe=lambda fit: score(fit, test)["loss"],
+            looking=looking,
+        )
+        return state, {name: history[name] for name in ("data_loss", "observed", "telemetry")}
+
+    def _begun(self) -> PyTree:
+        start = compiled_trials(self._start, self._prepared.mesh)
+        return start((self._filled(self._keys),), self._shared)
+
+    @property
+    def _shared(self) -> tuple[Batch, Batch]:
+        return self._data, self._test
+
+    def _blank(self) -> dict[str, Any]:
+        """The shapes of what is saved; nothing is run."""
+
+        def one(key: Array, train: Batch, test: Batch) -> tuple:
+            return self._advance(key, self._start(key, train, test), train, test)
+
+        many = jax.vmap(one, in_axes=(0, None, None))
+        states, history = jax.eval_shape(many, self._keys, *self._shared)
+        zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), states._replace(key=None))
+        states = zeros._replace(key=self._keys)
+        return {"states": states, "history": jax.tree.map(self._blank_history, history)}
+
+    def _blank_history(self, piece: Any) -> np.ndarray:
+        """`[seed, epoch, ...]`, not yet known."""
+        shape = (piece.shape[0], self._recipe.num_epochs, *piece.shape[2:])
+        return np.full(shape, np.nan, piece.dtype)
+
+    def _filled(self, trials: PyTree) -> PyTree:
+        return filled_up(trials, self._prepared.mesh.size)
+
+    def _on_host(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: self._first(on_host(leaf)), tree)
+
+    def _first(self, leaf: Any) -> Any:
+        """Of the seeds, without those that only fill the devices up."""
+        return leaf[: self._options.seeds]
+
+    def _epochs_a_piece(self) -> int:
+        """The most that divides the run, saves as often as asked and gives enough pieces."""
+        num_epochs, most = self._recipe.num_epochs, self._recipe.num_epochs // PIECES
+        if self._options.save_every is not None:
+            most = min(most, -(-self._options.save_every // self._steps_per_epoch))
+        return next(n for n in range(max(most, 1), 0, -1) if num_epochs % n == 0)
+
+    def _is_due(self, saved_at: float) -> bool:
+        if self._options.save_every is None:
+            return time.monotonic() - saved_at > SAVE_SECONDS
+        before = (self.done - self._piece) * self._steps_per_epoch // self._options.save_every
+        return self.done * self._steps_per_epoch // self._options.save_every > before
+
+    def _open_folder(self) -> None:
+        if self._checkpoints is not None:
+            return
+        out: pathlib.Path = self._prepared.out
+        self._open.enter_context(locked(out))
+        if self._options.resume is None:
+            start_anew(out, run_config(self._options, self._prepared))
+        self._checkpoints = Checkpoints(out / "checkpoints")
+
+    def _save(self) -> None:
+        self._open_folder()
+        assert self._checkpoints is not None
+        self._checkpoints.save(
+            self.done * self._steps_per_epoch,
+            {"states": self._states, "history": self._history},
+            config=run_config(self._options, self._prepared),
+        )
+        self.saved = True
+
+
+def _headline(options: TrainOptions, run: dict[str, Any]) -> str:
+    losses = np.asarray(run["test_loss"], np.float64)
+    return (
+        f"Strength {options.strength:g} ({options.decay}): test loss "
+        f"{Estimate(float(losses.mean()), run['errors']['test_loss'])}, "
+        f"training loss {over_seeds(run['train_loss'])}."
+    )

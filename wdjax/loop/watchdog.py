@@ -1,4 +1,4 @@
-"""A watch over a run: when no step finishes for too long, it says where every thread stands."""
+"""A watchdog for a run: when no step finishes for too long, it dumps the stacks of all threads."""
 
 import faulthandler
 import os

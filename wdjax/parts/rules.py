@@ -65,6 +65,11 @@ def resolve_parts(parts: Parts, params: Params, *, stacked: Stacked = None) -> P
       ValueError: if the structure is another one; if a pattern is first for no leaf, or a leaf
         has no pattern (end with `"*": 0.0`); if two leaves have one joined path, which patterns
         cannot tell apart; if a known multiplier is not finite or below zero; as `stacked_axes`.
+
+    Example:
+      >>> params = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}
+      >>> wdjax.resolve_parts({"*/kernel": 1.0, "*": 0.0}, params)
+      {'layer': {'bias': 0.0, 'kernel': 1.0}}
     """
     if not jax.tree.leaves(params):  # What optax puts for params to learn a state's structure.
         return params
@@ -127,6 +132,10 @@ def matrices_only(params: Params, *, stacked: Stacked = None) -> PyTree:
 
     Raises:
       ValueError: as `stacked_axes`.
+
+    Example:
+      >>> wdjax.matrices_only({"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}})
+      {'layer': {'bias': 0.0, 'kernel': 1.0}}
     """
 
     def of(path: tuple, leaf: Any, layer_axes: Any) -> float:

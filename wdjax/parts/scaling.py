@@ -39,6 +39,13 @@ def scale_by_parts(parts: Parts) -> optax.GradientTransformation:
       ValueError: at build, for parts that `optax.inject_hyperparams` has run as a schedule; in
         `init` and `update`, for parts that do not fit the params; in `update`, when
         `params` is missing.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(0.1), wdjax.scale_by_parts({"head": 0.5, "*": 1.0}))
+      >>> params = grads = {"body": jnp.ones(1), "head": jnp.ones(1)}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(updates["body"], updates["head"])
+      [-0.1] [-0.05]
     """
 
     check_not_injected(parts)

@@ -1,4 +1,36 @@
-"""Choosing the strength: folds, grids, cross-validation, the rules that choose."""
+"""Choosing the strength: folds, grids, cross-validation, the rules that choose.
+
+Example:
+  >>> def ridge(h, train, valid, key):  # in closed form; `make_fit_and_score` makes one that trains
+  ...     gram = train.inputs.T @ train.inputs + h["strength"] * jnp.eye(12)
+  ...     w = jnp.linalg.solve(gram, train.inputs.T @ train.targets)
+  ...     return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
+  >>> x, noise = np.random.default_rng(0).normal(size=(2, 30, 12)).astype("float32")
+  >>> data = wdjax.Batch(x, x[:, 0] + 2 * noise[:, 0], np.ones(30, "float32"))
+  >>> grid = wdjax.grid_product(strength=[0.0, 10.0, 100.0])
+  >>> folds = wdjax.kfold(jax.random.key(0), 30, num_folds=5)
+  >>> scores = wdjax.cross_validate(ridge, grid, data, folds, key=jax.random.key(0))
+  >>> scores.values["loss"].shape  # row, fold, seed
+  (3, 5, 1)
+  >>> [f"{loss:.1f}" for loss in scores.values["loss"].mean(axis=(1, 2))]
+  ['3.8', '2.1', '2.0']
+
+Example:
+  >>> average = lambda of: lambda h, train, valid, key: {
+  ...     "loss": (valid.targets - h["scale"] * of(train.targets)) ** 2
+  ... }
+  >>> y = np.array([0.0, 0.0, 1.0, 1.0, 2.0, 20.0] * 3, "float32")
+  >>> data = wdjax.Batch(np.zeros((18, 1), "float32"), y, np.ones(18, "float32"))
+  >>> comparison = wdjax.compare(
+  ...     {"mean": average(jnp.mean), "median": average(jnp.median)},
+  ...     wdjax.grid_product(scale=[1.0]),
+  ...     data,
+  ...     wdjax.kfold(jax.random.key(0), 18, num_folds=3),
+  ...     key=jax.random.key(0),
+  ... )
+  >>> comparison.best, comparison.told_apart  # the best, and what is known to be worse
+  ('mean', [])
+"""
 
 from wdjax.selection.choice import Choice as Choice
 from wdjax.selection.choice import Gain as Gain

@@ -169,6 +169,13 @@ def choose(
 
     Sources: Breiman et al. 1984, section 3.4.3, for the one-standard-error rule; Lei 2020,
     arXiv:1703.07904, for the set.
+
+    Example:
+      >>> losses = jnp.array([[0.9, 1.1], [0.5, 0.5], [0.6, 0.7]])[:, :, None]  # row, fold, seed
+      >>> grid = wdjax.grid_product(strength=[0.0, 0.1, 1.0])
+      >>> choice = wdjax.choose(wdjax.Scores(grid, {"loss": losses}))
+      >>> choice.hparams["strength"], round(choice.mean, 3)
+      (0.1, 0.5)
     """
     check_one_of("rule", rule, RULES)
     judged = Judged.of(scores, value, higher_is_better)

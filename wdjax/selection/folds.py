@@ -43,6 +43,13 @@ def kfold(
     Raises:
       ValueError: if the folds are fewer than 2 or more than the examples, or than the smallest
         class where that is known; if `stratify` is not `[n]` integers.
+
+    Example:
+      >>> folds = wdjax.kfold(jax.random.key(0), num_examples=6, num_folds=3)
+      >>> folds.train.shape, folds.valid.shape
+      ((3, 4), (3, 2))
+      >>> sorted(folds.valid.ravel().tolist())
+      [0, 1, 2, 3, 4, 5]
     """
     check_positive_int("num_folds", num_folds, low=2, high=num_examples)
     classes = None if stratify is None else _checked_classes(stratify, num_examples, num_folds)

@@ -49,6 +49,11 @@ def grid_product(**axes: Any) -> Grid:
     Raises:
       ValueError: if there is no axis, or one is empty, not numeric, not finite, holds a value
         twice, or is a strength below zero (an axis named `strength` or ending in `_strength`).
+
+    Example:
+      >>> grid = wdjax.grid_product(strength=[0.0, 0.1], learning_rate=[1.0, 2.0, 3.0])
+      >>> print(grid["strength"], grid["learning_rate"])
+      [0.  0.  0.  0.1 0.1 0.1] [1. 2. 3. 1. 2. 3.]
     """
     if not axes:
         raise ValueError("`grid_product` needs at least one axis, such as strength=[0, 1e-3].")

@@ -150,22 +150,34 @@ def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) 
     The results are host arrays, the trials their leading axis.
 
     Args:
-      trials: a tuple of trees with one leading axis, the trials; filled up to the devices with
-        repetitions that are thrown away.
+      trials: a tuple of trees with one leading axis, the trials.
       shared: a tuple of trees that every trial sees.
     """
     num_trials = jax.tree.leaves(trials)[0].shape[0]
-    index = np.arange(num_trials + -num_trials % mesh.size) % num_trials
+    results = compiled_trials(function, mesh)(filled_up(trials, mesh.size), shared)
+    return jax.tree.map(lambda leaf: on_host(leaf)[:num_trials], results)
+
+
+def compiled_trials(function: Callable, mesh: Mesh) -> Callable[[tuple, tuple], PyTree]:
+    """`function(*trial, *shared)` for every trial, as one compiled program to call again.
+
+    The trials are the leading axis, a multiple of the devices; the results stay on the devices.
+    """
 
     @functools.partial(jax.jit, compiler_options=compiler_options(platform_of(mesh)))
     def program(trials, shared):
-        filled = jax.tree.map(lambda leaf: leaf[index], trials)
         one_by_one = lambda own, shared: jax.lax.map(lambda trial: function(*trial, *shared), own)
-        return _split_trials(one_by_one, filled, shared, mesh)
+        return _split_trials(one_by_one, trials, shared, mesh)
 
     everywhere = NamedSharding(mesh, P())
-    results = program(*jax.device_put((trials, shared), everywhere))
-    return jax.tree.map(lambda leaf: on_host(leaf)[:num_trials], results)
+    return lambda trials, shared: program(*jax.device_put((trials, shared), everywhere))
+
+
+def filled_up(trials: PyTree, multiple: int) -> PyTree:
+    """Trials repeated from the first on until their number is a multiple; to be thrown away."""
+    num_trials = jax.tree.leaves(trials)[0].shape[0]
+    index = np.arange(num_trials + -num_trials % multiple) % num_trials
+    return jax.tree.map(lambda leaf: leaf[index], trials)
 
 
 def _split_trials(on_one_device, trials, shared, mesh):

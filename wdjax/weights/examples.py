@@ -38,6 +38,10 @@ def sigmoid_weight(x: ArrayLike, slope: Strength) -> Array:
 
     Raises:
       ValueError: if the slope is not a scalar, or is known and not finite.
+
+    Example:
+      >>> [f"{wdjax.sigmoid_weight(x, slope=2.0):.3f}" for x in (-1.0, 0.0, 1.0)]
+      ['0.119', '0.500', '0.881']
     """
     check_number("slope", slope)
     return jax.nn.sigmoid(jnp.asarray(slope) * jnp.asarray(x))

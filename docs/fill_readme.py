@@ -1,0 +1,204 @@
+"""Writes the README's numbers: `python docs/fill_readme.py`; `--run` measures them again first.
+
+What the commands printed is in readme.json, the times are in the results of `experiments.speed`,
+and the rate of false claims in those of the experiment `verdict`. No number is typed.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from typing import Any
+
+DOCS = pathlib.Path(__file__).parent
+ROOT = DOCS.parent
+README = ROOT / "README.md"
+SOURCE = DOCS / "readme.json"
+SPEED = ROOT / "experiments" / "speed" / "results"
+AUDIT = """\
+params, _ = wdjax.make_mlp(num_outputs=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+print(wdjax.audit(params, optax.adamw(1e-3, weight_decay=0.1), num_steps=10_000))
+"""
+
+
+def _read(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# What the commands say.
+
+
+def printed_by_select(*options: str) -> tuple[list[str], str, dict[str, Any]]:
+    """The plan and the tables that `wdjax select` prints, and its results; nothing is cached."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "run"
+        command = [sys.executable, "-m", "wdjax.cli", "select", *options, "--fresh"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        done = subprocess.run(
+            [*command, "--out", str(out)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        return done.stderr.splitlines()[:2], done.stdout, _read(out / "results.json")
+
+
+def printed_by_audit() -> str:
+    """What the README's audit prints."""
+    import jax
+    import numpy as np
+    import optax
+
+    import wdjax
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(AUDIT, {"jax": jax, "np": np, "optax": optax, "wdjax": wdjax})
+    return out.getvalue().rstrip()
+
+
+def measured() -> dict[str, Any]:
+    """Everything that readme.json holds."""
+    plan, stdout, results = printed_by_select()
+    *_, noisy = printed_by_select("--label-noise", "0.1")
+    table = stdout[stdout.index("   refit") :].split("\n\n")[0].splitlines()
+    numbers = lambda run: {
+        "trainings": math.prod((*run["grid_shape"].values(), run["config"]["folds"]))
+        * run["config"]["seeds"],
+        "headline": run["headline"],
+        "test_accuracy": {
+            name: sum(refit["test_accuracy"]) / len(refit["test_accuracy"])
+            for name, refit in run["refit"].items()
+        },
+    }
+    return {
+        "select": {**numbers(results), "plan": plan, "refits": table},
+        "noisy": numbers(noisy),
+        "audit": printed_by_audit(),
+        "versions": results["versions"],
+        "devices": results["devices"],
+    }
+
+
+# The README's sections.
+
+
+def _wrapped(text: str, width: int = 98) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _prose(text: str) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), 118, break_on_hyphens=False))
+
+
+def _block(text: str) -> str:
+    return f"```\n{text}\n```"
+
+
+def select(source: dict[str, Any]) -> str:
+    """What the first command prints, and how long it takes."""
+    run, speed = source["select"], _read(SPEED / "select.json")
+    (times,) = speed["against"].values()
+    machine = speed["machine"]
+    compiling = speed["stages"]["first"]["compiling, or loading what was compiled"]
+    false = next(
+        one
+        for one in _read(ROOT / "experiments" / "verdict" / "results.json")["found"]
+        if one["what"].endswith("the chosen strength, which does nothing, is said to help or hurt")
+    )
+    printed = [*map(_wrapped, run["plan"]), "...", _wrapped(run["headline"]), "", *run["refits"]]
+    told = f"""It trains the network {run["trainings"]} times and takes about
+        {times["theirs_seconds"]:.0f} seconds on {machine["cores"]} CPU cores
+        ({machine["processor"]}), {compiling:.0f} of them for compilation. A second time it
+        takes {times["ours_seconds"]:.0f} seconds: finished trainings are cached, and a rerun
+        trains only the missing ones (`--fresh` trains all again). It prints the plan, its
+        progress, a table of all strengths, and this:"""
+    after = f""""Cannot be told from zero" is an answer: on these clean digits decay may help, and
+        {run["trainings"]} trainings are not enough to be sure. The interval takes into account that
+        several strengths were tried. In {false["n"]} searches over strengths too small to matter
+        the command claimed an effect in {round(false["mean"] * false["n"]) or "none"}
+        (`python -m experiments verdict`, which also shows where its intervals are too narrow). It
+        writes `results.json`, `report.html` (tables and figures, in one file) and `params.npz` (the
+        parameters trained at the chosen strength) to a new folder under `runs/`."""
+    return "\n\n".join([_prose(told), _block("\n".join(printed)), _prose(after)])
+
+
+def audit(source: dict[str, Any]) -> str:
+    """The audit's line and what it prints."""
+    line = AUDIT.splitlines()[1]
+    shown = "\n".join(
+        _wrapped(x) if x.startswith("Warning") else x.rstrip() for x in source["audit"].splitlines()
+    )
+    return f"{_block(line)}\n\n{_block(shown)}"
+
+
+def figure(source: dict[str, Any]) -> str:
+    """The figure with what its command said."""
+    caption = """The figure is from `wdjax select --label-noise 0.1 --out runs/noisy`, where one
+        training label in ten was made wrong (`python docs/figures/draw.py runs/noisy` draws it).
+        There the command says:"""
+    image = "![Validation loss against decay strength](docs/figures/select.svg)"
+    noisy = source["noisy"]["test_accuracy"]
+    after = f"""The validation examples have wrong labels too; the test examples have not. Decay
+        keeps the network from memorising the wrong labels: its test accuracy is
+        {noisy["chosen"]:.1%} instead of {noisy["zero"]:.1%}. It also makes the network less certain
+        of what is right, so on clean labels its loss is the higher one. A strength is chosen
+        *for* a loss and a kind of data, and the command shows where two judgements disagree."""
+    return "\n\n".join(
+        [image, _prose(caption), _block(_wrapped(source["noisy"]["headline"])), _prose(after)]
+    )
+
+
+def speed(source: dict[str, Any]) -> str:
+    """How many times as fast as what a user would write instead."""
+    from experiments.speed.grid import HAND, KERAS, SKLEARN
+
+    peers = {**_read(SPEED / "grid.json")["against"], **_read(SPEED / "grid_slow.json")["against"]}
+    times = lambda name, digits: f"{float(format(peers[name]['ratio'], f'.{digits}g')):g}"
+    return _prose(
+        f"""On two CPU cores a grid of 50 short trainings runs {times(HAND, 2)} times as fast as a
+        hand-written jitted loop, {times(SKLEARN, 2)} times as fast as scikit-learn's
+        `GridSearchCV` and {times(KERAS, 3)} times as fast as a loop over Keras's `fit`
+        (`python -m experiments.speed grid grid_slow` measures it and needs the extra `speed`;
+        [all measurements](docs/speed.md), including those where others are faster)."""
+    )
+
+
+SECTIONS = {"select": select, "audit": audit, "figure": figure, "speed": speed}
+
+
+def filled(text: str) -> str:
+    """The README with every section written from its source.
+
+    Raises:
+      ValueError: if the README lacks a section's marks.
+    """
+    source = _read(SOURCE)
+    for name, write in SECTIONS.items():
+        marks = rf"(<!-- filled: {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(
+            marks, lambda m, w=write: f"{m[1]}{w(source)}\n{m[2]}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(
+                f"README.md has {count} sections `<!-- filled: {name} -->` ... `<!-- end -->`; "
+                "it needs one."
+            )
+    return text
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # The experiments stand beside the package, not in it.
+    if sys.argv[1:] == ["--run"]:
+        SOURCE.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
+    elif sys.argv[1:]:
+        raise SystemExit("usage: python docs/fill_readme.py [--run]")
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
