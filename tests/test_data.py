@@ -13,7 +13,6 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 from wdjax.data import (
-    CLASS_SETS,
     Dataset,
     add_label_noise,
     as_images_32,
@@ -26,7 +25,7 @@ from wdjax.data import (
     take,
     to_batch,
 )
-from wdjax.data.shipped import NUMBER_SETS
+from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS
 from wdjax.data.split import draw_test_rows
 from wdjax.data.text import encode_text, next_byte_windows, standard_library_source
 

@@ -16,11 +16,13 @@ from wdjax.data.dataset import take as take
 from wdjax.data.dataset import to_batch as to_batch
 from wdjax.data.images import SIDE as SIDE
 from wdjax.data.images import as_images_32 as as_images_32
-from wdjax.data.load import check_predictable as check_predictable
-from wdjax.data.load import dataset_of as dataset_of
 from wdjax.data.load import load_choose_and_test as load_choose_and_test
 from wdjax.data.load import load_data as load_data
-from wdjax.data.load import load_source as load_source
+from wdjax.data.named import DATA_SOURCES as DATA_SOURCES
+from wdjax.data.named import DataSource as DataSource
+from wdjax.data.named import check_predictable as check_predictable
+from wdjax.data.named import dataset_of as dataset_of
+from wdjax.data.named import load_source as load_source
 from wdjax.data.scale import Scaling as Scaling
 from wdjax.data.scale import apply_scaling as apply_scaling
 from wdjax.data.scale import measure_scaling as measure_scaling

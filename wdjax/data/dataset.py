@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from wdjax.checks import check_one_of, check_weights
+from wdjax.loss_kinds import has_classes
 from wdjax.types import Batch
-
-LOSSES = ("cross_entropy", "squared_error")
 
 
 class Dataset(NamedTuple):
@@ -74,7 +73,7 @@ def make_dataset(
         that are not finite (the first is named), targets that the loss cannot use, or weights of
         another shape, negative, not finite or all zero.
     """
-    check_one_of("loss", loss, LOSSES)
+    labelled = has_classes(loss)
     inputs, targets = _plain_array("inputs", inputs), _plain_array("targets", targets)
     if len(inputs) == 0:
         raise ValueError("`inputs` holds no examples; give at least one row.")
@@ -94,7 +93,7 @@ def make_dataset(
         kind = "image" if inputs.ndim in (3, 4) else "table"
     check_one_of("kind", kind, ("image", "table", "text"))
     inputs = _checked_inputs(inputs, kind)
-    if loss == "squared_error":
+    if not labelled:
         targets = _checked_numbers(targets)
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
         return Dataset(name, inputs, targets, kind, outputs, **more)

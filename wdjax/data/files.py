@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wdjax.checks import nearest
+from wdjax.loss_kinds import has_classes
 
 
 class Columns(NamedTuple):
@@ -115,7 +116,7 @@ def read_csv(path: Path, target: str | None, loss: str) -> Columns:
         for i, column in enumerate(columns)
         if i != place
     ]
-    as_target = _number_column if loss == "squared_error" else _label_column
+    as_target = _label_column if has_classes(loss) else _number_column
     return Columns(
         np.stack(inputs, axis=1),
         as_target(path, header[place], columns[place], lines),

@@ -12,6 +12,7 @@ from wdjax.data.dataset import Dataset, make_dataset
 from wdjax.data.images import SIDE
 from wdjax.data.scale import Scaling
 from wdjax.data.tfds import TfdsSource, check_labels
+from wdjax.loss_kinds import has_classes
 
 ROWS_AT_ONCE = 256
 
@@ -72,7 +73,7 @@ def list_rows(source: TfdsSource, *, loss: str) -> Dataset:
       ValueError: as `make_dataset`; for a damaged record, by its file.
     """
     rows, targets = np.arange(len(source)), source.targets()
-    if loss == "cross_entropy":
+    if has_classes(loss):
         check_labels(targets, source, rows)
     listed = make_dataset(
         rows,

@@ -15,6 +15,8 @@ from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
+from wdjax.recipe.kinds import DecayKind
+from wdjax.recipe.own import OWN_SORTS, check_given_again, is_own
 from wdjax.types import Batch, Params
 
 ROWS_MEASURED = 256
@@ -26,10 +28,10 @@ def run_audit(options: AuditOptions) -> AuditReport:
 
     Raises:
       ValueError: for any bad option, no strength (a saved run has its own), or a folder that holds
-        no finished run of today's data.
+        no finished run of today's data, or names a user's own file that was not given again.
     """
     if options.run is not None:
-        return _audit_saved(pathlib.Path(options.run))
+        return _audit_saved(pathlib.Path(options.run), options)
     prepared = prepare(options, writes=False)
     hparams = hparams_of(options)
     data = to_batch(prepared.choose_data)
@@ -65,7 +67,7 @@ def audit_run(prepared: Prepared, hparams: dict[str, float], params: Params) -> 
         recipes.recipe_tx(recipe, hparams, num_steps, batch.inputs),
         regularized_loss(
             model,
-            recipes.LOSSES[recipe.loss],
+            prepared.loss.function,
             recipes.recipe_penalty(recipe, hparams, batch.inputs),
         ),
         batch=batch,
@@ -94,24 +96,27 @@ def _with_multipliers(
     return tuple(leaf._replace(multiplier=m / largest) for leaf, m in pairs)
 
 
-def audit_results(report: AuditReport, decay: str) -> dict[str, Any]:
+def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
     """What results files say of it. Under a penalty the rate belongs to the optimiser."""
     rows = report.to_dict()["leaves"]
-    if decay in ("coupled", "l1"):
+    if not decay.has_rate:
         unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
         unknown += ("half_life_epochs", "removed", "equilibrium_norm", "equilibrium_angle")
         rows = [row | dict.fromkeys(unknown) for row in rows]
     return {"decay": rows, "warnings": [warning.text for warning in report.warnings]}
 
 
-def _audit_saved(folder: pathlib.Path) -> AuditReport:
+def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
     from wdjax.jobs.results import read_results
 
     results = read_results(folder)
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} was stopped before it ended; nothing to audit.")
     kinds = {"select": SelectOptions, "train": TrainOptions}
-    options = _options(kinds[results["kind"]], results["config"])
+    given = dataclasses.asdict(told)
+    check_given_again(f"`run` {str(folder)!r}", results["config"], given)
+    own = {sort: given[sort] for sort in OWN_SORTS if is_own(results["config"].get(sort))}
+    options = _options(kinds[results["kind"]], results["config"] | own)
     prepared = prepare(options, writes=False)
     if hash_of(prepared.choose_data) != results["data"]["sha256"]:
         raise ValueError(

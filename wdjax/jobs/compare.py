@@ -9,35 +9,23 @@ import jax
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
-from wdjax.data.split import check_folds
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import Say, Watch
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
 from wdjax.jobs.select import say_kept
-from wdjax.jobs.setup import check_batch_fits, prepare, strength_grid
+from wdjax.jobs.setup import (
+    check_choose_by,
+    check_folds_fit,
+    draw_folds,
+    prepare,
+    strength_grid,
+)
 from wdjax.recipe import build as recipes
+from wdjax.recipe.kinds import COMPARED, NOTHING, OPTIMIZER_KINDS
 from wdjax.selection.choice import RULES
 from wdjax.selection.comparison import Comparison, compare
 from wdjax.selection.cross_validation import Progress
-from wdjax.selection.folds import kfold
 from wdjax.tables import Estimate
-
-AMONG = {
-    "optimizer": ("sgd", "momentum", "adam", "lion"),
-    "augment": ("none", "crop", "crop,flip"),
-    "model": ("mlp", "rnn"),
-    "decay": ("decoupled", "coupled", "independent"),
-    "schedule": recipes.SCHEDULES,
-}
-"""What can differ, and the choices compared unless others are named."""
-
-LEARNING_RATES = {
-    "sgd": (0.03, 0.1, 0.3),
-    "momentum": (3e-3, 0.01, 0.03),
-    "adam": (1e-3, 3e-3, 0.01),
-    "lion": (1e-4, 3e-4, 1e-3),
-}
-"""Each optimiser at rates that fit it: at Adam's, Lion diverges and plain descent stands still."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +35,9 @@ class CompareOptions(SelectOptions):
     learning_rates: tuple[float, ...] | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
         None, "a grid axis (default three that fit the optimizer)"
     )
-    vary: str = option("optimizer", "what differs", tuple(AMONG))
+    vary: str = option("optimizer", "what differs", tuple(COMPARED))
     among: tuple[str, ...] | None = option(
-        None, f"its values (default of optimizer: {' '.join(AMONG['optimizer'])})"
+        None, f"its values (default of optimizer: {' '.join(COMPARED['optimizer'])})"
     )
 
 
@@ -73,8 +61,8 @@ def run_compare(
       ValueError: for any bad option or bad data, before anything is compiled or written.
     """
     clock = Clock()
-    check_one_of("vary", options.vary, AMONG)
-    names = AMONG[options.vary] if options.among is None else options.among
+    check_one_of("vary", options.vary, COMPARED)
+    names = COMPARED[options.vary] if options.among is None else options.among
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"`among` must name at least two, each once; got {' '.join(names)}.")
     singles = {name: _single(options, name) for name in names}
@@ -86,17 +74,13 @@ def run_compare(
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
     for one in prepared.values():
-        check_one_of("choose_by", options.choose_by, recipes.recipe_score(one.recipe).measures)
+        check_choose_by(options.choose_by, one.recipe)
     # The CNN's images are enlarged; in a comparison all see the same.
     largest = max(prepared.values(), key=lambda p: p.choose_data.inputs[0].size)
     choose_data = largest.choose_data
-    stratified = largest.recipe.loss == "cross_entropy"
-    check_folds(choose_data, options.folds, stratify=stratified)
-    num_examples = len(choose_data.inputs)
-    check_batch_fits(options.batch_size, num_examples - -(-num_examples // options.folds))
+    check_folds_fit(largest, options)
     folds_key, grid_key, _ = jax.random.split(jax.random.key(options.seed), 3)
-    labels = choose_data.targets if stratified else None
-    folds = kfold(folds_key, num_examples, options.folds, stratify=labels)
+    folds = draw_folds(largest, options, folds_key)
     results = header("compare", options, largest, command)
     results["config"] |= {"among": names, "seeds": num_seeds}
     clock.lap("data")
@@ -148,12 +132,13 @@ def _listen(
 
 def _single(options: CompareOptions, name: str) -> CompareOptions:
     """The options of one choice, its learning rates filled in."""
-    value = "" if options.vary == "augment" and name == "none" else name
+    value = "" if name == NOTHING else name
     single = dataclasses.replace(options, **{options.vary: value})
     if single.learning_rates is not None:
         return single
-    check_one_of("optimizer", single.optimizer, LEARNING_RATES)
-    return dataclasses.replace(single, learning_rates=LEARNING_RATES[single.optimizer])
+    check_one_of("optimizer", single.optimizer, OPTIMIZER_KINDS)
+    rates = OPTIMIZER_KINDS[single.optimizer].learning_rates
+    return dataclasses.replace(single, learning_rates=rates)
 
 
 def _headline(options: CompareOptions, comparison: Comparison) -> str:

@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import optax
-
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.decay import Conversion, explain_conversion
 from wdjax.jobs.options import option
-from wdjax.recipe.build import SCHEDULES
+from wdjax.recipe.kinds import SCHEDULE_KINDS, default_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +13,7 @@ class ConvertOptions:
     """Say a strength in another codebase's convention."""
 
     learning_rate: float | None = option(None, "at its peak; needed for timescales")
-    schedule: str = option("constant", "", SCHEDULES)
+    schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
     num_steps: int | None = option(None, "of the run; needed under a schedule")
     batch_size: int | None = option(None, "examples a step; needed for timescale_epochs")
     num_examples: int | None = option(None, "examples an epoch; for sklearn, timescale_epochs")
@@ -27,13 +25,17 @@ def run_convert(value: float, source: str, target: str, options: ConvertOptions)
     Raises:
       ValueError: as `explain_conversion`; for a schedule without learning rate or steps.
     """
-    check_one_of("schedule", options.schedule, SCHEDULES)
+    check_one_of("schedule", options.schedule, SCHEDULE_KINDS)
     learning_rate = options.learning_rate
-    if options.schedule == "cosine":
+    make_multiplier = SCHEDULE_KINDS[options.schedule].multiplier
+    if make_multiplier is not None:
         if learning_rate is None or options.num_steps is None:
-            raise ValueError("`schedule` cosine needs --learning-rate and --num-steps.")
+            raise ValueError(
+                f"`schedule` {options.schedule} needs --learning-rate and --num-steps."
+            )
         check_positive_int("num_steps", options.num_steps)
-        learning_rate = optax.cosine_decay_schedule(learning_rate, options.num_steps)
+        multiplier = make_multiplier(options.num_steps)
+        learning_rate = lambda step, peak=learning_rate: peak * multiplier(step)
     return explain_conversion(
         value,
         source,

@@ -4,7 +4,19 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from wdjax.recipe import build as recipes
+from wdjax.recipe.kinds import (
+    AUGMENTATION_KINDS,
+    DECAY_KINDS,
+    DTYPES,
+    EXAMPLE_FEATURE_KINDS,
+    LOSS_KINDS,
+    MODEL_KINDS,
+    OPTIMIZER_KINDS,
+    PART_FEATURE_KINDS,
+    PART_WEIGHT_PLACES,
+    SCHEDULE_KINDS,
+    default_of,
+)
 from wdjax.selection.choice import RULES
 
 
@@ -26,29 +38,32 @@ class RunOptions:
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
     target: str | None = option(None, "column of FILE.csv to predict (default the last)")
-    loss: str | None = option(None, "default: by the data", tuple(recipes.LOSSES))
-    model: str = option("mlp", "mlp, cnn, rnn, or your own FILE.py:make_model")
-    optimizer: str = option("adam", "", tuple(recipes.DIRECTIONS))
-    schedule: str = option("constant", "", recipes.SCHEDULES)
-    decay: str = option("decoupled", "", recipes.DECAYS)
+    loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
+    model: str = option(
+        default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model"
+    )
+    optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
+    schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
+    decay: str = option(default_of(DECAY_KINDS), "or FILE.py:NAME", tuple(DECAY_KINDS))
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
     batch_size: int = option(64, "examples a step")
-    augment: str = option("", f"of images: {','.join(recipes.AUGMENTATIONS)}")
+    augment: str = option("", f"of images: {','.join(AUGMENTATION_KINDS)},FILE.py:NAME")
+    measure: str = option("", "further scores to show: your own FILE.py:NAME,...")
     example_weight: str | None = option(
-        None, f"sigmoid:X weighs examples by X: {', '.join(recipes.EXAMPLE_FEATURES)}"
+        None, f"sigmoid:X weighs examples by X: {', '.join(EXAMPLE_FEATURE_KINDS)}"
     )
     part_weight: str | None = option(
-        None, f"sigmoid:X weighs parts by X: {', '.join(recipes.PART_FEATURES)}"
+        None, f"sigmoid:X weighs parts by X: {', '.join(PART_FEATURE_KINDS)}"
     )
-    part_weight_on: str = option("decay", "what it multiplies", recipes.PART_WEIGHT_PLACES)
+    part_weight_on: str = option("decay", "what it multiplies", PART_WEIGHT_PLACES)
     dropout: float = option(0.0, "rate at which hidden units are dropped")
     label_noise: float = option(0.0, "share of the labels made wrong, the test part's left")
     seed: int = option(0, "of the split, the folds and every run")
     out: str | None = option(None, "folder to write (default a new one under runs/)")
     name: str | None = option(None, "the folder's name under runs/, in place of --out")
     overwrite: bool = option(False, "replace an existing folder")
-    dtype: str = option("float32", "", recipes.DTYPES)
+    dtype: str = option("float32", "", DTYPES)
     devices: int | None = option(None, "how many to use (default all; on a CPU its cores)")
 
 
@@ -68,8 +83,8 @@ class SelectOptions(RunOptions):
     )
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
-    rule: str = option("min", "", RULES)
-    choose_by: str = option("loss", "the score that decides: loss or, of classes, accuracy")
+    rule: str = option(default_of(RULES), "", tuple(RULES))
+    choose_by: str = option("loss", "the score that decides: loss, accuracy, or NAME of --measure")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,36 +141,9 @@ class AuditOptions(RunOptions):
     strict: bool = option(False, "exit with 1 if there is a warning")
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelDefaults:
-    """Sizes at which a model's selection ends within two minutes on two cores."""
-
-    num_epochs: int
-    num_seeds: int
-    num_strengths: int
-    narrowed: tuple[float, float] = (1.0, 1.0)
-    """Factors on the two ends of the default range: few strengths must lie where it matters."""
-    score_rows: int | None = None
-
-
-DEFAULTS = {
-    "cnn": ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
-    "rnn": ModelDefaults(100, 2, 7),
-}
-
-OTHERWISE = ModelDefaults(100, 3, 13)
-
 SLOPES = {"example": (-8.0, 0.0, 8.0), "part": (-4.0, 0.0, 4.0)}
 """The grid's, by what is weighed. Of examples, experiment Q10 found -8 for crop and flip (the
 further an augmentation went, the less its example counts) and 0 for noise."""
 
 SINGLE_SLOPE = {"example": -8.0, "part": 4.0}
 """A single run's: of examples the one that beat the unweighted run in Q10."""
-
-STRENGTH_RANGES = {
-    "decoupled": (1e-3, 1e2),
-    "corrected": (1e-3, 1e2),
-    "coupled": (1e-6, 1e-1),
-    "l1": (1e-6, 1e-1),
-    "independent": (1e-6, 1e-1),
-}

@@ -16,10 +16,13 @@ from wdjax.data.dataset import make_dataset
 from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
+from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling
-from wdjax.jobs.results import named_arrays, read_results
+from wdjax.jobs.results import has_classes_in, named_arrays, read_results
+from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
+from wdjax.recipe.own import is_own, load_own
 from wdjax.types import Fit
 
 ROWS_AT_ONCE = 256
@@ -36,6 +39,7 @@ class Predictor(NamedTuple):
     input_shape: tuple[int, ...]
     kind: str
     loss: str
+    """The name of the loss; one of the user's own is told by one of the same targets."""
     class_names: tuple[str, ...]
     """What the classes are called, where the data said so."""
     config: dict[str, Any]
@@ -44,6 +48,8 @@ class Predictor(NamedTuple):
     """What the input columns are called, where the data said so."""
     target_name: str | None = None
     """What the target's column is called, where the data said so."""
+    images_32: bool = False
+    """Whether the model wants images as `[32, 32, 3]`."""
 
     def __call__(self, inputs: Any) -> np.ndarray:
         """The outputs for `inputs`, which have the shape and scale of the data loaded in training.
@@ -60,9 +66,9 @@ class Predictor(NamedTuple):
             places = find_columns("`inputs`", header, self.column_names)
             inputs = np.stack([np.asarray(inputs[header[i]]) for i in places], axis=1)
         dataset = make_dataset(
-            inputs, np.zeros(len(np.asarray(inputs))), loss="squared_error", kind=self.kind
+            inputs, np.zeros(len(np.asarray(inputs))), loss=loss_for(NUMBERS), kind=self.kind
         )
-        if self.config["model"] == "cnn" and dataset.kind == "image":
+        if self.images_32 and dataset.kind == "image":
             dataset = as_images_32(dataset)
         if dataset.inputs.shape[1:] != self.input_shape:
             raise ValueError(
@@ -90,17 +96,19 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} did not end; it has no params to predict with.")
     config, data = results["config"], results["data"]
-    if ":" in config["model"] and model is None:
+    if is_own(config["model"]) and model is None:
         raise ValueError(
             f"`run` {str(folder)!r} was trained with the model {config['model']!r}; give it again "
             "with --model: a folder is not trusted to name code to run."
         )
+    kind_of_model = load_own("model", model or config["model"])
     recipe = Recipe(
-        make_model=recipes.load_make_model(model or config["model"]),
+        make_model=kind_of_model.make,
         num_outputs=data["num_outputs"],
-        loss=config["loss"],
         dtype=config["dtype"],
     )
+    labelled = has_classes_in(results)
+    loss = loss_for(CLASSES if labelled else NUMBERS) if is_own(config["loss"]) else config["loss"]
     is_wide = recipe.dtype == "float64"
     shape = tuple(data["input_shape"])
     with jax.enable_x64(is_wide):
@@ -118,7 +126,7 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
         if "inputs" in scaling:
             inputs = (inputs - scaling["inputs"].mean[None]) * scaling["inputs"].scale[None]
         outputs, _ = network.apply(fit.params, fit.model_state, inputs, key=None, train=False)
-        if recipe.loss == "cross_entropy":
+        if labelled:
             return jax.nn.softmax(outputs)
         outputs = outputs[..., 0] if outputs.shape[-1] == 1 and outputs.ndim > 1 else outputs
         if "targets" not in scaling:
@@ -140,7 +148,9 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     names, columns = (tuple(data.get(n) or ()) for n in ("class_names", "column_names"))
     target = data.get("target_name") or config.get("target")
     kind = data["kind"]
-    return Predictor(apply, shape, kind, recipe.loss, names, config, columns, target)
+    return Predictor(
+        apply, shape, kind, loss, names, config, columns, target, kind_of_model.images_32
+    )
 
 
 def run_predict(
@@ -189,7 +199,7 @@ def _as_csv(outputs: np.ndarray, predictor: Predictor) -> str:
     """`str` of a NumPy number is the shortest text that its dtype reads back unchanged."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    if predictor.loss == "cross_entropy":
+    if has_classes(predictor.loss):
         names = predictor.class_names or tuple(str(c) for c in range(outputs.shape[-1]))
         rows.writerow(["prediction", *(f"probability of {name}" for name in names)])
         for row in outputs:
@@ -206,8 +216,8 @@ def _inputs_of(
     data: str, predictor: Predictor, data_dir: str | None, say: Callable[[str], None]
 ) -> np.ndarray:
     path, names = pathlib.Path(data), predictor.column_names
-    is_table = predictor.kind == "table"
-    if path.suffix.lower() == ".csv":
+    source, is_table = find_source(data), predictor.kind == "table"
+    if source.has_columns:
         if not is_table:
             raise ValueError(
                 f"{data!r} is a table, and the model was trained on {predictor.kind} data of shape "
@@ -223,7 +233,7 @@ def _inputs_of(
         elif not found.has_header:
             say(f"{data!r} has no header: {_in_order(names)}")
         return found.inputs
-    if path.suffix.lower() == ".npz":
+    if source.has_arrays:
         if is_table and names:
             say(f"{data!r} names no columns: {_in_order(names)}")
         return read_npz_arrays(path, ("inputs",))["inputs"]

@@ -18,6 +18,7 @@ from wdjax.data.scale import Scaling
 from wdjax.extras import check_installed
 from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
+from wdjax.loss_kinds import CLASSES, has_classes
 from wdjax.parts import leaf_path
 from wdjax.tables import to_json
 from wdjax.types import Fit
@@ -81,6 +82,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
         "data": {
             "name": data.name,
             "kind": data.kind,
+            "targets": prepared.loss.targets,
             "num_choose": prepared.num_choose,
             "num_test": prepared.num_test,
             "num_outputs": data.num_outputs,
@@ -91,6 +93,12 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "sha256": hash_of(data),
         },
     }
+
+
+def has_classes_in(results: Mapping[str, Any]) -> bool:
+    """Whether the run's targets were labels; results of version 0.1 say it by their loss alone."""
+    targets = results["data"].get("targets")
+    return has_classes(results["config"]["loss"]) if targets is None else targets == CLASSES
 
 
 def clear_earlier(out: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import clear_earlier
 from wdjax.jobs.setup import Prepared
+from wdjax.recipe.own import check_given_again
 
 CONFIG = "config.json"
 
@@ -16,6 +17,7 @@ _STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata
 _NOT_SAVED = ("out", "name", "overwrite", "resume", "devices", "distributed", "download")
 MAY_DIFFER = (
     *(*_NOT_SAVED, "stream", "data_dir", "save_every", "tensorboard", "hang_after", "on_hang"),
+    "measure",
 )
 """Options that change where and how a run runs, not what it computes."""
 
@@ -48,11 +50,7 @@ def resumed_options(folder: str, given: Mapping[str, Any]) -> TrainOptions:
     kept = {name: value for name, value in saved.items() if name in names}
     how = {"stream": saved.get("stream", True), "resume": folder}
     options = TrainOptions(**{**kept, **given, **how})
-    if ":" in options.model and "model" not in given:
-        raise ValueError(
-            f"`resume` {folder!r} was trained with the model {options.model!r}; give it again with "
-            "--model: a folder is not trusted to name code to run."
-        )
+    check_given_again(f"`resume` {folder!r}", dataclasses.asdict(options), given)
     return options
 
 

@@ -11,17 +11,17 @@ from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
-from wdjax.data.split import check_folds
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.options import SelectOptions
 from wdjax.jobs.refit import Say, Watch, refit_runs
 from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
 from wdjax.jobs.setup import (
     Prepared,
-    check_batch_fits,
+    check_choose_by,
+    check_folds_fit,
+    draw_folds,
     prepare,
     strength_grid,
-    whole_weight_strength,
 )
 from wdjax.jobs.verdict import (
     headline,
@@ -32,7 +32,6 @@ from wdjax.recipe import build as recipes
 from wdjax.report.figures import import_drawing
 from wdjax.selection.choice import RULES, Choice, choose
 from wdjax.selection.cross_validation import Progress, Scores, cross_validate
-from wdjax.selection.folds import kfold
 from wdjax.selection.grids import Grid
 
 
@@ -64,20 +63,12 @@ def run_select(
     num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
-    check_one_of("choose_by", options.choose_by, recipes.recipe_score(prepared.recipe).measures)
+    check_choose_by(options.choose_by, prepared.recipe)
     choose_data, recipe = prepared.choose_data, prepared.recipe
-    stratified = recipe.loss == "cross_entropy"
-    check_folds(choose_data, options.folds, stratify=stratified)
-    num_examples = len(choose_data.inputs)
-    check_batch_fits(recipe.batch_size, num_examples - -(-num_examples // options.folds))
+    check_folds_fit(prepared, options)
     data = to_batch(choose_data)
     folds_key, grid_key, refit_key = _three_keys(jax.random.key(options.seed))
-    folds = kfold(
-        folds_key,
-        num_examples,
-        options.folds,
-        stratify=choose_data.targets if stratified else None,
-    )
+    folds = draw_folds(prepared, options, folds_key)
     results = {**header("select", options, prepared, command), "rule": options.rule}
     results |= {"grid": dict(grid), "grid_shape": grid.shape}
     results["config"] |= {"strengths": np.unique(grid["strength"]), "seeds": num_seeds}
@@ -101,7 +92,7 @@ def run_select(
         rows = _refit_rows(grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
         _add_test(results, chosen)
-        results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), options.decay)
+        results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
         clock.lap("refit")
     except KeyboardInterrupt:
         if "scores" in results:
@@ -195,14 +186,14 @@ def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds:
         f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
-        f"{_about_whole_weights(options, grid)}"
+        f"{_about_whole_weights(prepared, grid)}"
     )
 
 
-def _about_whole_weights(options: SelectOptions, grid: Grid) -> str:
+def _about_whole_weights(prepared: Prepared, grid: Grid) -> str:
     """Traced strengths cannot be warned of when the decay is built."""
     highest = float(np.max(grid["learning_rate"]))
-    rates = np.unique(grid["strength"]) / whole_weight_strength(options.decay, highest)
+    rates = np.unique(grid["strength"]) / prepared.decay.whole_weight_strength(highest)
     whole = np.unique(grid["strength"])[rates >= 1 + 1e-6]
     if not len(whole):
         return ""

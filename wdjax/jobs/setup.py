@@ -1,7 +1,6 @@
 """From options to data, recipe and devices: everything refused here costs nothing."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,30 +8,38 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+from jaxtyping import Array
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, take, to_batch
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_choose_and_test
-from wdjax.data.shipped import NUMBER_SETS
-from wdjax.data.split import add_label_noise
-from wdjax.jobs.options import (
-    DEFAULTS,
-    OTHERWISE,
-    SINGLE_SLOPE,
-    SLOPES,
-    STRENGTH_RANGES,
-    ModelDefaults,
-    RunOptions,
-    SelectOptions,
-)
+from wdjax.data.named import find_source
+from wdjax.data.split import add_label_noise, check_folds
+from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import checked_out
 from wdjax.parts import resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
+from wdjax.recipe.kinds import (
+    DECAY_KINDS,
+    DTYPES,
+    EXAMPLE_FEATURE_KINDS,
+    LOSS_KINDS,
+    PART_FEATURE_KINDS,
+    DecayKind,
+    LossKind,
+    ModelDefaults,
+    ModelKind,
+)
+from wdjax.recipe.own import check_own, load_own
+from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
+from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.tables import format_number
+
+_KINDS_OF_DATA = {"image": "images", "table": "tables", "text": "sequences"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +47,30 @@ class Prepared:
     """Checked options turned into data, recipe and devices; nothing compiled, nothing written."""
 
     recipe: Recipe
+    model: ModelKind
     choose_data: Dataset
     test_data: Dataset
     mesh: Mesh
     out: pathlib.Path
-    defaults: ModelDefaults
     param_shapes: Any
     num_choose: int
     """Of all there are: streamed data are represented by a few."""
     num_test: int
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        """The sizes of the model's runs."""
+        return self.model.defaults
+
+    @property
+    def decay(self) -> DecayKind:
+        """What a strength does to the weights."""
+        return DECAY_KINDS[self.recipe.decay]
+
+    @property
+    def loss(self) -> LossKind:
+        """What is minimised, and how its targets are treated."""
+        return LOSS_KINDS[self.recipe.loss]
 
     def describe(self, purpose: str = "choose") -> str:
         """The data and the devices, in a sentence each; what the first part is for in a verb."""
@@ -112,11 +134,15 @@ def prepare(
       ValueError: for any option or data that cannot run, in one sentence.
     """
     out = checked_out(options) if writes else pathlib.Path()
-    make_model = recipes.load_make_model(options.model)
-    defaults = DEFAULTS.get(options.model, OTHERWISE)
-    loss = options.loss or ("squared_error" if options.data in NUMBER_SETS else "cross_entropy")
-    check_one_of("loss", loss, recipes.LOSSES)
-    check_one_of("dtype", options.dtype, recipes.DTYPES)
+    model = load_own("model", options.model)
+    default_loss = find_source(options.data).loss
+    loss = options.loss or default_loss
+    load_own("loss", loss, like=default_loss)
+    load_own("decay", options.decay)
+    measures = parse_names(options.measure)
+    for name in measures:
+        load_own("measure", name)
+    check_one_of("dtype", options.dtype, DTYPES)
     check_number("dropout", options.dropout, low=0.0, high=0.99)
     check_number("label_noise", options.label_noise, low=0.0, high=1.0)
     check_positive_int("seed", options.seed, low=0)
@@ -124,54 +150,61 @@ def prepare(
         jax.config.update("jax_enable_x64", True)
     mesh = _mesh(options.devices)
     dataset, test_data = load(options, loss)
-    if options.model == "rnn" and dataset.kind == "table":
-        raise ValueError(
-            f"`model` rnn reads sequences and images; {dataset.name!r} is a table: use mlp."
-        )
+    _check_reads(model, options.model, dataset)
     recipe = Recipe(
-        make_model=make_model,
+        make_model=model.make,
         num_outputs=dataset.num_outputs,
         loss=loss,
         optimizer=options.optimizer,
         schedule=options.schedule,
         decay=options.decay,
-        parts=recipes.parse_parts(options.parts),
-        num_epochs=defaults.num_epochs if options.epochs is None else options.epochs,
+        parts=parse_parts(options.parts),
+        num_epochs=model.defaults.num_epochs if options.epochs is None else options.epochs,
         batch_size=options.batch_size,
         dtype=options.dtype,
         scale_inputs=dataset.kind == "table",
-        score_rows=defaults.score_rows,
-        augment=_augmentations(options, dataset),
-        example_feature=recipes.parse_sigmoid(
-            "example_weight", options.example_weight, recipes.EXAMPLE_FEATURES
+        score_rows=model.defaults.score_rows,
+        augment=_augmentations(options, model, dataset),
+        measures=measures,
+        example_feature=parse_sigmoid(
+            "example_weight", options.example_weight, EXAMPLE_FEATURE_KINDS
         ),
-        part_feature=recipes.parse_sigmoid(
-            "part_weight", options.part_weight, recipes.PART_FEATURES
-        ),
+        part_feature=parse_sigmoid("part_weight", options.part_weight, PART_FEATURE_KINDS),
         part_weight_on=options.part_weight_on,
     )
-    if options.model == "cnn":
+    if model.images_32:
         dataset, test_data = as_images_32(dataset), as_images_32(test_data)
     if options.label_noise > 0:
         dataset = add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
+    check_own(recipe, to_batch(take(dataset, np.arange(1))))
     sizes = len(dataset.inputs), len(test_data.inputs)
-    return Prepared(recipe, dataset, test_data, mesh, out, defaults, shapes, *sizes)
+    return Prepared(recipe, model, dataset, test_data, mesh, out, shapes, *sizes)
 
 
-def _augmentations(options: RunOptions, dataset: Dataset) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in options.augment.split(",") if name.strip())
+def _check_reads(model: ModelKind, name: str, dataset: Dataset) -> None:
+    if dataset.kind not in model.reads:
+        reads = " and ".join(_KINDS_OF_DATA[kind] for kind in model.reads)
+        raise ValueError(
+            f"`model` {name} reads {reads}; {dataset.name!r} is a {dataset.kind}: use mlp."
+        )
+
+
+def _augmentations(options: RunOptions, model: ModelKind, dataset: Dataset) -> tuple[str, ...]:
+    names = parse_names(options.augment)
+    kinds = {name: load_own("augment", name) for name in names}
     if names and dataset.kind != "image":
         raise ValueError(
             f"`augment` changes images; {dataset.name!r} is a {dataset.kind}: leave it out."
         )
-    grey = dataset.inputs.shape[-1] != 3 and options.model != "cnn"
-    if "saturation" in names and grey:
-        raise ValueError(
-            f"`augment` saturation needs red, green and blue; {dataset.name!r} has "
-            f"{dataset.inputs.shape[-1]} channels: leave it out."
-        )
+    channels = 3 if model.images_32 else dataset.inputs.shape[-1]
+    for name, kind in kinds.items():
+        if kind.channels not in (None, channels):
+            raise ValueError(
+                f"`augment` {name} needs {kind.channels} channels (red, green and blue are 3); "
+                f"{dataset.name!r} has {channels}: leave it out."
+            )
     return names
 
 
@@ -221,7 +254,7 @@ def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
             f"`model` {options.model!r} must return a wdjax Model(init, apply), got "
             f"{type(model).__name__}; wrap a flax module with from_linen or from_nnx."
         )
-    if options.dropout and options.model not in recipes.MODELS:
+    if options.dropout:
         try:
             recipe.make_model(recipe.num_outputs, dropout=options.dropout)
         except TypeError:
@@ -250,9 +283,9 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     learning_rates = check_axis("learning_rates", options.learning_rates)
     check_number("learning_rates", min(learning_rates), low=0.0, above=True)
     if options.strengths is None:
-        ends = zip(STRENGTH_RANGES[options.decay], prepared.defaults.narrowed, strict=True)
+        ends = zip(prepared.decay.strengths, prepared.defaults.narrowed, strict=True)
         low, high = (end * factor for end, factor in ends)
-        high = min(high, whole_weight_strength(options.decay, max(learning_rates)))
+        high = min(high, prepared.decay.whole_weight_strength(max(learning_rates)))
         strengths = [0.0, *np.geomspace(low, high, prepared.defaults.num_strengths)]
     else:
         strengths = check_axis("strengths", options.strengths)
@@ -262,25 +295,67 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     return grid_product(strength=strengths, learning_rate=learning_rates, **slopes, **dropout)
 
 
-def whole_weight_strength(decay: str, learning_rate: float) -> float:
-    """The strength at which a step removes the whole weight; infinite for the penalties."""
-    rates = {"decoupled": learning_rate, "corrected": learning_rate, "independent": 1.0}
-    return 1 / rates[decay] if decay in rates else math.inf
-
-
 def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:
     """Refuses a decay that multiplies a weight by -1 or beyond at every step.
 
     Raises:
       ValueError: if it does, with the strength, the rate and the way out.
     """
-    rate = strength / whole_weight_strength(decay, learning_rate)
+    rate = strength / DECAY_KINDS[decay].whole_weight_strength(learning_rate)
     if rate >= 2:
         raise ValueError(
             f"`{name}`: {strength:g} removes {rate:g} of each weight per step at learning rate "
             f"{learning_rate:g}; from 2 on a weight grows without bound: take a smaller strength "
             "or learning rate."
         )
+
+
+def check_choose_by(name: str, recipe: Recipe) -> None:
+    """Refuses to choose by what is not scored, or by a score whose direction is not known.
+
+    Raises:
+      ValueError: if so, with what there is to choose by.
+    """
+    score = recipes.recipe_score(recipe)
+    check_one_of("choose_by", name, score.measures)
+    if name not in score.higher_is_better:
+        raise ValueError(
+            f"`choose_by` {name}: whether more of it is better is not known; make it a "
+            f"wdjax.Measure(function, higher_is_better=True) or False in its file."
+        )
+
+
+def check_streamable(recipe: Recipe) -> None:
+    """Refuses scores that are no mean over examples, in a run that sees a batch at a time.
+
+    Raises:
+      ValueError: for the first.
+    """
+    for name, measure in recipes.recipe_measures(recipe).items():
+        if not getattr(measure, "per_example", True):
+            raise ValueError(
+                f"`measure` {name} is of all examples at once, and a streamed run scores batch by "
+                "batch: leave it out, or train without --stream."
+            )
+
+
+def check_folds_fit(prepared: Prepared, options: SelectOptions) -> None:
+    """Refuses more folds than the data or a class has examples, or than leave a batch to train on.
+
+    Raises:
+      ValueError: if there are.
+    """
+    data = prepared.choose_data
+    check_folds(data, options.folds, stratify=prepared.loss.has_classes)
+    num_examples = len(data.inputs)
+    check_batch_fits(options.batch_size, num_examples - -(-num_examples // options.folds))
+
+
+def draw_folds(prepared: Prepared, options: SelectOptions, key: Array) -> Folds:
+    """The folds of the data to choose on; of classes, each keeps their shares."""
+    data = prepared.choose_data
+    labels = data.targets if prepared.loss.has_classes else None
+    return kfold(key, len(data.inputs), options.folds, stratify=labels)
 
 
 def hparams_of(options: Any) -> dict[str, float]:

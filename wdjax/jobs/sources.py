@@ -8,7 +8,7 @@ import numpy as np
 
 from wdjax.data.dataset import Dataset, to_batch
 from wdjax.data.images import SIDE
-from wdjax.data.load import check_predictable, dataset_of
+from wdjax.data.named import check_predictable, dataset_of, find_source
 from wdjax.data.scale import Scaling, apply_scaling, measure_scaling
 from wdjax.data.split import add_label_noise, split_off_test
 from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
@@ -37,7 +37,7 @@ def open_sources(options: TrainOptions) -> tuple[Prepared, Sources]:
     Raises:
       ValueError: as `prepare`.
     """
-    return (_on_disk if options.data.startswith("tfds:") else in_memory)(options)
+    return (_on_disk if find_source(options.data).on_disk else in_memory)(options)
 
 
 def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
@@ -71,7 +71,7 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
         return few, few
 
     prepared = prepare(options, load=sample)
-    recipe, is_regression = prepared.recipe, prepared.recipe.loss == "squared_error"
+    recipe, is_regression = prepared.recipe, not prepared.loss.has_classes
     choose, judge = None, None
     if not has_test or options.patience is not None or options.label_noise or is_regression:
         choose = list_rows(whole, loss=recipe.loss)
@@ -94,7 +94,7 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
 
     def view(source: TfdsSource, listed: Dataset | None) -> TfdsSource | View:
         shape = source.features[source.keys[0]].shape
-        resized = options.model == "cnn" and shape != (SIDE, SIDE, 3)
+        resized = prepared.model.images_32 and shape != (SIDE, SIDE, 3)
         seen = View(source, listed, scaling.get("inputs"), resized)
         return source if listed is None and seen.scaling is None and not resized else seen
 

@@ -21,7 +21,7 @@ from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, finish, header, write_json, write_params
 from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, start_anew
-from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, hparams_of
+from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
 from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLoop, make_evaluate
@@ -67,6 +67,7 @@ def run_stream(
     _check(options)
     hparams = hparams_of(options)
     prepared, sources = open_sources(options)
+    check_streamable(prepared.recipe)
     num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)
     # Every process must have found the folder free, or to be resumed, before one writes to it.
@@ -112,7 +113,7 @@ def run_stream(
         results |= {"refit": {"chosen": run}, "status": "complete"}
         results["headline"] = _headline(options, loop, run)
         if is_first:
-            results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
+            results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
             write_params(prepared.out, fit, sources.scaling)
             finish(prepared.out, results, clock)
     return results

@@ -27,7 +27,7 @@ def telemetry_results(
       steps: the steps that were measured, from 1.
       prepared: says what kind of decay it was.
     """
-    note = {"note": NO_RATE} if prepared.recipe.decay in ("coupled", "l1") else {}
+    note = {"note": NO_RATE} if not prepared.decay.has_rate else {}
     return {"steps": list(steps), "parts": parts, **note}
 
 

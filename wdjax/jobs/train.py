@@ -100,7 +100,7 @@ def run_train(
             raise
         clock.lap("training")
         results["headline"] = _headline(options, run)
-        results |= audit_results(audit_run(prepared, hparams, fit.params), options.decay)
+        results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
         results |= {"refit": {"chosen": run}, "status": "complete"}
         num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
         steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]

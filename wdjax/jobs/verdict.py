@@ -2,12 +2,14 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from wdjax.jobs.setup import whole_weight_strength
+from wdjax.jobs.results import has_classes_in
+from wdjax.measures import direction_of
+from wdjax.recipe.kinds import DECAY_KINDS
 from wdjax.report.runs import over_seeds
 from wdjax.selection.choice import (
     Choice,
@@ -47,10 +49,10 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     judged = Judged.of(scores, chosen.value)
     gains = gains_over_zero([judged])[0]
     first = f"{_first_words(judged, chosen, gains, decay)}{_other_numbers(scores.grid, chosen)}."
-    lines = [_other_score(scores, chosen)] if _other_score(scores, chosen) else []
+    lines = [*_other_scores(scores, chosen)]
     ends = beyond(scores.grid, int(np.argmin(judged.means)), gains)
     if "strength" in ends:
-        most = whole_weight_strength(decay, float(np.max(scores.grid["learning_rate"])))
+        most = DECAY_KINDS[decay].whole_weight_strength(float(np.max(scores.grid["learning_rate"])))
         wider = wider_command(command, scores.grid, ends["strength"], most)
         where = f"The best mean lies at the {ends['strength']} strength tried"
         lines.append(
@@ -124,19 +126,20 @@ def _other_numbers(grid: Grid, chosen: Choice) -> str:
     return f"{words}. Learning rate {format_number(chosen.hparams['learning_rate'])}"
 
 
-def _other_score(scores: Scores, chosen: Choice) -> str:
-    """Where loss and accuracy prefer strengths that differ by more than their errors, both."""
-    if "accuracy" not in scores.names or "loss" not in scores.names:
-        return ""
-    name = "accuracy" if chosen.value == "loss" else "loss"
-    other = choose(scores, chosen.rule, value=name)
-    if other.index in chosen.confident_set or chosen.index in other.confident_set:
-        return ""
-    return (
-        f"The {name} prefers strength {format_number(other.hparams['strength'])} (validation "
-        f"{name} {Estimate(other.mean, other.standard_error)}), by more than the errors of either; "
-        f"--choose-by {name} chooses by it."
-    )
+def _other_scores(scores: Scores, chosen: Choice) -> Iterator[str]:
+    """Where another score prefers a strength that differs by more than the errors of both."""
+    for name in scores.names:
+        known = scores.higher_is_better.get(name, direction_of(name, None)) is not None
+        if name == chosen.value or name.startswith("train_") or not known:
+            continue
+        other = choose(scores, chosen.rule, value=name)
+        if other.index in chosen.confident_set or chosen.index in other.confident_set:
+            continue
+        yield (
+            f"The {name} prefers strength {format_number(other.hparams['strength'])} (validation "
+            f"{name} {Estimate(other.mean, other.standard_error)}), by more than the errors of "
+            f"either; --choose-by {name} chooses by it."
+        )
 
 
 def errors_on_test(
@@ -241,7 +244,9 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
 def select_table(results: dict[str, Any]) -> Table:
     """The table of candidates, the chosen row marked."""
     rows, shape = results["table"], results["grid_shape"]
-    names = [n for n in ("loss", "accuracy", "train_loss", "gap") if n in rows[0]]
+    scored = [n for n, cell in rows[0].items() if isinstance(cell, Mapping)]
+    more = [n for n in scored if not n.startswith("train_") and n not in ("loss", "gap")]
+    names = [n for n in ("loss", *more, "train_loss", "gap") if n in scored]
     titles = {"loss": "validation loss", "train_loss": "train loss"}
     numbers = tuple(n for n, count in shape.items() if n == "strength" or count > 1)
     return Table(
@@ -256,8 +261,8 @@ def select_table(results: dict[str, Any]) -> Table:
 def refit_table(results: dict[str, Any]) -> Table:
     """What decay bought: the test part at the chosen strength, at zero and at the largest."""
     runs = results["refit"]
-    names = ("test_loss", "test_accuracy", "train_loss")
-    measured = [name for name in names if name in runs["chosen"]]
+    more = [name for name in runs["chosen"] if name.startswith("test_") and name != "test_loss"]
+    measured = [n for n in ("test_loss", *more, "train_loss") if n in runs["chosen"]]
     rows = []
     for name, run in runs.items():
         gap = np.asarray(run["test_loss"], float) - np.asarray(run["train_loss"], float)
@@ -272,7 +277,7 @@ def refit_table(results: dict[str, Any]) -> Table:
     clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
     spread = "mean +- standard error over the test examples"
     spread += f" and {num_seeds} seeds" if num_seeds > 1 else "; one seed"
-    scaled = results["config"]["loss"] == "squared_error"
+    scaled = not has_classes_in(results)
     unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
     headers = ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap")
     start = 1 if results.get("kind") == "train" else 0  # A single run needs no name.

@@ -2,43 +2,35 @@
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
-import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from wdjax.checks import check_one_of, check_positive_int, nearest
-from wdjax.data.augment import (
-    Augmentation,
-    additive_noise,
-    compose,
-    cutout,
-    random_brightness,
-    random_contrast,
-    random_crop,
-    random_flip,
-    random_saturation,
-)
+from wdjax.checks import check_one_of, check_positive_int
+from wdjax.data.augment import Augmentation, compose
 from wdjax.data.scale import Scaling, measure_scaling, standardize
-from wdjax.decay import (
-    corrected_rate,
-    decay_weights,
-    decoupled_rate,
-    independent_rate,
-)
+from wdjax.decay import decay_weights
 from wdjax.decay.composition import chain_by
 from wdjax.diagnostics.telemetry import measure_parts
-from wdjax.losses import cross_entropy, squared_error
-from wdjax.measures import Score, is_correct, make_score
-from wdjax.models import make_cnn, make_mlp, make_rnn, with_compute_dtype
+from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS
+from wdjax.measures import Score, make_score
+from wdjax.models import make_mlp, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts
-from wdjax.penalties import l1_penalty, l2_penalty
+from wdjax.recipe.kinds import (
+    AUGMENTATION_KINDS,
+    DECAY_KINDS,
+    DTYPES,
+    EXAMPLE_FEATURE_KINDS,
+    OPTIMIZER_KINDS,
+    PART_FEATURE_KINDS,
+    PART_WEIGHT_PLACES,
+    SCHEDULE_KINDS,
+    default_of,
+)
 from wdjax.run import Run, make_run
 from wdjax.step import TelemetryFn
 from wdjax.training import (
@@ -58,73 +50,8 @@ from wdjax.types import (
     Strength,
     TakesPadding,
 )
-from wdjax.weights.examples import (
-    augment_strength,
-    confidence,
-    example_loss_of,
-    margin,
-    sigmoid_example_weight,
-)
-from wdjax.weights.part_features import (
-    PartFeature,
-    depth,
-    fan_in,
-    same_total,
-    sigmoid_parts,
-    tail_index,
-    weight_norm,
-    z_scores,
-)
-
-MODELS = {"mlp": make_mlp, "cnn": make_cnn, "rnn": make_rnn}
-LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
-SCHEDULES = ("constant", "cosine")
-DECAYS = ("decoupled", "coupled", "independent", "corrected", "l1")
-DTYPES = ("float32", "bfloat16", "float64")
-
-DIRECTIONS = {
-    # eps_root keeps the run differentiable where a second moment is exactly zero.
-    "adam": lambda: optax.scale_by_adam(eps_root=1e-12),
-    "sgd": optax.identity,
-    "momentum": lambda: optax.trace(decay=0.9),
-    "lion": optax.scale_by_lion,
-}
-"""The descent direction of each optimiser, before the learning rate; decay is ours."""
-
-MOMENTUM = {"adam": 0.9, "sgd": 0.0, "momentum": 0.9, "lion": 0.957}
-"""How alike the steps of each optimiser are, as telemetry reads it: the correlation of neighbours
-in a geometric sequence. Lion's is the one whose sum is that of its own correlations, `2/pi
-arcsin(0.350 * 0.99^(k-1))` at distance k, from its 0.9 and 0.99: at rates far below 0.01, where its
-memory of a hundred steps is short beside the decay's (docs/derivations.md, 5.4)."""
-
-AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
-    "crop": lambda side: random_crop(max(1, side // 8)),
-    "flip": lambda side: random_flip(),
-    "cutout": lambda side: cutout(max(1, side // 2)),
-    "brightness": lambda side: random_brightness(0.2),
-    "contrast": lambda side: random_contrast(0.5),
-    "saturation": lambda side: random_saturation(0.5),
-    "noise": lambda side: additive_noise(0.1),
-}
-"""From the shorter side of the images, in pixels."""
-
-EXAMPLE_FEATURES = {
-    "augment": lambda loss: augment_strength,
-    "loss": example_loss_of,
-    "margin": lambda loss: margin,
-    "confidence": lambda loss: confidence,
-}
-"""What the sigmoid weight of an example may look at, from the example loss."""
-
-PART_FEATURES: dict[str, Callable[[Model, Any], PartFeature]] = {
-    "depth": depth,
-    "fan_in": lambda model, inputs: z_scores(fan_in),
-    "weight_norm": lambda model, inputs: z_scores(weight_norm),
-    "tail_index": lambda model, inputs: z_scores(tail_index),
-}
-"""What the sigmoid weight of a part may look at, from the model and examples."""
-
-PART_WEIGHT_PLACES = ("decay", "loss", "update")
+from wdjax.weights.examples import sigmoid_example_weight
+from wdjax.weights.part_features import same_total, sigmoid_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +65,10 @@ class Recipe:
     make_model: Callable[..., Model] = make_mlp
     """`make_model(num_outputs) -> Model`, with a keyword `dropout` if `hparams` has one."""
     num_outputs: int = 10
-    loss: str = "cross_entropy"
-    optimizer: str = "adam"
-    schedule: str = "constant"
-    decay: str = "decoupled"
+    loss: str = default_of(LOSS_KINDS)
+    optimizer: str = default_of(OPTIMIZER_KINDS)
+    schedule: str = default_of(SCHEDULE_KINDS)
+    decay: str = default_of(DECAY_KINDS)
     parts: Parts = matrices_only
     num_epochs: int = 100
     batch_size: int = 64
@@ -151,7 +78,9 @@ class Recipe:
     score_rows: int | None = None
     """Rows scored at a time: bounds the memory of an evaluation."""
     augment: tuple[str, ...] = ()
-    """Names of `AUGMENTATIONS`, in order."""
+    """Names of augmentations, in order."""
+    measures: tuple[str, ...] = ()
+    """Names of what is scored beside the loss and the measures of its own."""
     example_feature: str | None = None
     """Each example counts by `sigmoid_weight(feature, hparams["example_slope"])`."""
     part_feature: str | None = None
@@ -160,30 +89,37 @@ class Recipe:
     """What a part's weight multiplies: its decay (or penalty), its data loss, or its update."""
 
     def __post_init__(self):
-        check_one_of("loss", self.loss, LOSSES)
-        check_one_of("optimizer", self.optimizer, DIRECTIONS)
-        check_one_of("schedule", self.schedule, SCHEDULES)
-        check_one_of("decay", self.decay, DECAYS)
+        check_one_of("loss", self.loss, LOSS_KINDS)
+        check_one_of("optimizer", self.optimizer, OPTIMIZER_KINDS)
+        check_one_of("schedule", self.schedule, SCHEDULE_KINDS)
+        check_one_of("decay", self.decay, DECAY_KINDS)
         check_one_of("dtype", self.dtype, DTYPES)
         for name in self.augment:
-            check_one_of("augment", name, AUGMENTATIONS)
+            check_one_of("augment", name, AUGMENTATION_KINDS)
+        for name in self.measures:
+            check_one_of("measure", name, MEASURE_KINDS)
+        recipe_measures(self)
         if self.example_feature is not None:
-            check_one_of("example_weight: sigmoid:", self.example_feature, EXAMPLE_FEATURES)
-        if self.example_feature == "augment" and not self.augment:
-            raise ValueError(
-                "`example_weight` sigmoid:augment needs an augmentation, such as --augment "
-                "crop,flip."
-            )
-        if self.example_feature in ("margin", "confidence") and self.loss != "cross_entropy":
-            raise ValueError(
-                f"`example_weight` sigmoid:{self.example_feature} needs classes (loss "
-                "cross_entropy); use sigmoid:loss."
-            )
+            self._check_example_feature(self.example_feature)
         if self.part_feature is not None:
-            check_one_of("part_weight: sigmoid:", self.part_feature, PART_FEATURES)
+            check_one_of("part_weight: sigmoid:", self.part_feature, PART_FEATURE_KINDS)
         check_one_of("part_weight_on", self.part_weight_on, PART_WEIGHT_PLACES)
         check_positive_int("epochs", self.num_epochs)
         check_positive_int("batch_size", self.batch_size)
+
+    def _check_example_feature(self, name: str) -> None:
+        check_one_of("example_weight: sigmoid:", name, EXAMPLE_FEATURE_KINDS)
+        feature = EXAMPLE_FEATURE_KINDS[name]
+        if feature.needs_augmentation and not self.augment:
+            raise ValueError(
+                f"`example_weight` sigmoid:{name} needs an augmentation, such as --augment "
+                "crop,flip."
+            )
+        if feature.needs_classes and not LOSS_KINDS[self.loss].has_classes:
+            raise ValueError(
+                f"`example_weight` sigmoid:{name} needs classes (loss cross_entropy); use "
+                "sigmoid:loss."
+            )
 
 
 def recipe_model(recipe: Recipe, hparams: HParams | None = None) -> Model:
@@ -195,13 +131,11 @@ def recipe_model(recipe: Recipe, hparams: HParams | None = None) -> Model:
 def recipe_learning_rate(
     recipe: Recipe, learning_rate: Any, num_steps: int
 ) -> tuple[Any, Schedule | float]:
-    """`(eta_t, s_t)`: the learning rate and the schedule's multiplier, eta_t = eta * s_t.
-
-    cosine: s_t = (1 + cos(pi t / num_steps)) / 2.
-    """
-    if recipe.schedule == "constant":
+    """`(eta_t, s_t)`: the learning rate and the schedule's multiplier, eta_t = eta * s_t."""
+    kind = SCHEDULE_KINDS[recipe.schedule]
+    if kind.multiplier is None:
         return learning_rate, 1.0
-    multiplier: Schedule = lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * step / num_steps))
+    multiplier = kind.multiplier(num_steps)
     return (lambda step: learning_rate * multiplier(step)), multiplier
 
 
@@ -220,7 +154,7 @@ def recipe_part_weights(recipe: Recipe, hparams: HParams, inputs: Any, place: st
     base = recipe.parts if place == "decay" else None
     if recipe.part_feature is None or recipe.part_weight_on != place:
         return base
-    feature = PART_FEATURES[recipe.part_feature](recipe_model(recipe), inputs)
+    feature = PART_FEATURE_KINDS[recipe.part_feature].make(recipe_model(recipe), inputs)
     return same_total(sigmoid_parts(feature, hparams["part_slope"], base), base)
 
 
@@ -238,13 +172,13 @@ def recipe_augment(recipe: Recipe, inputs: Any) -> Augmentation | None:
             f"{jnp.shape(inputs)}. Leave it out."
         )
     side = min(inputs.shape[1:3])
-    return compose(*(AUGMENTATIONS[name](side) for name in recipe.augment))
+    return compose(*(AUGMENTATION_KINDS[name].make(side) for name in recipe.augment))
 
 
 def recipe_tx(
     recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any = None
 ) -> optax.GradientTransformation:
-    """The recipe's optimiser, decay included unless it is a penalty (coupled, l1).
+    """The recipe's optimiser, decay included unless it is a penalty.
 
     `inputs`, examples of which only shapes and dtypes are used, are needed with a part feature.
     """
@@ -253,23 +187,19 @@ def recipe_tx(
     learning_rate, _ = recipe_learning_rate(recipe, hparams["learning_rate"], num_steps)
     rate = recipe_rate(recipe, hparams, num_steps)
     decay = optax.identity() if rate is None else decay_weights(rate, parts=parts)
-    direction = DIRECTIONS[recipe.optimizer]()
+    direction = OPTIMIZER_KINDS[recipe.optimizer].direction()
     if on_update is not None:
         direction = optax.chain(direction, scale_by_parts(on_update))
     return chain_by(direction, learning_rate, decay)
 
 
 def recipe_rate(recipe: Recipe, hparams: HParams, num_steps: int) -> Strength | Schedule | None:
-    """c_t of the recipe's decay; None where it is a penalty (coupled, l1), which has none."""
-    strength, peak = hparams["strength"], hparams["learning_rate"]
-    learning_rate, multiplier = recipe_learning_rate(recipe, peak, num_steps)
-    if recipe.decay == "decoupled":
-        return decoupled_rate(strength, learning_rate)
-    if recipe.decay == "independent":
-        return independent_rate(strength, multiplier)
-    if recipe.decay == "corrected":
-        return corrected_rate(strength, learning_rate, peak)
-    return None
+    """c_t of the recipe's decay; None where it is a penalty, which has none."""
+    rate_of = DECAY_KINDS[recipe.decay].rate
+    if rate_of is None:
+        return None
+    peak = hparams["learning_rate"]
+    return rate_of(hparams["strength"], *recipe_learning_rate(recipe, peak, num_steps), peak)
 
 
 def recipe_telemetry(recipe: Recipe, hparams: HParams, num_steps: int, inputs: Any) -> TelemetryFn:
@@ -283,7 +213,7 @@ def recipe_telemetry(recipe: Recipe, hparams: HParams, num_steps: int, inputs: A
         measure_parts,
         rate=0.0 if rate is None else rate,
         parts=recipe_part_weights(recipe, hparams, inputs, "decay"),
-        momentum=MOMENTUM[recipe.optimizer],
+        momentum=OPTIMIZER_KINDS[recipe.optimizer].momentum,
     )
 
 
@@ -313,7 +243,7 @@ def build_run(
 
     return make_run(
         lambda hparams: recipe_model(recipe, hparams),
-        LOSSES[recipe.loss],
+        LOSS_KINDS[recipe.loss].function,
         make_tx=lambda hparams: recipe_tx(recipe, hparams, num_steps, inputs),
         make_penalty=lambda hparams: recipe_penalty(recipe, hparams, inputs),
         make_example_weight=recipe_example_weight(recipe),
@@ -357,36 +287,53 @@ def recipe_example_weight(recipe: Recipe) -> Callable[[HParams], Callable] | Non
     """`make_example_weight` of `make_fit`; None where all examples count alike."""
     if recipe.example_feature is None:
         return None
-    feature = EXAMPLE_FEATURES[recipe.example_feature](LOSSES[recipe.loss])
+    feature = EXAMPLE_FEATURE_KINDS[recipe.example_feature].make(LOSS_KINDS[recipe.loss].function)
     return lambda hparams: sigmoid_example_weight(feature, hparams["example_slope"])
 
 
 def recipe_penalty(recipe: Recipe, hparams: HParams, inputs: Any) -> PenaltyFn | None:
     """The recipe's penalty; None where its decay belongs to the optimiser."""
-    penalty_of = {"coupled": l2_penalty, "l1": l1_penalty}.get(recipe.decay)
+    penalty_of = DECAY_KINDS[recipe.decay].penalty
     if penalty_of is None:
         return None
     parts = recipe_part_weights(recipe, hparams, inputs, "decay")
     return penalty_of(hparams["strength"], parts)
 
 
+def recipe_measures(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe scores, by the score's name: `loss`, its measures, and the further ones.
+
+    A score is named as its measure; one of the user's own, `FILE.py:NAME`, is named NAME.
+
+    Raises:
+      ValueError: for two scores of one name, or a name that another score has.
+    """
+    kind = LOSS_KINDS[recipe.loss]
+    measures = {"loss": kind.function}
+    for name in dict.fromkeys((*kind.measures, *recipe.measures)):
+        score = name.rpartition(":")[2]
+        if score in measures or score == "gap" or score.startswith(("train_", "test_")):
+            raise ValueError(
+                f"`measure` {name!r} would be the score {score!r}, which another is; rename it."
+            )
+        measures[score] = MEASURE_KINDS[name]
+    return measures
+
+
 def recipe_score(recipe: Recipe) -> Score:
-    """The recipe's measures: `loss`, and `accuracy` of a classification."""
-    measures = {"loss": LOSSES[recipe.loss]}
-    if recipe.loss == "cross_entropy":
-        measures["accuracy"] = is_correct
-    return make_score(recipe_model(recipe), batch_size=recipe.score_rows, **measures)
+    """The recipe's measures: `loss`, `accuracy` of a classification, and the further ones."""
+    return make_score(recipe_model(recipe), batch_size=recipe.score_rows, **recipe_measures(recipe))
 
 
 def recipe_scale(recipe: Recipe, train: Batch, valid: Batch) -> tuple[Batch, Batch]:
     """Standardises what the recipe standardises, by the training part alone."""
-    targets = recipe.loss == "squared_error"
+    targets = not LOSS_KINDS[recipe.loss].has_classes
     return standardize(train, valid, inputs=recipe.scale_inputs, targets=targets)
 
 
 def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
     """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone."""
-    scaled = {"inputs": recipe.scale_inputs, "targets": recipe.loss == "squared_error"}
+    scaled = {"inputs": recipe.scale_inputs, "targets": not LOSS_KINDS[recipe.loss].has_classes}
     return {
         field: jax.jit(measure_scaling)(getattr(train, field), train.weights)
         for field, wanted in scaled.items()
@@ -420,79 +367,3 @@ def recipe_param_shapes(recipe: Recipe, inputs: Any) -> Any:
     """The params as shapes and dtypes, from one row of `inputs[example, ...]`: nothing is run."""
     one = jax.tree.map(lambda x: x[:1], inputs)
     return jax.eval_shape(lambda: recipe_model(recipe).init(jax.random.key(0), one)[0])
-
-
-def load_make_model(name: str) -> Callable[..., Model]:
-    """One of the project's models by name, or the user's own as `my_file.py:make_model`.
-
-    Raises:
-      ValueError: for an unknown name, a missing file or function, or a file that fails to run.
-    """
-    if ":" not in name:
-        check_one_of("model", name, MODELS)
-        return MODELS[name]
-    path, function = name.rsplit(":", 1)
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"`model` {name!r}: there is no file {path!r}; give FILE.py:FUNCTION.")
-    module_name = f"wdjax_model_{pathlib.Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"`model` {name!r}: {path!r} is not a Python file; give FILE.py:FUNCTION.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses, so flax modules too, look up annotations written as strings there.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"`model` {name!r}: running the file failed: {error!r}.") from error
-    make_model: Any = getattr(module, function, None)
-    if not callable(make_model):
-        functions = [n for n, value in vars(module).items() if callable(value)]
-        raise ValueError(
-            f"`model` {name!r}: {path!r} defines no function {function!r}."
-            f"{nearest(function, functions)}"
-        )
-    return cast(Callable[..., Model], make_model)
-
-
-def parse_sigmoid(name: str, text: str | None, features: dict[str, Any]) -> str | None:
-    """The feature of `"sigmoid:FEATURE"`, or None for None.
-
-    Raises:
-      ValueError: for another form or an unknown feature.
-    """
-    if text is None:
-        return None
-    form, _, feature = text.partition(":")
-    if form != "sigmoid" or not feature:
-        raise ValueError(
-            f"`{name}` must be sigmoid:FEATURE, such as sigmoid:{next(iter(features))}; "
-            f"got {text!r}."
-        )
-    check_one_of(f"{name}: sigmoid:", feature, features)
-    return feature
-
-
-def parse_parts(text: str) -> Parts:
-    """`"matrices"`, `"all"`, or patterns such as `"*/kernel=1,*=0"`, the first match winning.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    if text == "matrices":
-        return matrices_only
-    if text == "all":
-        return None
-    patterns = {}
-    for item in text.split(","):
-        pattern, equals, number = item.strip().rpartition("=")
-        try:
-            patterns[pattern] = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not pattern:
-            raise ValueError(
-                f"`parts` must be matrices, all, or PATTERN=NUMBER,... such as "
-                f"'*/kernel=1,*=0'; got {item.strip()!r}."
-            )
-    return patterns

@@ -12,12 +12,12 @@ import numpy as np
 from wdjax.report.figures import Figure
 from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
 from wdjax.report.sweep import (
-    RULES,
     Sweep,
     finished_folds,
     lowest_rows,
     numbers_in_words,
     read_sweep,
+    rule_words,
     score_array,
     shared_numbers,
     sweep_figures,
@@ -144,7 +144,7 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
         reason = choice.get("reason") if isinstance(choice, Mapping) else None
         if rule in sweep.choices and reason:
             numbers = numbers_in_words(sweep, sweep.choices[rule])
-            yield _paragraph(f"By the rule of {RULES.get(rule, rule)}: {numbers}. {reason}")
+            yield _paragraph(f"By the rule of {rule_words(rule)}: {numbers}. {reason}")
     yield from _figures(
         sweep_figures(sweep), "No figure: nothing varies in this grid, or no score."
     )
@@ -173,9 +173,7 @@ def _how_scored(results: Mapping[str, Any], sweep: Sweep) -> str:
         sentences.append(f"In every row: {', '.join(words)}.")
     if sweep.chosen is not None:
         rule = str(results["rule"])
-        sentences.append(
-            f"The marked row was chosen by the rule in force: {RULES.get(rule, rule)}."
-        )
+        sentences.append(f"The marked row was chosen by the rule in force: {rule_words(rule)}.")
     return " ".join(sentences)
 
 

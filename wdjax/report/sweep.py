@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wdjax.loss_kinds import MEASURE_KINDS
+from wdjax.measures import direction_of
 from wdjax.report import figures
 from wdjax.report.figures import Figure, Mark, Series
+from wdjax.selection.choice import RULES
 from wdjax.tables import Estimate, Table, format_number
-
-RULES = {"min": "lowest mean", "one_standard_error": "one standard error"}
-"""The rules that choose, in the words of the page."""
-
-_HIGHER_IS_BETTER = ("accuracy", "r2")
 
 
 class Sweep(NamedTuple):
@@ -166,7 +164,7 @@ def sweep_table(sweep: Sweep, order: Sequence[int] | None = None) -> Table:
     axes = sweep.varying or sweep.axes
     names = [axis.replace("_", " ") for axis in (*axes, *sweep.metrics)]
     chosen_by = {
-        index: ", ".join(_rule(rule) for rule, i in sweep.choices.items() if i == index)
+        index: ", ".join(rule_words(rule) for rule, i in sweep.choices.items() if i == index)
         for index in sweep.choices.values()
     }
     rows = []
@@ -211,8 +209,9 @@ def sweep_figures(sweep: Sweep) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def _rule(rule: str) -> str:
-    return RULES.get(rule, rule.replace("_", " "))
+def rule_words(rule: str) -> str:
+    """The rule in the words of the page."""
+    return RULES[rule].words if rule in RULES else rule.replace("_", " ")
 
 
 def _anchor(sweep: Sweep) -> int:
@@ -284,12 +283,10 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
         ]
     marks = _marks(sweep, metric, rows)
     level = None
-    if (
-        metric == sweep.value == "loss"
-        and "min" in sweep.choices
-        and "one_standard_error" in sweep.choices
+    if metric == sweep.value == "loss" and any(
+        RULES[rule].within_error for rule in sweep.choices if rule in RULES
     ):
-        best = sweep.choices["min"]
+        best = int(np.nanargmin(means))
         level = means[best] + errors[best]
     caption = f"Mean over folds against {name}"
     if others:
@@ -331,8 +328,11 @@ def _marks(sweep: Sweep, metric: str, rows: np.ndarray) -> list[Mark]:
     chosen_by: dict[int, list[str]] = {}
     for rule, index in sweep.choices.items():
         if index in rows and math.isfinite(means[index]):
-            chosen_by.setdefault(index, []).append(_rule(rule))
-    words = {i: rules[0] if len(rules) == 1 else "both rules" for i, rules in chosen_by.items()}
+            chosen_by.setdefault(index, []).append(rule_words(rule))
+    words = {
+        i: rules[0] if len(rules) == 1 else "both rules" if len(rules) == 2 else "several rules"
+        for i, rules in chosen_by.items()
+    }
     return [Mark(words[i], float(x[i]), float(means[i])) for i in sorted(words, key=lambda i: x[i])]
 
 
@@ -399,7 +399,7 @@ def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
     values = np.full((len(ups), len(rights)), np.nan)
     values[i, j] = means[rows]
     place = np.flatnonzero(rows == sweep.chosen) if sweep.chosen is not None else []
-    lower = not sweep.higher_is_better.get(metric, metric in _HIGHER_IS_BETTER)
+    lower = not sweep.higher_is_better.get(metric, direction_of(metric, MEASURE_KINDS.get(metric)))
     cells = {int(r): (int(a), int(b)) for r, a, b in zip(rows, i, j, strict=True)}
     outlined = [cells[r] for r in sweep.confident if r in cells] if metric == sweep.value else []
     words = metric.replace("_", " ")

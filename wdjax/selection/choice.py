@@ -1,6 +1,7 @@
 """The rules that choose a candidate, and what its scores allow to say of it."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,49 @@ from wdjax.selection.evidence import (
 from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
-RULES = ("min", "one_standard_error")
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A way of choosing a row of the grid.
+
+    Args:
+      words: what a report calls it.
+      pick: `(means[row], errors[row], simpler[row]) -> row`. Lower means are better, infinite where
+        a run diverged; errors are standard errors over folds; `simpler` is the axis whose larger
+        values make simpler models, None where the grid has no such axis.
+      because: why the row is not that of the best mean, with the fields `{simpler}`, `{error}` (of
+        the best), `{best}` (lowest or highest) and `{top}` (the best mean).
+      needs_simpler: whether `simpler` must be there.
+      within_error: whether a report should draw the best mean plus its error.
+    """
+
+    words: str
+    pick: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Any]
+    because: str = "Chosen by another rule than the {best} mean score, {top}."
+    needs_simpler: bool = False
+    within_error: bool = False
+
+
+def _simplest_within_error(
+    means: np.ndarray, errors: np.ndarray, simpler: np.ndarray | None
+) -> int:
+    best = int(np.argmin(means))
+    assert simpler is not None
+    size = np.where(means <= means[best] + errors[best], simpler.astype(np.float64), -np.inf)
+    return int(np.lexsort((means, -size))[0])
+
+
+RULES: dict[str, Rule] = {
+    "min": Rule("lowest mean", lambda means, errors, simpler: int(np.argmin(means))),
+    "one_standard_error": Rule(
+        "one standard error",
+        _simplest_within_error,
+        "Largest {simpler} within one standard error ({error}) of the {best} mean score, {top}.",
+        needs_simpler=True,
+        within_error=True,
+    ),
+}
+"""Ways of choosing, by name."""
 
 
 class Gain(NamedTuple):
@@ -136,7 +179,7 @@ def choose(
     """
     check_one_of("rule", rule, RULES)
     judged = Judged.of(scores, value, higher_is_better)
-    if rule == "one_standard_error":
+    if RULES[rule].needs_simpler:
         check_one_of("simpler", simpler, scores.grid)
     return judged.choose(rule, simpler, gains_over_zero([judged])[0], judged.confident())
 
@@ -207,9 +250,8 @@ class Judged(NamedTuple):
                 "largest strengths, or check the data."
             )
         best = int(np.argmin(means))
-        index = best
-        if rule == "one_standard_error":
-            index = _simplest_within(self.grid, simpler, means, means[best] + errors[best])
+        axis = np.asarray(self.grid[simpler]) if simpler in self.grid else None
+        index = int(RULES[rule].pick(means, errors, axis))
         sign = -1.0 if self.higher_is_better else 1.0
         choice = Choice(
             index=index,
@@ -232,9 +274,8 @@ class Judged(NamedTuple):
         if choice.index == best:
             yield f"{kind} mean score, {top}."
         else:
-            yield (
-                f"Largest {simpler} within one standard error ({format_number(errors[best])}) of "
-                f"the {kind.lower()} mean score, {top}."
+            yield RULES[choice.rule].because.format(
+                simpler=simpler, error=format_number(errors[best]), best=kind.lower(), top=top
             )
         for name, end in beyond(self.grid, best, gains).items():
             yield (
@@ -394,8 +435,3 @@ def _direction(scores: Scores, name: str, told: Any) -> bool:
             f"{'higher' if known else 'lower'}; leave the argument out."
         )
     return bool(known if told is None else told)
-
-
-def _simplest_within(grid: Any, simpler: str, ranked: np.ndarray, bound: float) -> int:
-    size = np.where(ranked <= bound, np.asarray(grid[simpler], np.float64), -np.inf)
-    return int(np.lexsort((ranked, -size))[0])

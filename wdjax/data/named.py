@@ -1,0 +1,173 @@
+"""Data by name: a record for each set that is known here, each form of name, each kind of file."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wdjax.checks import check_one_of, nearest
+from wdjax.data.dataset import Dataset, make_dataset
+from wdjax.data.files import read_csv, read_npz
+from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
+from wdjax.data.text import (
+    DEFAULT_LENGTH,
+    NUM_TOKENS,
+    next_byte_windows,
+    standard_library_source,
+)
+from wdjax.data.tfds import TfdsSource, open_tfds, read_tfds, split_sizes
+from wdjax.loss_kinds import LOSS_KINDS, has_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """Data that can be named.
+
+    Args:
+      load: `(name, *, loss, **options) -> Dataset`, all of it in memory, checked.
+      loss: the name of the loss that its targets are for, unless another is asked for.
+      options: which of the options of `load_data` it takes: target, data_dir, download, length.
+      test_name: `(name, data_dir) -> name` of a test part of its own; None where there is none.
+      on_disk: whether a streamed run leaves it there, as it can a TFDS set.
+      has_columns: whether it is a file whose columns can be read by name, without the target.
+      has_arrays: whether it is a file whose array `inputs` can be read alone.
+
+    Raises:
+      ValueError: if the loss is not known.
+    """
+
+    load: Callable[..., Dataset]
+    loss: str = "cross_entropy"
+    options: tuple[str, ...] = ()
+    test_name: Callable[[str, Any], str | None] = lambda name, data_dir: None
+    on_disk: bool = False
+    has_columns: bool = False
+    has_arrays: bool = False
+
+    def __post_init__(self):
+        check_one_of("loss", self.loss, LOSS_KINDS)
+
+
+def find_source(name: str) -> DataSource:
+    """The record of data so named: by its whole name, the word before `:`, or a file's ending.
+
+    Raises:
+      ValueError: if there is none, with the nearest name.
+    """
+    word, colon, _ = name.partition(":")
+    forms = (word + colon, Path(name).suffix.lower(), name)
+    for key in forms:
+        if key in DATA_SOURCES:
+            return DATA_SOURCES[key]
+    known = [key for key in DATA_SOURCES if key.isidentifier()]
+    raise ValueError(
+        f"data {name!r} is neither a data set known here ({', '.join(known)}), nor a path that "
+        f"ends in .npz or .csv, nor a name such as tfds:mnist.{nearest(name, known)}"
+    )
+
+
+def load_source(source: TfdsSource, *, loss: str = "cross_entropy") -> Dataset:
+    """All of an opened TFDS split in memory, with the classes its description counts.
+
+    Raises:
+      ValueError: as `make_dataset`; for numbers to predict under a loss of classes.
+    """
+    check_predictable(source, loss)
+    inputs, targets = read_tfds(source)
+    return dataset_of(source, inputs, targets, loss)
+
+
+def check_predictable(source: TfdsSource, loss: str) -> None:
+    """Checks that the loss fits the target.
+
+    Raises:
+      ValueError: for numbers to predict under a loss of classes.
+    """
+    if has_classes(loss) and source.num_classes is None:
+        raise ValueError(
+            f"`loss` = {loss} needs classes, and {source.keys[1]!r} of 'tfds:{source.name}' is a "
+            "number; use squared_error."
+        )
+
+
+def dataset_of(source: TfdsSource, inputs: np.ndarray, targets: np.ndarray, loss: str) -> Dataset:
+    """Arrays read from a split, with the meaning that its description gives them."""
+    return make_dataset(
+        inputs,
+        targets,
+        loss=loss,
+        name=f"tfds:{source.name}",
+        kind=source.kind,
+        num_outputs=source.num_classes,
+        class_names=source.class_names,
+    )
+
+
+def _load_tfds(name: str, *, loss: str, **options: Any) -> Dataset:
+    return load_source(open_tfds(name.removeprefix("tfds:"), **options), loss=loss)
+
+
+def _test_of_tfds(name: str, data_dir: Any) -> str | None:
+    """A set with `train` and `test` comes apart as its authors meant, unless a split is named."""
+    has_test = "@" not in name and "test" in split_sizes(
+        name.removeprefix("tfds:"), data_dir=data_dir
+    )
+    return f"{name}@test" if has_test else None
+
+
+def _load_npz(name: str, *, loss: str) -> Dataset:
+    inputs, targets, weights = read_npz(Path(name))
+    return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, weights=weights)
+
+
+def _load_csv(name: str, *, loss: str, target: str | None = None) -> Dataset:
+    read = read_csv(Path(name), target, loss)
+    dataset = make_dataset(read.inputs, read.targets, loss=loss, name=Path(name).stem, kind="table")
+    return dataset._replace(column_names=read.names, target_name=read.target)
+
+
+def _load_shipped(name: str, *, loss: str) -> Dataset:
+    _check_fits(name, loss, "numbers" if name in NUMBER_SETS else "classes")
+    inputs, targets, names = read_shipped(name)
+    return make_dataset(inputs, targets, loss=loss, name=name, class_names=names)
+
+
+def _load_digits(name: str, *, loss: str) -> Dataset:
+    _check_fits(name, loss, "classes")
+    inputs, targets, names = read_shipped(name)
+    return make_dataset(inputs[..., None] / 16, targets, loss=loss, name=name, class_names=names)
+
+
+def _load_stdlib(name: str, *, loss: str, length: int | None = None) -> Dataset:
+    _check_fits(name, loss, "bytes")
+    length = DEFAULT_LENGTH if length is None else length
+    inputs, targets, weights = next_byte_windows(standard_library_source(), length)
+    return Dataset(name, inputs, targets, "text", NUM_TOKENS, (), weights)
+
+
+def _check_fits(name: str, loss: str, targets: str) -> None:
+    wanted = DATA_SOURCES[name].loss
+    if has_classes(loss) != has_classes(wanted):
+        raise ValueError(
+            f"`loss` = {loss} does not fit the data set {name!r}, whose targets are {targets}; "
+            f"use {wanted}."
+        )
+
+
+DATA_SOURCES: dict[str, DataSource] = {
+    "digits": DataSource(_load_digits),
+    **{name: DataSource(_load_shipped) for name in CLASS_SETS if name != "digits"},
+    **{name: DataSource(_load_shipped, "squared_error") for name in NUMBER_SETS},
+    "stdlib": DataSource(_load_stdlib, options=("length",)),
+    "tfds:": DataSource(
+        _load_tfds,
+        options=("data_dir", "download", "length"),
+        test_name=_test_of_tfds,
+        on_disk=True,
+    ),
+    ".npz": DataSource(_load_npz, has_arrays=True),
+    ".csv": DataSource(_load_csv, options=("target",), has_columns=True),
+}
+"""By a set's name, by the word before a `:`, or by a file's ending."""

@@ -1,0 +1,322 @@
+"""What can be named on the command line: a frozen record a choice, a table a sort.
+
+The first name of a table is the default. Nothing else in the package tests a name, and a new one
+is an entry in its table: `register`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from wdjax.checks import check_one_of
+from wdjax.data.augment import (
+    Augmentation,
+    additive_noise,
+    cutout,
+    random_brightness,
+    random_contrast,
+    random_crop,
+    random_flip,
+    random_saturation,
+)
+from wdjax.data.named import DATA_SOURCES, DataSource
+from wdjax.decay import corrected_rate, decoupled_rate, independent_rate
+from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS, LossKind
+from wdjax.measures import Measure
+from wdjax.models import make_cnn, make_mlp, make_rnn
+from wdjax.penalties import l1_penalty, l2_penalty
+from wdjax.selection.choice import RULES, Rule
+from wdjax.types import Model, Parts, PenaltyFn, Schedule
+from wdjax.weights.examples import augment_strength, confidence, example_loss_of, margin
+from wdjax.weights.part_features import (
+    PartFeature,
+    depth,
+    fan_in,
+    tail_index,
+    weight_norm,
+    z_scores,
+)
+
+DTYPES = ("float32", "bfloat16", "float64")
+PART_WEIGHT_PLACES = ("decay", "loss", "update")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayKind:
+    """What a strength does to the weights: a rate beside the update, or a penalty in the loss.
+
+    Args:
+      rate: `(strength, learning_rate, multiplier, peak) -> c_t`, the share of a weight that a step
+        removes, in proportion to the strength. The learning rate eta_t and the multiplier s_t of
+        its schedule (eta_t = peak * s_t) are numbers or functions of the step; then c_t may be a
+        function of the step as well. Strengths and learning rates may be traced.
+      penalty: `(strength, parts) -> (params -> scalar)`, added to the loss once.
+      strengths: the smallest and the largest that a selection tries by default.
+
+    Raises:
+      ValueError: unless exactly one of `rate` and `penalty` is given.
+    """
+
+    rate: Callable[..., Any] | None = None
+    penalty: Callable[[Any, Parts], PenaltyFn] | None = None
+    strengths: tuple[float, float] = (1e-6, 1e-1)
+
+    def __post_init__(self):
+        if (self.rate is None) == (self.penalty is None):
+            raise ValueError(
+                "a DecayKind is a `rate` beside the update or a `penalty` in the loss: give one."
+            )
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether it removes a share of each weight; a penalty's pull is part of the gradient."""
+        return self.rate is not None
+
+    def whole_weight_strength(self, learning_rate: float) -> float:
+        """The strength at which a step removes the whole weight; infinite for a penalty."""
+        if self.rate is None:
+            return math.inf
+        share: Any = self.rate(1.0, learning_rate, 1.0, learning_rate)
+        share = share(0) if callable(share) else share
+        return 1 / share if share > 0 else math.inf
+
+
+DECAY_KINDS: dict[str, DecayKind] = {
+    "decoupled": DecayKind(
+        rate=lambda strength, learning_rate, multiplier, peak: decoupled_rate(
+            strength, learning_rate
+        ),
+        strengths=(1e-3, 1e2),
+    ),
+    "coupled": DecayKind(penalty=l2_penalty),
+    "independent": DecayKind(
+        rate=lambda strength, learning_rate, multiplier, peak: independent_rate(
+            strength, multiplier
+        )
+    ),
+    "corrected": DecayKind(
+        rate=lambda strength, learning_rate, multiplier, peak: corrected_rate(
+            strength, learning_rate, peak
+        ),
+        strengths=(1e-3, 1e2),
+    ),
+    "l1": DecayKind(penalty=l1_penalty),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerKind:
+    """A descent direction, before the learning rate; the decay is ours.
+
+    Args:
+      direction: `() -> GradientTransformation`.
+      momentum: how alike neighbouring steps are, as telemetry reads it: the correlation of
+        neighbours in a geometric sequence.
+      learning_rates: those that `wdjax compare` tries by default. At Adam's, Lion diverges and
+        plain descent stands still.
+    """
+
+    direction: Callable[[], optax.GradientTransformation]
+    momentum: float = 0.0
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 0.01)
+
+
+OPTIMIZER_KINDS: dict[str, OptimizerKind] = {
+    # eps_root keeps the run differentiable where a second moment is exactly zero.
+    "adam": OptimizerKind(lambda: optax.scale_by_adam(eps_root=1e-12), 0.9, (1e-3, 3e-3, 0.01)),
+    "sgd": OptimizerKind(optax.identity, 0.0, (0.03, 0.1, 0.3)),
+    "momentum": OptimizerKind(lambda: optax.trace(decay=0.9), 0.9, (3e-3, 0.01, 0.03)),
+    # Lion's momentum is the one whose sum is that of its own correlations, `2/pi arcsin(0.350 *
+    # 0.99^(k-1))` at distance k, from its 0.9 and 0.99: at rates far below 0.01, where its memory
+    # of a hundred steps is short beside the decay's (docs/derivations.md, 5.4).
+    "lion": OptimizerKind(optax.scale_by_lion, 0.957, (1e-4, 3e-4, 1e-3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleKind:
+    """How the learning rate goes: eta_t = eta * s_t.
+
+    Args:
+      multiplier: `num_steps -> (step -> s_t)`, s_t in [0, 1]; None for s_t = 1 throughout.
+    """
+
+    multiplier: Callable[[Any], Schedule] | None = None
+
+
+def _cosine(num_steps: Any) -> Schedule:
+    """s_t = (1 + cos(pi t / num_steps)) / 2."""
+    return lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * step / num_steps))
+
+
+SCHEDULE_KINDS: dict[str, ScheduleKind] = {
+    "constant": ScheduleKind(),
+    "cosine": ScheduleKind(_cosine),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDefaults:
+    """Sizes at which a model's selection ends within two minutes on two cores."""
+
+    num_epochs: int = 100
+    num_seeds: int = 3
+    num_strengths: int = 13
+    narrowed: tuple[float, float] = (1.0, 1.0)
+    """Factors on the two ends of the default range: few strengths must lie where it matters."""
+    score_rows: int | None = None
+    """Rows scored at a time: bounds the memory of an evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelKind:
+    """A model that can be named.
+
+    Args:
+      make: `make(num_outputs) -> Model`, with a keyword `dropout` if it can drop units.
+      defaults: the sizes of its runs.
+      reads: the kinds of data it takes: image, table, text.
+      images_32: whether it wants images as `[32, 32, 3]`: others are resized, and what is no image
+        is refused there.
+    """
+
+    make: Callable[..., Model]
+    defaults: ModelDefaults = ModelDefaults()
+    reads: tuple[str, ...] = ("image", "table", "text")
+    images_32: bool = False
+
+
+MODEL_KINDS: dict[str, ModelKind] = {
+    "mlp": ModelKind(make_mlp),
+    "cnn": ModelKind(
+        make_cnn,
+        ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
+        images_32=True,
+    ),
+    "rnn": ModelKind(make_rnn, ModelDefaults(100, 2, 7), reads=("text", "image")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationKind:
+    """An augmentation that can be named.
+
+    Args:
+      make: from the shorter side of the images, in pixels.
+      channels: how many an image must have; None for any.
+    """
+
+    make: Callable[[int], Augmentation]
+    channels: int | None = None
+
+
+AUGMENTATION_KINDS: dict[str, AugmentationKind] = {
+    "crop": AugmentationKind(lambda side: random_crop(max(1, side // 8))),
+    "flip": AugmentationKind(lambda side: random_flip()),
+    "cutout": AugmentationKind(lambda side: cutout(max(1, side // 2))),
+    "brightness": AugmentationKind(lambda side: random_brightness(0.2)),
+    "contrast": AugmentationKind(lambda side: random_contrast(0.5)),
+    "saturation": AugmentationKind(lambda side: random_saturation(0.5), channels=3),
+    "noise": AugmentationKind(lambda side: additive_noise(0.1)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleFeatureKind:
+    """What the sigmoid weight of an example may look at.
+
+    Args:
+      make: from the example loss to `(outputs, batch, augment_strength) -> feature[batch]`.
+      needs_augmentation: whether there is nothing to look at without one.
+      needs_classes: whether outputs must be logits.
+    """
+
+    make: Callable[[Callable], Callable]
+    needs_augmentation: bool = False
+    needs_classes: bool = False
+
+
+EXAMPLE_FEATURE_KINDS: dict[str, ExampleFeatureKind] = {
+    "augment": ExampleFeatureKind(lambda loss: augment_strength, needs_augmentation=True),
+    "loss": ExampleFeatureKind(example_loss_of),
+    "margin": ExampleFeatureKind(lambda loss: margin, needs_classes=True),
+    "confidence": ExampleFeatureKind(lambda loss: confidence, needs_classes=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PartFeatureKind:
+    """What the sigmoid weight of a part may look at.
+
+    Args:
+      make: from the model and examples to a feature of its parts.
+    """
+
+    make: Callable[[Model, Any], PartFeature]
+
+
+PART_FEATURE_KINDS: dict[str, PartFeatureKind] = {
+    "depth": PartFeatureKind(depth),
+    "fan_in": PartFeatureKind(lambda model, inputs: z_scores(fan_in)),
+    "weight_norm": PartFeatureKind(lambda model, inputs: z_scores(weight_norm)),
+    "tail_index": PartFeatureKind(lambda model, inputs: z_scores(tail_index)),
+}
+
+NOTHING = "none"
+"""The choice of no augmentation, in a comparison."""
+
+COMPARED: dict[str, tuple[str, ...]] = {
+    "optimizer": ("sgd", "momentum", "adam", "lion"),
+    "augment": (NOTHING, "crop", "crop,flip"),
+    "model": ("mlp", "rnn"),
+    "decay": ("decoupled", "coupled", "independent"),
+    "schedule": ("constant", "cosine"),
+}
+"""What `wdjax compare` can vary, and the choices it compares unless others are named."""
+
+TABLES: dict[str, tuple[type, dict[str, Any]]] = {
+    "augment": (AugmentationKind, AUGMENTATION_KINDS),
+    "data": (DataSource, DATA_SOURCES),
+    "decay": (DecayKind, DECAY_KINDS),
+    "example_weight": (ExampleFeatureKind, EXAMPLE_FEATURE_KINDS),
+    "loss": (LossKind, LOSS_KINDS),
+    "measure": (Measure, MEASURE_KINDS),
+    "model": (ModelKind, MODEL_KINDS),
+    "optimizer": (OptimizerKind, OPTIMIZER_KINDS),
+    "part_weight": (PartFeatureKind, PART_FEATURE_KINDS),
+    "rule": (Rule, RULES),
+    "schedule": (ScheduleKind, SCHEDULE_KINDS),
+}
+"""The record and the table of each sort, by the option that names one."""
+
+
+def default_of(table: dict[str, Any]) -> str:
+    """The name that is taken unless another is given: the first of a table."""
+    return next(iter(table))
+
+
+def register(sort: str, name: str, record: Any) -> None:
+    """Adds a record to the table of its sort, so that options and recipes can name it.
+
+    Args:
+      sort: the option that names it, a key of `TABLES`.
+      name: without `:` and `,`, which options read as signs.
+      record: see `TABLES` for the kind.
+
+    Raises:
+      ValueError: for an unknown sort, a name that is taken or cannot be given as an option, or a
+        record of another sort.
+    """
+    check_one_of("sort", sort, TABLES)
+    kind, table = TABLES[sort]
+    if not name or set(name) & set(":, "):
+        raise ValueError(f"`name` must be a word without ':' or ',', got {name!r}.")
+    if name in table:
+        raise ValueError(f"`name` {name!r} is taken; the {sort} table has {', '.join(table)}.")
+    if not isinstance(record, kind):
+        raise ValueError(f"`record` must be a {kind.__name__} to be a {sort}, got {record!r}.")
+    table[name] = record

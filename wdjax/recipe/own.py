@@ -1,0 +1,242 @@
+"""A user's own loss, decay, augmentation, measure or model: a Python file and a name in it."""
+
+import importlib.util
+import inspect
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from wdjax.checks import check_one_of, nearest
+from wdjax.loss_kinds import LOSS_KINDS, LossKind
+from wdjax.recipe.build import Recipe, recipe_measures, recipe_model
+from wdjax.recipe.kinds import (
+    AUGMENTATION_KINDS,
+    DECAY_KINDS,
+    TABLES,
+    AugmentationKind,
+    DecayKind,
+    ModelKind,
+    default_of,
+)
+from wdjax.types import Batch, Model
+
+OWN_SORTS = {
+    "model": "a function num_outputs -> Model, or a ModelKind",
+    "loss": "a function (outputs, targets) -> losses[batch], or a LossKind",
+    "decay": "a function (strength, learning_rate, multiplier, peak) -> rate, or a DecayKind",
+    "augment": "a function (key, image) -> (image, strength), or an AugmentationKind",
+    "measure": "a wdjax.Measure, or a function (outputs, targets) -> values[batch]",
+}
+"""What can be given as `FILE.py:NAME`, by option, and what must be found there."""
+
+_NUM_ARGUMENTS = {"model": 1, "loss": 2, "decay": 4, "augment": 2, "measure": 2}
+_RATE_OF_RANGE = 1e-3
+
+
+def is_own(name: Any) -> bool:
+    """Whether it is `FILE.py:NAME` and not a name in a table."""
+    return isinstance(name, str) and ":" in name
+
+
+def load_own(sort: str, name: str, *, like: str | None = None) -> Any:
+    """The record of that name: one in the table, or a user's own from `FILE.py:NAME`.
+
+    The file is run, and what it defines there is entered in the table of its sort under the words
+    it was given by, so that a recipe can name it. A bare function becomes a record:
+
+    - a loss, with the targets and measures of the loss named `like`, that of the data;
+    - a decay, with `learning_rate` and `multiplier` given as this step's numbers, and a range of
+      strengths that removes 1e-6 to 0.1 of a weight a step at a learning rate of 1e-3, as those
+      of the table do;
+    - a model, an augmentation or a measure, as they stand.
+
+    Args:
+      sort: one of `OWN_SORTS`.
+      name: of a record in the table, or `FILE.py:NAME`.
+      like: of a bare loss only; by default the first in the table.
+
+    Raises:
+      ValueError: for an unknown name, a missing file or name, a file that fails to run, or
+        something else than the sort asks for, by file and name.
+    """
+    table = TABLES[sort][1]
+    if not is_own(name):
+        check_one_of(sort, name, table)
+        return table[name]
+    table[name] = _as_record(sort, name, _find(sort, name), like)
+    return table[name]
+
+
+def load_make_model(name: str) -> Callable[..., Model]:
+    """`make_model` of one of the package's models by name, or of the user's own.
+
+    Raises:
+      ValueError: as `load_own`.
+    """
+    return load_own("model", name).make
+
+
+def check_given_again(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses to run code that only a folder names: a user's own choices are to be given again.
+
+    Args:
+      what: the option and the folder, as the message begins.
+      saved: the options a run was begun with.
+      given: those of this command.
+
+    Raises:
+      ValueError: for the first that `saved` took from a file and `given` does not hold.
+    """
+    for sort in OWN_SORTS:
+        if is_own(saved.get(sort)) and not is_own(given.get(sort)):
+            raise ValueError(
+                f"{what} was trained with the {sort} {saved[sort]!r}; give it again with --{sort}: "
+                "a folder is not trusted to name code to run."
+            )
+
+
+def check_own(recipe: Recipe, batch: Batch) -> None:
+    """Tries what a recipe has of a user's own on the shapes of a few examples; nothing is run.
+
+    Raises:
+      ValueError: for a function that fails on them or gives another shape, by file and name.
+    """
+    if not any(map(is_own, (recipe.loss, recipe.decay, *recipe.augment, *recipe.measures))):
+        return
+    model, key = recipe_model(recipe), jax.eval_shape(lambda: jax.random.key(0))
+    params, model_state = jax.eval_shape(model.init, key, batch.inputs)
+    outputs, _ = jax.eval_shape(
+        lambda *of: model.apply(*of, key=None, train=False), params, model_state, batch.inputs
+    )
+    per_example = batch.weights.shape
+    if is_own(recipe.loss):
+        function = LOSS_KINDS[recipe.loss].function
+        _try("loss", recipe.loss, per_example, function, outputs, batch.targets)
+    scores = recipe_measures(recipe)
+    for name in filter(is_own, recipe.measures):
+        measure, of = scores[name.rpartition(":")[2]], (outputs, batch.targets)
+        if getattr(measure, "per_example", True):
+            _try("measure", name, per_example, measure, *of)
+        else:
+            _try("measure", name, (), measure, *of, batch.weights)
+    make_penalty = DECAY_KINDS[recipe.decay].penalty
+    if is_own(recipe.decay) and make_penalty is not None:
+        penalty = lambda params: make_penalty(1.0, recipe.parts)(params)
+        _try("decay", recipe.decay, (), penalty, params)
+    for name in filter(is_own, recipe.augment):
+        shape = batch.inputs.shape[1:]
+        augment = AUGMENTATION_KINDS[name].make(min(shape[:2]))
+        image = jax.ShapeDtypeStruct(shape, batch.inputs.dtype)
+        _try("augment", name, (shape, ()), augment, key, image)
+
+
+def _try(sort: str, name: str, expected: Any, function: Callable, *arguments: Any) -> None:
+    shapes = lambda tree: jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+    try:
+        found = shapes(jax.eval_shape(function, *arguments))
+    except Exception as error:
+        first = (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; called with shapes "
+            f"{shapes(arguments)} it failed: {first}"
+        ) from error
+    if found != expected:
+        raise ValueError(
+            f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; called with shapes "
+            f"{shapes(arguments)} it gave {found}, not {expected}."
+        )
+
+
+def _find(sort: str, name: str) -> Any:
+    path, attribute = name.rsplit(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"`{sort}` {name!r}: there is no file {path!r}; give FILE.py:FUNCTION.")
+    module_name = f"wdjax_own_{pathlib.Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(
+            f"`{sort}` {name!r}: {path!r} is not a Python file; give FILE.py:FUNCTION."
+        )
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses, so flax modules too, look up annotations written as strings there.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"`{sort}` {name!r}: running the file failed: {error!r}.") from error
+    if not hasattr(module, attribute):
+        functions = [n for n, value in vars(module).items() if callable(value)]
+        raise ValueError(
+            f"`{sort}` {name!r}: {path!r} defines no function {attribute!r}."
+            f"{nearest(attribute, functions)}"
+        )
+    return getattr(module, attribute)
+
+
+def _as_record(sort: str, name: str, found: Any, like: str | None) -> Any:
+    kind = TABLES[sort][0]
+    if isinstance(found, kind):
+        return found
+    if not callable(found) or not _takes(found, _NUM_ARGUMENTS[sort]):
+        raise ValueError(f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; got {_shown(found)}.")
+    maker: Any = found
+    records: dict[str, Callable[[], Any]] = {
+        "model": lambda: ModelKind(maker),
+        "loss": lambda: _loss_like(found, like),
+        "decay": lambda: _decay_of(name, found),
+        "augment": lambda: AugmentationKind(lambda side: maker),
+        "measure": lambda: found,
+    }
+    return records[sort]()
+
+
+def _loss_like(function: Any, like: str | None) -> LossKind:
+    other = LOSS_KINDS[like or default_of(LOSS_KINDS)]
+    return LossKind(function, other.targets, other.measures)
+
+
+def _decay_of(name: str, function: Any) -> DecayKind:
+    """A record of a rate that is written for one step's numbers."""
+
+    def rate(strength: Any, learning_rate: Any, multiplier: Any, peak: Any) -> Any:
+        if not (callable(learning_rate) or callable(multiplier)):
+            return function(strength, learning_rate, multiplier, peak)
+        at = lambda value, step: value(step) if callable(value) else value
+        return lambda step: function(strength, at(learning_rate, step), at(multiplier, step), peak)
+
+    try:
+        share = float(rate(1.0, _RATE_OF_RANGE, 1.0, _RATE_OF_RANGE))
+    except Exception as error:
+        raise ValueError(
+            f"`decay` {name!r} must be {OWN_SORTS['decay']}; at strength 1 it failed: {error!r}."
+        ) from error
+    if not 0 < share < math.inf:
+        raise ValueError(
+            f"`decay` {name!r} must be {OWN_SORTS['decay']}, the share of a weight that a step "
+            f"removes; at strength 1 and learning rate {_RATE_OF_RANGE:g} it gave {share:g}."
+        )
+    return DecayKind(rate=rate, strengths=(1e-6 / share, 1e-1 / share))
+
+
+def _takes(function: Any, number: int) -> bool:
+    """Whether it can be called with that many arguments, as far as can be told."""
+    try:
+        inspect.signature(function).bind(*range(number))
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # No signature to look at.
+    return True
+
+
+def _shown(found: Any) -> str:
+    if not callable(found):
+        return f"{found!r} of {type(found).__name__}"
+    try:
+        return f"a function of {inspect.signature(found)}"
+    except ValueError:
+        return repr(found)
