@@ -176,7 +176,11 @@ def squared_error(
 
 
 def as_model_apply(apply_fn: Callable | Model) -> Callable:
-    """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form."""
+    """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form.
+
+    Raises:
+      ValueError: for what is neither, with the way to make one of it.
+    """
     check_apply("apply_fn", apply_fn)
     if isinstance(apply_fn, Model):
         return apply_fn.apply

@@ -64,6 +64,9 @@ class Checkpoints:
       keep_best: whether the one of the lowest score stays too. NaN is never the lowest.
       on_error: "stop" raises when a save failed (a full disk); "continue" warns, and the next
         save tries again.
+
+    Raises:
+      ValueError: for a `keep_last` below 1, or an `on_error` that is neither of the two.
     """
 
     def __init__(
@@ -166,7 +169,11 @@ class Checkpoints:
         raise error
 
     def close(self) -> None:
-        """Waits for the save under way and ends the writing thread."""
+        """Waits for the save under way and ends the writing thread.
+
+        Raises:
+          CheckpointError: if that save failed, under `on_error="stop"`; the thread ends first.
+        """
         try:
             self.wait()
         finally:

@@ -227,7 +227,11 @@ initial_params = Reference(
 
 
 def rate_at(rate: Strength | Schedule, step: Array) -> Any:
-    """The number that a rate is at `step`, checked where it is known."""
+    """The number that a rate is at `step`, checked where it is known.
+
+    Raises:
+      ValueError: if a schedule gives no scalar, or a known number that is negative or not finite.
+    """
     if not callable(rate):
         return rate
     value = rate(step)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from wdjax.decay.optimizers import RoundingState
 from wdjax.diagnostics.equilibrium import Walk, fed, gram, measure_walk
 from wdjax.types import Batch, LossFn, Params, is_inexact
 
@@ -365,9 +366,6 @@ _SEEN = _seen_of_lanes()
 
 def _kept_masters(tx: Any, params: Params) -> list[bool]:
     """Per leaf: whether its dtype is no bound, by a wider copy in the state or random rounding."""
-    # The decays are built on the parts, so this looks up from below.
-    from wdjax.decay.optimizers import RoundingState
-
     leaves = jax.tree.leaves(params)
     narrow = [is_inexact(leaf) and jnp.result_type(leaf).itemsize <= 2 for leaf in leaves]
     if not any(narrow):

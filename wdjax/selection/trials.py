@@ -194,7 +194,11 @@ def _split_trials(on_one_device, trials, shared, mesh):
 
 
 def one_trial(fit_and_score, numbers, train, valid, num_train, key, fold, seed) -> TrialScores:
-    """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
+    """The scores of one row, fold and seed; the row's `numbers` are not in the key.
+
+    Raises:
+      ValueError: for a score that is neither a scalar nor one number per held-out example.
+    """
     trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
     judge = getattr(fit_and_score, "by_example", fit_and_score)
     told = {"num_examples": num_train} if isinstance(fit_and_score, TakesPadding) else {}
