@@ -12,8 +12,9 @@ from wdjax.data import arrays
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import Say, Watch
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
-from wdjax.jobs.select import say_kept
+from wdjax.jobs.select import say_cached
 from wdjax.jobs.setup import check_batch_fits, prepare, strength_grid
+from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.selection.choice import RULES
 from wdjax.selection.comparison import Comparison, compare
@@ -52,17 +53,18 @@ class CompareOptions(SelectOptions):
     )
 
 
+@moved_keywords(kept="cache")
 def run_compare(
     options: CompareOptions,
     *,
     say: Say = print,
     watch: Watch | None = None,
     command: str = "",
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Compares choices on the same folds: data -> a grid a choice -> table -> `results.json`.
 
-    The test part is left alone: `wdjax select` with the best choice judges on it. With `kept`, a
+    The test part is left alone: `wdjax select` with the best choice judges on it. With `cache`, a
     folder, trials that an earlier run finished are not trained again.
 
     Returns:
@@ -116,7 +118,7 @@ def run_compare(
         num_seeds=num_seeds,
         mesh=largest.mesh,
         progress=functools.partial(_listen, results, set(), say, watch),
-        kept=kept,
+        cache=cache,
     )
     clock.lap("grid")
     results["headline"] = _headline(options, comparison)
@@ -139,8 +141,8 @@ def _listen(
     """Passes on how far a choice is; the first event of each says what it need not train."""
     if choice not in started:
         started.add(choice)
-        results["kept"] = results.get("kept", 0) + event.kept
-        say_kept(lambda text: say(f"{choice}: {text}"), event)
+        results["cached"] = results.get("cached", 0) + event.cached
+        say_cached(lambda text: say(f"{choice}: {text}"), event)
     if watch is not None:
         watch(choice, event)
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of
+from wdjax.moved import moved_keywords
 from wdjax.selection.choice import RULES, Choice, Judged, confident_rows, gains_over_zero
 from wdjax.selection.cross_validation import FitAndScore, Progress, cross_validate
 from wdjax.selection.folds import Folds
@@ -135,6 +136,7 @@ class Comparison(NamedTuple):
         }
 
 
+@moved_keywords(kept="cache")
 def compare(
     choices: Mapping[str, FitAndScore],
     grid: Grid | Mapping[str, Grid],
@@ -149,7 +151,7 @@ def compare(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[str, Progress], None] | None = None,
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     groups: Any = None,
     higher_is_better: bool | None = None,
     simpler: str = "strength",
@@ -182,7 +184,7 @@ def compare(
       trials_at_once: see `cross_validate`.
       mesh: see `cross_validate`.
       progress: called with the choice's name and a `Progress`.
-      kept: a folder, see `cross_validate`.
+      cache: a folder, see `cross_validate`.
       groups: of the examples, see `cross_validate`.
       higher_is_better: see `choose`.
       simpler: see `choose`.
@@ -213,7 +215,7 @@ def compare(
             trials_at_once=trials_at_once,
             mesh=mesh,
             progress=listener,
-            kept=kept,
+            cache=cache,
             groups=groups,
         )
     return compare_scores(

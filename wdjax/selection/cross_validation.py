@@ -17,8 +17,9 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_given
+from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
-from wdjax.selection.cache import Kept, find_kept
+from wdjax.selection.cache import CachedTrials, find_cached
 from wdjax.selection.folds import Folds, narrowed, sizes
 from wdjax.selection.scores import Grid, HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
@@ -52,10 +53,13 @@ class Progress(NamedTuple):
     remaining: float | None
     """Seconds, from the rate of the chunks so far, compilation left out; None before one."""
     scores: Scores | None
-    kept: int = 0
-    """Of `done`, those whose scores an earlier run had kept."""
+    cached: int = 0
+    """Of `done`, those whose scores were in the cache."""
+
+    kept = moved_field("Progress", "kept", "cached")
 
 
+@moved_keywords(kept="cache")
 def cross_validate(
     fit_and_score: FitAndScore,
     grid: Grid,
@@ -67,7 +71,7 @@ def cross_validate(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[Progress], None] | None = None,
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     groups: Any = None,
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
@@ -78,8 +82,8 @@ def cross_validate(
     The program is compiled once, whatever the grid, and called once per chunk of trials. A
     chunk lies inside one fold, which is gathered once and shared by its trials. Neither the number
     of rows nor that of seeds is in the program: a second call with the same function, data and
-    folds compiles nothing (if both have trials enough to run as many at once), and with `kept` runs
-    only the trials that are new.
+    folds compiles nothing (if both have trials enough to run as many at once), and with `cache`
+    trains only the missing trials.
 
     A fold trains as it would alone. Folds of one count of steps share the program (those of
     `kfold` do, unless their sizes, n and n + 1, lie on both sides of a multiple of the batch size);
@@ -106,11 +110,11 @@ def cross_validate(
         span several processes (`jax.distributed`), each of which calls this with the same
         arguments and gets all the scores.
       progress: called with a `Progress` before and after compiling and after every chunk.
-      kept: a folder in which the scores of finished trials are kept, and looked for before one is
-        run: under a hash of the program as lowered, its numbers, the examples, fold, key and seed,
+      cache: a folder for the scores of finished trials, which are looked up before one is run:
+        under a hash of the program as lowered, its numbers, the examples, fold, key and seed,
         versions, compiler options and the devices' kind and number. One that is found is what the
-        same program gave for the same numbers. By default none are. Several processes take what
-        the first of them finds. The folder only grows; it may be deleted at any time.
+        same program gave for the same numbers. By default there is none. Several processes take
+        what the first of them finds. The folder only grows; it may be deleted at any time.
       groups: `[example]`, what examples that belong together share (the rows of a patient): they
         vary together, so `choose` counts groups, not examples. Each must lie within one held-out
         part (`folds_from_splits(GroupKFold(5).split(x, y, groups))`).
@@ -153,17 +157,17 @@ def cross_validate(
     widest = max(
         lowered, key=lambda program: sum(s.size for s in jax.tree.leaves(program.out_info))
     )
-    known = Kept.nothing(widest.out_info, (folds.train.shape[0], num_rows * num_seeds))
-    if kept is not None:
+    known = CachedTrials.nothing(widest.out_info, (folds.train.shape[0], num_rows * num_seeds))
+    if cache is not None:
         options = compiler_options(platform_of(mesh))
         device = jax.tree.leaves(data)[0].addressable_shards[0].device
         for part, program in zip(parts, lowered, strict=True):
             inputs = given_data, part, given_key
-            find_kept(
-                known, kept, program, numbers, inputs, num_seeds, options=options, device=device
+            find_cached(
+                known, cache, program, numbers, inputs, num_seeds, options=options, device=device
             )
         known = _as_the_first_process(known, mesh)
-    total, num_kept = known.found.size, int(known.found.sum())
+    total, num_cached = known.found.size, int(known.found.sum())
     directions = getattr(fit_and_score, "higher_is_better", {})
     scores_of = functools.partial(
         _scores, grid, HeldOut.of(given_data, folds, groups), directions, num_seeds=num_seeds
@@ -175,16 +179,16 @@ def cross_validate(
             values = jax.tree.map(np.copy, known.values)
             partial = scores_of(values) if done else None
             elapsed = time.perf_counter() - start
-            progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
+            progress(Progress(stage, done, total, elapsed, remaining, partial, num_cached))
 
-    if num_kept == total:
+    if num_cached == total:
         report("run", total, 0.0)
         return scores_of(known.values)
-    report("compile", num_kept)
+    report("compile", num_cached)
     for part, program in zip(parts, lowered, strict=True):
         if not known.found[part.members].all():
             program.compile()
-    compiled_at, done, rows_done = time.perf_counter(), num_kept, 0
+    compiled_at, done, rows_done = time.perf_counter(), num_cached, 0
     report("run", done)
     # The time of a trial grows with the rows it trains on.
     rows_left = int(_rows_of(folds) @ (~known.found).sum(axis=1))
@@ -273,8 +277,8 @@ def cross_validate_pure(
     return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
 
 
-def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
-    """What the first process found: all run the same trials, and it alone keeps them."""
+def _as_the_first_process(known: CachedTrials, mesh: Mesh | None) -> CachedTrials:
+    """What the first process found: all run the same trials, and it alone writes them."""
     if mesh is None or NamedSharding(mesh, P()).is_fully_addressable:
         return known
     leaves, structure = jax.tree.flatten(known.values)
@@ -282,8 +286,8 @@ def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
     told = (known.found, [leaf.view(np.uint32) for leaf in leaves])
     found, bits = jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(told))
     values = [new.view(leaf.dtype) for new, leaf in zip(bits, leaves, strict=True)]
-    stores = known.stores if jax.process_index() == 0 else {}
-    return Kept(stores, known.names, found, jax.tree.unflatten(structure, values))
+    files = known.files if jax.process_index() == 0 else {}
+    return CachedTrials(files, known.names, found, jax.tree.unflatten(structure, values))
 
 
 def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:

@@ -43,8 +43,8 @@ def trial_program(mesh: Mesh | None) -> Any:
 
 @functools.cache
 def _jit_on(platform: str, function: Callable, static: tuple[str, ...]) -> Any:
-    # With all its arguments: else the program's text, by which trials are kept, would not say which
-    # of them it reads.
+    # With all its arguments: else the program's text, by which trials are cached, would not say
+    # which of them it reads.
     options = compiler_options(platform)
     return jax.jit(function, static_argnames=static, keep_unused=True, compiler_options=options)
 
