@@ -45,6 +45,7 @@ def test_an_old_keyword_is_the_new_one_and_warns():
     [
         (wdjax.compare, "kept", "cache"),
         (wdjax.cross_validate, "kept", "cache"),
+        (wdjax.decay_weights, "shape", "pull"),
         (wdjax.jobs.run_compare, "kept", "cache"),
         (wdjax.jobs.run_select, "kept", "cache"),
     ],

@@ -1,4 +1,4 @@
-"""The decay kernel: rate x part x gate x shape of the distance to a reference."""
+"""The core of decay: rate x part x gate x pull at the distance from a reference."""
 
 import warnings
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_number, check_strength, check_strength_or_schedule, is_known
+from wdjax.moved import moved_keywords
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.parts.rules import check_not_injected as check_not_injected
 from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
@@ -18,7 +19,7 @@ from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
 Gate = Callable[[Array, Array], Array]
 """`(update, pull) -> share in [0, 1]`, elementwise: how much of the pull each weight feels."""
 
-Shape = Callable[[Array], Array]
+Pull = Callable[[Array], Array]
 """`params - reference -> pull`, elementwise: the derivative of the penalty per unit strength."""
 
 
@@ -42,20 +43,21 @@ class DecayState(NamedTuple):
     """What the weights are drawn to; an empty tuple where nothing has to be kept."""
 
 
+@moved_keywords(shape="pull")
 def decay_weights(
     rate: Strength | Schedule,
     *,
     parts: Parts = None,
     gate: Gate | None = None,
     reference: Any = None,
-    shape: Shape | None = None,
+    pull: Pull | None = None,
 ) -> optax.GradientTransformation:
     """Draws each weight towards its reference by a fraction of the distance, every step.
 
-        update <- update - c_t * m_leaf * gate(update, pull) * pull
-        pull = shape(params - reference)
+        update <- update - c_t * m_leaf * gate(update, p) * p
+        p = pull(params - reference)
 
-    With no other update, no gate, no shape and no reference, the weights after T steps are
+    With no other update, no gate, no pull and no reference, the weights after T steps are
     `params_0 * prod_t (1 - c_t * m_leaf)`. It acts on the finished update, so it goes **after**
     the learning rate in the chain; before it, the sign is wrong and the weights grow. It keeps
     tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys, nodes hidden
@@ -68,12 +70,12 @@ def decay_weights(
         multiplies what is in its making: `decoupled_rate`, `independent_rate`,
         `corrected_rate`; `lambda t: strength * learning_rate(t) ** p` is any other exponent.
       parts: how much each leaf counts (`wdjax.parts.resolve_parts`); by default every leaf 1.0.
-      gate: `(update, pull) -> share` of each weight's pull that is applied, such as `cautious`;
-        by default all of it. `update` is what will be added to the params.
+      gate: `(update, p) -> share` of each weight's p that is applied, such as `cautious`; by
+        default all of it. `update` is what will be added to the params.
       reference: what the weights are drawn to: None for zero; a number (1.0 for norm gains); a
         tree like the params; or a `Reference`, `initial_params` or `average_of_params(0.999)`.
-      shape: the pull at a distance, such as `huber(0.1)`; by default the distance itself (L2).
-        `jax.numpy.sign` is the subgradient of L1.
+      pull: `distance -> p`, elementwise, such as `huber(0.1)`; by default the distance itself
+        (L2). `jax.numpy.sign` is the subgradient of L1.
 
     Raises:
       ValueError: at build, for a rate that is not a scalar, or is known and negative, not
@@ -91,7 +93,7 @@ def decay_weights(
     """
     check_strength_or_schedule("rate", rate)
     _check_function("gate", gate)
-    _check_function("shape", shape)
+    _check_function("pull", pull)
     check_not_injected(parts)
     keeper = _as_keeper(reference)
     constant = 0.0 if reference is None else reference
@@ -120,15 +122,15 @@ def decay_weights(
             if not is_inexact(leaf) or is_known_zero(multiplier):
                 return update
             wide = wide_dtype(leaf)
-            pull = jnp.asarray(leaf, wide)
+            p = jnp.asarray(leaf, wide)
             if not is_known_zero(goal):
-                pull = pull - jnp.asarray(goal, wide)
-            if shape is not None:
-                pull = shape(pull)
+                p = p - jnp.asarray(goal, wide)
+            if pull is not None:
+                p = pull(p)
             if gate is not None:
-                pull = gate(update, pull) * pull
+                p = gate(update, p) * p
             real = jnp.finfo(wide).dtype
-            return (update - jnp.asarray(c * multiplier, real) * pull).astype(update.dtype)
+            return (update - jnp.asarray(c * multiplier, real) * p).astype(update.dtype)
 
         updates = map_updates(decay, updates, params, resolve_parts(parts, params), goals)
         return updates, DecayState(next_step(state.step), kept)
@@ -161,7 +163,7 @@ def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
         )
 
 
-# Gates, shapes and references.
+# Gates, pulls and references.
 
 
 def cautious(update: Array, pull: Array) -> Array:
@@ -174,8 +176,8 @@ def cautious(update: Array, pull: Array) -> Array:
     return (jnp.real(jnp.sign(update) * jnp.conj(jnp.sign(pull))) <= 0).astype(pull.dtype)
 
 
-def huber(threshold: Strength) -> Shape:
-    """The shape `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
+def huber(threshold: Strength) -> Pull:
+    """The pull `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
 
     Of complex weights it bounds the modulus: `distance * min(1, threshold / |distance|)`.
 

@@ -296,7 +296,7 @@ def huber_decay(
     gradient of the Huber penalty).
     """
     return decay_weights(
-        decoupled_rate(strength, learning_rate), parts=parts, shape=huber(threshold)
+        decoupled_rate(strength, learning_rate), parts=parts, pull=huber(threshold)
     )
 
 
