@@ -184,7 +184,7 @@ def huber(threshold: Strength) -> Pull:
     Raises:
       ValueError: if the threshold is not a scalar, or is known and not above zero.
     """
-    check_number("threshold", threshold, low=0.0, above=True)
+    check_number("threshold", threshold, low=0.0, exclusive_low=True)
 
     def clipped(distance: Array) -> Array:
         bound = jnp.asarray(threshold, jnp.finfo(distance.dtype).dtype)

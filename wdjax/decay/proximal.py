@@ -267,7 +267,7 @@ def _project(
     parts: Parts,
     stacked: Stacked,
 ) -> optax.GradientTransformation:
-    check_number("radius", radius, low=0.0, above=True)
+    check_number("radius", radius, low=0.0, exclusive_low=True)
 
     def move(z: Array, multiplier: Any, step: Array, layer_axes: int) -> Array:
         norms, _ = _group_norms(z, axis, layer_axes)

@@ -287,7 +287,7 @@ def hparams_of(options: Any) -> dict[str, float]:
     Raises:
       ValueError: for one that is out of range, or no strength.
     """
-    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    check_number("learning_rate", options.learning_rate, low=0.0, exclusive_low=True)
     if options.strength is None:
         raise ValueError(
             "`strength` was not given, and no strength is a choice as well: say --strength 0.1, "
