@@ -246,7 +246,7 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
       ValueError: for a grid that is empty, repeats itself, or holds a value out of range.
     """
     learning_rates = check_axis("learning_rates", options.learning_rates)
-    check_number("learning_rates", min(learning_rates), low=0.0, above=True)
+    check_number("learning_rates", min(learning_rates), low=0.0, exclusive_low=True)
     if options.strengths is None:
         ends = zip(STRENGTH_RANGES[options.decay], prepared.defaults.narrowed, strict=True)
         low, high = (end * factor for end, factor in ends)
