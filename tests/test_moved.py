@@ -27,6 +27,13 @@ def test_what_left_parts_is_found_there_and_warns(name):
     assert found is getattr(importlib.import_module("wdjax.diagnostics"), name)
 
 
+def test_what_was_renamed_is_found_by_its_old_name_and_warns():
+    with pytest.warns(DeprecationWarning, match="decay.Measure is now wdjax.decay.Magnitude;"):
+        assert wdjax.decay.Measure is wdjax.decay.Magnitude
+    with pytest.warns(DeprecationWarning, match="take is now wdjax.selection.folds.take_masked;"):
+        assert wdjax.selection.folds.take is wdjax.selection.folds.take_masked
+
+
 def test_an_old_keyword_is_the_new_one_and_warns():
     @moved_keywords(old="new")
     def twice(x, *, new=0):
@@ -45,6 +52,7 @@ def test_an_old_keyword_is_the_new_one_and_warns():
     [
         (wdjax.compare, "kept", "cache"),
         (wdjax.cross_validate, "kept", "cache"),
+        (wdjax.decay.constrained_decay, "measure", "magnitude"),
         (wdjax.decay_weights, "shape", "pull"),
         (wdjax.jobs.run_compare, "kept", "cache"),
         (wdjax.jobs.run_select, "kept", "cache"),

@@ -12,7 +12,7 @@ import numpy as np
 from wdjax.report.figures import Figure
 from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
 from wdjax.report.sweep import (
-    RULES,
+    RULE_NAMES,
     Sweep,
     finished_folds,
     lowest_rows,
@@ -144,7 +144,7 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
         reason = choice.get("reason") if isinstance(choice, Mapping) else None
         if rule in sweep.choices and reason:
             numbers = numbers_in_words(sweep, sweep.choices[rule])
-            yield _paragraph(f"By the rule of {RULES.get(rule, rule)}: {numbers}. {reason}")
+            yield _paragraph(f"By the rule of {RULE_NAMES.get(rule, rule)}: {numbers}. {reason}")
     yield from _figures(
         sweep_figures(sweep), "No figure: nothing varies in this grid, or no score."
     )
@@ -174,7 +174,7 @@ def _how_scored(results: Mapping[str, Any], sweep: Sweep) -> str:
     if sweep.chosen is not None:
         rule = str(results["rule"])
         sentences.append(
-            f"The marked row was chosen by the rule in force: {RULES.get(rule, rule)}."
+            f"The marked row was chosen by the rule in force: {RULE_NAMES.get(rule, rule)}."
         )
     return " ".join(sentences)
 

@@ -10,7 +10,7 @@ from wdjax.report import figures
 from wdjax.report.figures import Figure, Mark, Series
 from wdjax.tables import Estimate, Table, format_number
 
-RULES = {"min": "lowest mean", "one_standard_error": "one standard error"}
+RULE_NAMES = {"min": "lowest mean", "one_standard_error": "one standard error"}
 """The rules that choose, in the words of the page."""
 
 _HIGHER_IS_BETTER = ("accuracy", "r2")
@@ -212,7 +212,7 @@ def sweep_figures(sweep: Sweep) -> list[Figure]:
 
 
 def _rule(rule: str) -> str:
-    return RULES.get(rule, rule.replace("_", " "))
+    return RULE_NAMES.get(rule, rule.replace("_", " "))
 
 
 def _anchor(sweep: Sweep) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.leaves import hash_of_array, host_leaves
 from wdjax.checkpoint.manifest import json_bytes
 from wdjax.runners import num_cores
-from wdjax.selection.trials import Part
+from wdjax.selection.trials import ProgramFolds
 from wdjax.types import Batch
 
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -143,7 +143,7 @@ def find_cached(
     folder: str | os.PathLike[str],
     lowered: Any,
     numbers: Mapping[str, np.ndarray],
-    inputs: tuple[Batch, Part, Array],
+    inputs: tuple[Batch, ProgramFolds, Array],
     num_seeds: int,
     *,
     options: Any,
@@ -168,7 +168,7 @@ def find_cached(
       options: what its compiler is asked for.
       device: one of those that run it.
     """
-    data, part, key = inputs
+    data, group, key = inputs
     leaves = jax.tree.leaves(known.values)
     if not leaves or any(leaf.dtype.kind != "f" for leaf in leaves):
         return
@@ -184,7 +184,7 @@ def find_cached(
     lines = file.read(len(leaves))
     find_nans = getattr(jax.config, "jax_debug_nans", False)
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(lowered.out_info)]
-    for fold, names in trial_names(numbers, part, num_seeds).items():
+    for fold, names in trial_names(numbers, group, num_seeds).items():
         known.files[fold], known.names[fold] = file, names
         for trial, name in enumerate(names):
             scores = lines.get(name)
@@ -219,7 +219,7 @@ def program_name(lowered: Any, inputs: PyTree, options: Any, device: Any) -> str
 
 
 def trial_names(
-    numbers: Mapping[str, np.ndarray], part: Part, num_seeds: int
+    numbers: Mapping[str, np.ndarray], group: ProgramFolds, num_seeds: int
 ) -> dict[int, list[str]]:
     """`{fold: [row * seed]}`: a name for each trial of a program on its data."""
     num_rows = len(next(iter(numbers.values())))
@@ -227,9 +227,9 @@ def trial_names(
         {name: values[row].tobytes().hex() for name, values in sorted(numbers.items())}
         for row in range(num_rows)
     ]
-    indices = [leaf.array for leaf in host_leaves(part.folds).values()]
+    indices = [leaf.array for leaf in host_leaves(group.folds).values()]
     names = {}
-    for fold in part.members.tolist():
+    for fold in group.members.tolist():
         own = [hash_of_array(index[fold]) for index in indices]
         names[fold] = [_hash(own, fold, row, s) for row in rows for s in range(num_seeds)]
     return names

@@ -14,7 +14,8 @@ from wdjax.moved import moved_keywords
 from wdjax.selection.choice import RULES, Choice, Judged, confident_rows, gains_over_zero
 from wdjax.selection.cross_validation import FitAndScore, Progress, cross_validate
 from wdjax.selection.folds import Folds
-from wdjax.selection.scores import Grid, Scores, standard_error_over_folds
+from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 from wdjax.types import Batch
 
@@ -139,7 +140,7 @@ class Comparison(NamedTuple):
 @moved_keywords(kept="cache")
 def compare(
     choices: Mapping[str, FitAndScore],
-    grid: Grid | Mapping[str, Grid],
+    grid: GridLike | Mapping[str, GridLike],
     data: Batch,
     folds: Folds,
     *,
@@ -255,7 +256,7 @@ def compare_scores(
     return Comparison(value, baseline, chosen, dict(scores))
 
 
-def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, Grid]:
+def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, GridLike]:
     if not any(isinstance(part, Mapping) for part in grid.values()):
         return {name: grid for name in choices}
     if set(grid) != set(choices):

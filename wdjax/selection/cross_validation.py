@@ -21,7 +21,8 @@ from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
 from wdjax.selection.cache import CachedTrials, find_cached
 from wdjax.selection.folds import Folds, narrowed, sizes
-from wdjax.selection.scores import Grid, HeldOut, Scores
+from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
 from wdjax.selection.trials import (
     Chunk,
@@ -29,11 +30,11 @@ from wdjax.selection.trials import (
     TrialScores,
     compiler_options,
     dispatched,
+    folds_by_program,
     gather,
     missing_trials,
     on_host,
     one_trial,
-    parts_of,
     platform_of,
     trial_program,
     unlike_the_longest,
@@ -62,7 +63,7 @@ class Progress(NamedTuple):
 @moved_keywords(kept="cache")
 def cross_validate(
     fit_and_score: FitAndScore,
-    grid: Grid,
+    grid: GridLike,
     data: Batch,
     folds: Folds,
     *,
@@ -145,14 +146,14 @@ def cross_validate(
     deal = functools.partial(
         Chunk.of, numbers, num_seeds, num_devices=num_devices, trials_at_once=trials_at_once
     )
-    parts, programs, lowered = parts_of(fit_and_score, folds), {}, []
-    for part in parts:
-        shared = {"data": data, "folds": _put(part.folds, mesh), "key": key}
+    groups_of_folds, programs, lowered = folds_by_program(fit_and_score, folds), {}, []
+    for group in groups_of_folds:
+        shared = {"data": data, "folds": _put(group.folds, mesh), "key": key}
         program = functools.partial(trial_program(mesh), **shared, **static)
-        programs |= dict.fromkeys(part.members.tolist(), program)
+        programs |= dict.fromkeys(group.members.tolist(), program)
         # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
         # below find this program.
-        first = deal(int(part.members[0]), np.arange(1)).arguments
+        first = deal(int(group.members[0]), np.arange(1)).arguments
         lowered.append(program.func.lower(*first, **program.keywords))
     widest = max(
         lowered, key=lambda program: sum(s.size for s in jax.tree.leaves(program.out_info))
@@ -161,8 +162,8 @@ def cross_validate(
     if cache is not None:
         options = compiler_options(platform_of(mesh))
         device = jax.tree.leaves(data)[0].addressable_shards[0].device
-        for part, program in zip(parts, lowered, strict=True):
-            inputs = given_data, part, given_key
+        for group, program in zip(groups_of_folds, lowered, strict=True):
+            inputs = given_data, group, given_key
             find_cached(
                 known, cache, program, numbers, inputs, num_seeds, options=options, device=device
             )
@@ -185,8 +186,8 @@ def cross_validate(
         report("run", total, 0.0)
         return scores_of(known.values)
     report("compile", num_cached)
-    for part, program in zip(parts, lowered, strict=True):
-        if not known.found[part.members].all():
+    for group, program in zip(groups_of_folds, lowered, strict=True):
+        if not known.found[group.members].all():
             program.compile()
     compiled_at, done, rows_done = time.perf_counter(), num_cached, 0
     report("run", done)
@@ -225,7 +226,7 @@ def _at_once(trials_at_once: int | None, trials_per_fold: int, mesh: Mesh | None
 
 def cross_validate_pure(
     fit_and_score: FitAndScore,
-    grid: Grid,
+    grid: GridLike,
     data: Batch,
     folds: Folds,
     *,
@@ -267,13 +268,13 @@ def cross_validate_pure(
             scores = jax.tree.map(lambda s: jnp.where(unlike, jnp.nan, s), scores)
         return scores
 
-    parts = parts_of(fit_and_score, folds)
+    programs = folds_by_program(fit_and_score, folds)
     values = [
-        jax.lax.map(functools.partial(one_fold, part.folds), jnp.asarray(part.members))
-        for part in parts
+        jax.lax.map(functools.partial(one_fold, group.folds), jnp.asarray(group.members))
+        for group in programs
     ]
-    in_order = np.argsort(np.concatenate([part.members for part in parts]))
-    values = jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[in_order], *values)
+    in_order = np.argsort(np.concatenate([group.members for group in programs]))
+    values = jax.tree.map(lambda *of_each: jnp.concatenate(of_each)[in_order], *values)
     return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
 
 
@@ -301,7 +302,7 @@ def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def _scores(
-    grid: Grid, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
+    grid: GridLike, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
 ) -> Scores:
     means, examples = jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
     return Scores(grid, means, held_out._replace(values=examples), directions)
@@ -313,7 +314,7 @@ def _by_row_fold_seed(values, num_seeds):
     return values.reshape(shape).swapaxes(0, 1)
 
 
-def _checked_num_rows(grid: Grid) -> int:
+def _checked_num_rows(grid: GridLike) -> int:
     if not grid:
         raise ValueError("`grid` is empty; build one with grid_product(strength=[0, 1e-3]).")
     lengths = {name: np.shape(values) for name, values in grid.items()}
@@ -344,12 +345,12 @@ def _check_folds(data: Batch, folds: Folds) -> None:
             )
     check_weights("data.weights", data.weights)
     if is_known(data.weights) and all(map(is_known, folds)):
-        counts = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
+        active = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
         for name, index, mask in (
             ("training", folds.train, folds.train_mask),
             ("held-out", folds.valid, folds.valid_mask),
         ):
-            empty = ~(counts[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
+            empty = ~(active[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
             if empty.any():
                 raise ValueError(
                     f"`data.weights` are all zero in the {name} part of fold "
