@@ -157,7 +157,7 @@ def test_a_bound_of_a_thousand_is_a_bound_like_another(x64):
             lambda: constrained_decay(
                 1.0, fixed_bound(1.0), magnitude=standard_deviation, parts={"*": 1.0}
             ).init({"gain": jnp.ones(1)}),
-            "the measure needs 2. Leave it out by `parts`",
+            "the magnitude needs 2. Leave it out by `parts`",
         ),
     ],
 )
