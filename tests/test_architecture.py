@@ -67,7 +67,6 @@ NOT_YET: dict[str, set[str]] = {
     "layers": {"run"},
     "files": {
         "experiments/speed/contestants.py",
-        "experiments/verdict/run.py",
         "tests/test_audit.py",
         "tests/test_cli.py",
         "tests/test_cross_validation.py",
@@ -83,7 +82,6 @@ NOT_YET: dict[str, set[str]] = {
         "wdjax/diagnostics/measurement.py",
         "wdjax/recipe/build.py",
         "wdjax/report/figures.py",
-        "wdjax/selection/evidence.py",
     },
     "functions": {
         "tests/synthetic_results.py:synthetic_results",
