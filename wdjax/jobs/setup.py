@@ -22,13 +22,14 @@ from wdjax.jobs.options import (
     RunOptions,
     SelectOptions,
 )
-from wdjax.jobs.results import checked_out
+from wdjax.jobs.results import checked_out, named_arrays
 from wdjax.parts import resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
 from wdjax.runners import num_cores
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.tables import format_number
+from wdjax.types import Fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +228,10 @@ def _param_shapes(recipe: Recipe, options: RunOptions, dataset: arrays.Dataset) 
                 f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
                 f"{options.model!r}; add the keyword or leave the option out."
             ) from None
-    return recipes.recipe_param_shapes(recipe, dataset.inputs)
+    one, key = dataset.inputs[:1], jax.random.key(0)
+    params, model_state = jax.eval_shape(lambda: recipes.recipe_model(recipe).init(key, one))
+    named_arrays(Fit(params, model_state, {}), {})  # Refuses what params.npz could not hold.
+    return params
 
 
 def _mesh(num_devices: int | None) -> Mesh:
