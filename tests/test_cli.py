@@ -18,7 +18,7 @@ import pytest
 from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.diagnostics.telemetry import PartTelemetry
-from wdjax.jobs import prepare, run, verdict
+from wdjax.jobs import run_select, setup, verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.runners import num_cores
 from wdjax.selection.cross_validation import Progress, Scores
@@ -217,7 +217,7 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
 def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(command, monkeypatch):
     status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out two")
     assert status == 0 and ("share" in told) == (num_cores() < 2)
-    monkeypatch.setattr(prepare, "num_cores", lambda: 1)
+    monkeypatch.setattr(setup, "num_cores", lambda: 1)
     status, _, told = command("train --strength 0 --data iris --epochs 1 --devices 2 --out more")
     assert status == 0
     assert "cpu:0, cpu:1 (2 CPU devices share 1 core: no faster than one a core)." in told
@@ -339,7 +339,7 @@ def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command
         out="run",
     )
     said, seen = [], []
-    results = run.run_select(options, say=said.append, watch=lambda *event: seen.append(event))
+    results = run_select(options, say=said.append, watch=lambda *event: seen.append(event))
     assert "trainings" in said[0] and {what for what, _ in seen} == {"choosing", "refitting"}
     assert capfd.readouterr().out == ""
     assert verdict.summary(results).splitlines()[0] == results["headline"]
