@@ -197,13 +197,13 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         raise KeyboardInterrupt
 
     if job == "select":
-        monkeypatch.setattr(run, "cross_validate", interrupted)
+        monkeypatch.setattr("wdjax.jobs.select.cross_validate", interrupted)
         assert command(f"select {TINY} --out run --overwrite")[0] == 130
         assert strict_json("run/results.json")["status"] == "partial"
         assert not pathlib.Path("run/params.npz").exists()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "refit_runs", interrupted)
+            patch.setattr("wdjax.jobs.train.refit_runs", interrupted)
             assert (
                 command("train --strength 0 --data iris --epochs 1 --out run --overwrite")[0] == 130
             )
@@ -462,12 +462,12 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     def lost(function, grid, *args, **options):
         return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})
 
-    monkeypatch.setattr(run, "cross_validate", lost)
+    monkeypatch.setattr("wdjax.jobs.select.cross_validate", lost)
     status, printed, told = command(f"select {TINY} --out run")
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
     nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    monkeypatch.setattr(run, "refit_runs", lambda *args, **more: (nothing, {}))
+    monkeypatch.setattr("wdjax.jobs.train.refit_runs", lambda *args, **more: (nothing, {}))
     status, printed, told = command(
         "train --strength 0 --data iris --learning-rate 1e30 --out other"
     )

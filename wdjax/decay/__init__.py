@@ -69,7 +69,7 @@ from wdjax.decay.schedules import (
 )
 from wdjax.moved import moved_names
 
-__getattr__ = moved_names(__name__, {"Measure": "wdjax.decay:Magnitude"})
+__getattr__ = moved_names(__name__, {"Measure": ("wdjax.decay", "Magnitude")})
 
 __all__ = [
     "Bound",

@@ -13,7 +13,7 @@ from wdjax.checks import check_positive_int, is_known
 from wdjax.moved import moved_names
 from wdjax.types import Batch
 
-__getattr__ = moved_names(__name__, {"take": "wdjax.selection.folds:take_masked"})
+__getattr__ = moved_names(__name__, {"take": ("wdjax.selection.folds", "take_masked")})
 
 
 class Folds(NamedTuple):
