@@ -115,6 +115,9 @@ def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) ->
 
     The model's state, if it has one, is under `model_state/`, and how inputs and targets were
     standardised, if they were, under `scaling/`: a prediction needs them as well.
+
+    Raises:
+      ValueError: if two leaves have one path, see `named_arrays`.
     """
     out.mkdir(parents=True, exist_ok=True)
     beside = out / "params.tmp.npz"
