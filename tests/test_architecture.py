@@ -78,7 +78,6 @@ NOT_YET: dict[str, set[str]] = {
         "tests/test_parts_features.py",
         "tests/test_training.py",
         "tests/test_weights.py",
-        "wdjax/diagnostics/measurement.py",
         "wdjax/recipe/build.py",
         "wdjax/report/figures.py",
     },

@@ -16,11 +16,10 @@ from wdjax.diagnostics.equilibrium import equilibrium
 from wdjax.diagnostics.measurement import (
     L2_ADAPTIVE,
     Measured,
-    is_shape,
-    length,
     measure_leaves,
-    measure_penalty,
 )
+from wdjax.diagnostics.penalty_pull import measure_penalty
+from wdjax.diagnostics.probes import is_shape, length
 from wdjax.parts.rules import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.tables import Table
 from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
