@@ -60,7 +60,8 @@ def names():
     for line in pathlib.Path(wdjax.__file__).read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             lines += ["```", "", f"### {line[2:]}", "", "```{eval-rst}"]
-        elif line.startswith("from ") and (name := line.split()[-1]):
+        elif found := re.fullmatch(r" *from wdjax\S* import \w+ as ([a-zA-Z]\w*)", line):
+            name = found[1]
             public = getattr(wdjax, name)
             kind = "class" if inspect.isclass(public) else "function"
             kind = kind if inspect.isclass(public) or inspect.isfunction(public) else "data"

@@ -187,7 +187,7 @@ def _written_out(match):
 
 def public_names():
     """The names of `wdjax`: what its `__init__` imports, without the rooms themselves."""
-    names = {name for name in vars(wdjax) if not name.startswith("_")}
+    names = {name for name in dir(wdjax) if not name.startswith("_")}
     return {name for name in names if not isinstance(getattr(wdjax, name), types.ModuleType)}
 
 
