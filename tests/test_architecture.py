@@ -83,13 +83,9 @@ NOT_YET: dict[str, set[str]] = {
     },
     "functions": {
         "tests/synthetic_results.py:synthetic_results",
-        "wdjax/decay/adaptive.py:constrained_decay",
-        "wdjax/decay/core.py:decay_weights",
         "wdjax/jobs/compare.py:run_compare",
         "wdjax/jobs/select.py:run_select",
         "wdjax/jobs/stream.py:run_stream",
-        "wdjax/losses.py:regularized_loss",
-        "wdjax/models/convolution.py:conv",
         "wdjax/run.py:make_run",
         "wdjax/selection/comparison.py:compare",
         "wdjax/selection/cross_validation.py:cross_validate",

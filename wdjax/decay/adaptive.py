@@ -1,5 +1,6 @@
 """Decay whose strength the run finds: constrained parameter regularisation (CPR)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,52 +105,19 @@ def constrained_decay(
     rate: Any = multiplier_rate
     size = sum_of_squares if magnitude is None else magnitude
 
-    def is_active(leaf: Any, multiplier: Any) -> bool:
-        return is_inexact(leaf) and not is_known_zero(multiplier)
-
     def init(params: Params) -> ConstrainedState:
+        record = functools.partial(_first_record, bound, size)
         multipliers = resolve_parts(parts, params)
-
-        def record(path, leaf, multiplier):
-            if not is_active(leaf, multiplier):
-                return ()
-            least = 1 if size.per_weight else 2
-            if np.size(leaf) < least:
-                raise ValueError(
-                    f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
-                    f"the magnitude needs {least}. Leave it out by `parts`."
-                )
-            first = lambda leaf: bound.init(size.value(leaf))
-            wide = with_dtype(leaf, wide_dtype(leaf))
-            return jax.eval_shape(first, wide) if is_abstract(wide) else first(wide)
-
-        def zero(leaf):
-            real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
-            return jnp.zeros((), real)
-
         records = jax.tree_util.tree_map_with_path(record, params, multipliers)
-        return ConstrainedState(jnp.zeros((), jnp.int32), jax.tree.map(zero, params), records)
+        zeros = jax.tree.map(_zero, params)
+        return ConstrainedState(jnp.zeros((), jnp.int32), zeros, records)
 
     def update(
         updates: PyTree, state: Any, params: Params | None = None
     ) -> tuple[PyTree, ConstrainedState]:
         params = require_params(params)
         step = next_step(state.step)
-
-        def constrain(update, leaf, part, multiplier, record):
-            if update is None or not is_active(leaf, part):
-                return update, multiplier, record
-            z = jnp.asarray(leaf, wide_dtype(leaf)) + update
-            value = size.value(z)
-            record, limit = bound.follow(record, value, step)
-            pace = rate * part / (z.size if size.per_weight else 1)
-            # An unknown bound is infinite; written with `where` so that a rate of 0 gives 0.
-            excess = jnp.where(jnp.isfinite(limit), value - limit, 0)
-            grown = jnp.maximum(0, multiplier + jnp.asarray(pace, value.dtype) * excess)
-            multiplier = jnp.where(jnp.isfinite(limit), grown, 0)
-            pulled = update - multiplier * size.gradient(z)
-            return pulled.astype(update.dtype), multiplier, record
-
+        constrain = functools.partial(_constrained, step, rate, bound, size)
         found = jax.tree.map(
             constrain,
             updates,
@@ -163,6 +131,57 @@ def constrained_decay(
         return pick(0), ConstrainedState(step, pick(1), pick(2))
 
     return optax.GradientTransformation(init, update)
+
+
+def _is_active(leaf: Any, multiplier: Any) -> bool:
+    return is_inexact(leaf) and not is_known_zero(multiplier)
+
+
+def _zero(leaf: Any) -> Array:
+    """The multiplier that a leaf begins with."""
+    real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
+    return jnp.zeros((), real)
+
+
+def _first_record(bound: Bound, size: Magnitude, path: Any, leaf: Any, multiplier: Any) -> PyTree:
+    """What a leaf's bound starts from; nothing of a leaf that is left alone."""
+    if not _is_active(leaf, multiplier):
+        return ()
+    least = 1 if size.per_weight else 2
+    if np.size(leaf) < least:
+        raise ValueError(
+            f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
+            f"the magnitude needs {least}. Leave it out by `parts`."
+        )
+    first = lambda leaf: bound.init(size.value(leaf))
+    wide = with_dtype(leaf, wide_dtype(leaf))
+    return jax.eval_shape(first, wide) if is_abstract(wide) else first(wide)
+
+
+def _constrained(
+    step: Array,
+    rate: Any,
+    bound: Bound,
+    size: Magnitude,
+    update: Any,
+    leaf: Any,
+    part: Any,
+    multiplier: Any,
+    record: PyTree,
+) -> tuple[Any, Any, PyTree]:
+    """One leaf's update drawn into its bound, its new multiplier and record."""
+    if update is None or not _is_active(leaf, part):
+        return update, multiplier, record
+    z = jnp.asarray(leaf, wide_dtype(leaf)) + update
+    value = size.value(z)
+    record, limit = bound.follow(record, value, step)
+    pace = rate * part / (z.size if size.per_weight else 1)
+    # An unknown bound is infinite; written with `where` so that a rate of 0 gives 0.
+    excess = jnp.where(jnp.isfinite(limit), value - limit, 0)
+    grown = jnp.maximum(0, multiplier + jnp.asarray(pace, value.dtype) * excess)
+    multiplier = jnp.where(jnp.isfinite(limit), grown, 0)
+    pulled = update - multiplier * size.gradient(z)
+    return pulled.astype(update.dtype), multiplier, record
 
 
 # Magnitudes.

@@ -1,5 +1,6 @@
 """The core of decay: rate x part x gate x pull at the distance from a reference."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,9 +62,8 @@ def decay_weights(
     `params_0 * prod_t (1 - c_t * m_leaf)`. It acts on the finished update, so it goes **after**
     the learning rate in the chain; before it, the sign is wrong and the weights grow. It keeps
     tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys, nodes hidden
-    by `optax.masked` and leaves whose update is None alone. Complex weights are drawn along the
-    line to their reference. From params known by shape, `init` gives a state whose copies of them
-    are shapes.
+    by `optax.masked` and leaves without an update alone. Complex weights are drawn along the line
+    to their reference. From params known by shape, `init` gives a state of shapes.
 
     Args:
       rate: c_t, the fraction removed per step, a number (traced or not) or `step -> c_t`. What
@@ -78,12 +78,11 @@ def decay_weights(
         (L2). `jax.numpy.sign` is the subgradient of L1.
 
     Raises:
-      ValueError: at build, for a rate that is not a scalar, or is known and negative, not
-        finite or >= 2 (at 2 a weight only changes sign, above 2 each step grows it; beside
-        steps of eta on a loss of curvature h the bound is eta h + c < 2, which nothing here
-        knows); in `init`, for parts or a reference tree that do not fit the params; in
-        `update`, when `params` is missing; in both, for a schedule that is known to give such
-        a rate.
+      ValueError: at build, for a rate that is not a scalar, or is known and negative, not finite
+        or >= 2 (at 2 a weight only changes sign, above 2 each step grows it; beside steps of eta on
+        a loss of curvature h the bound is eta h + c < 2, which nothing here knows); in `init`, for
+        parts or a reference tree that do not fit the params; in `update`, when `params` is missing;
+        in both, for a schedule that is known to give such a rate.
 
     Warns:
       UserWarning: if a known rate is in [1, 2): the weights change sign at every step; in `init`,
@@ -101,14 +100,8 @@ def decay_weights(
         _check_overshoot(rate, [1.0])
 
     def init(params: Params) -> DecayState:
-        multipliers = resolve_parts(parts, params)
-        if parts is not None or callable(rate):
-            first = rate_at(rate, jnp.zeros((), jnp.int32))
-            _check_overshoot(first, jax.tree.leaves(multipliers))
-        if not callable(rate):  # A schedule may begin at 0 and grow.
-            _warn_if_lost(rate, multipliers, params)
-        kept = () if keeper is None else keeper.init(params)
-        return DecayState(jnp.zeros((), jnp.int32), kept)
+        _check_first_rate(rate, parts, params)
+        return DecayState(jnp.zeros((), jnp.int32), () if keeper is None else keeper.init(params))
 
     def update(
         updates: PyTree, state: Any, params: Params | None = None
@@ -117,25 +110,39 @@ def decay_weights(
         c = rate_at(rate, state.step)
         kept = () if keeper is None else keeper.follow(state.reference, params)
         goals = jax.tree.map(lambda _: constant, params) if keeper is None else kept
-
-        def decay(update, leaf, multiplier, goal):
-            if not is_inexact(leaf) or is_known_zero(multiplier):
-                return update
-            wide = wide_dtype(leaf)
-            p = jnp.asarray(leaf, wide)
-            if not is_known_zero(goal):
-                p = p - jnp.asarray(goal, wide)
-            if pull is not None:
-                p = pull(p)
-            if gate is not None:
-                p = gate(update, p) * p
-            real = jnp.finfo(wide).dtype
-            return (update - jnp.asarray(c * multiplier, real) * p).astype(update.dtype)
-
+        decay = functools.partial(_decayed, c, pull, gate)
         updates = map_updates(decay, updates, params, resolve_parts(parts, params), goals)
         return updates, DecayState(next_step(state.step), kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _decayed(
+    c: Any, pull: Pull | None, gate: Gate | None, update: Any, leaf: Any, multiplier: Any, goal: Any
+) -> Any:
+    """One leaf's update, less what decay removes of the leaf."""
+    if not is_inexact(leaf) or is_known_zero(multiplier):
+        return update
+    wide = wide_dtype(leaf)
+    p = jnp.asarray(leaf, wide)
+    if not is_known_zero(goal):
+        p = p - jnp.asarray(goal, wide)
+    if pull is not None:
+        p = pull(p)
+    if gate is not None:
+        p = gate(update, p) * p
+    real = jnp.finfo(wide).dtype
+    return (update - jnp.asarray(c * multiplier, real) * p).astype(update.dtype)
+
+
+def _check_first_rate(rate: Any, parts: Parts, params: Params) -> None:
+    """What the first step removes, where it is known: not too much, nor too little for a dtype."""
+    multipliers = resolve_parts(parts, params)
+    if parts is not None or callable(rate):
+        first = rate_at(rate, jnp.zeros((), jnp.int32))
+        _check_overshoot(first, jax.tree.leaves(multipliers))
+    if not callable(rate):  # A schedule may begin at 0 and grow.
+        _warn_if_lost(rate, multipliers, params)
 
 
 def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
@@ -159,7 +166,7 @@ def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
             "Keep the weights in float32 and compute in half precision (`with_compute_dtype`), or "
             "wrap the optimiser in `float32_master` or `stochastic_rounding`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -369,5 +376,5 @@ def _check_overshoot(rate: Any, multipliers: list) -> None:
         warnings.warn(
             f"a step removes {removed:g} times the weight: at 1 it is gone, above 1 it changes "
             "sign. Did you mean another convention? See `convert_strength`.",
-            stacklevel=3,
+            stacklevel=4,
         )
