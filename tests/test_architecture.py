@@ -87,7 +87,6 @@ NOT_YET: dict[str, set[str]] = {
         "wdjax/jobs/select.py:run_select",
         "wdjax/jobs/stream.py:run_stream",
         "wdjax/run.py:make_run",
-        "wdjax/selection/comparison.py:compare",
         "wdjax/selection/cross_validation.py:cross_validate",
         "wdjax/step.py:make_train_step",
         "wdjax/training.py:make_fit",

@@ -1,4 +1,9 @@
-"""The cache of finished trials: what was trained once is not trained again."""
+"""The cache of finished trials: what was trained once is not trained again.
+
+A trial is found under a hash of the program as lowered, its numbers, the examples, fold, key and
+seed, versions, compiler options and the devices' kind and number: what is found is what the same
+program gave for the same numbers. Several processes take what the first of them finds.
+"""
 
 import base64
 import functools

@@ -245,8 +245,10 @@ class ProgramFolds(NamedTuple):
 def folds_by_program(fit_and_score: FitAndScore, folds: Folds) -> list[ProgramFolds]:
     """The folds by what they are padded to, so that each trains as it would alone.
 
-    Of what `TakesPadding`, folds of one count of steps share a program. Any other function sees no
-    padding at all: folds of equal sizes share one. Where the sizes are traced, all folds share one,
+    Of what `TakesPadding`, as `make_fit_and_score` builds it, folds of one count of steps share a
+    program (those of `kfold` do, unless their sizes, n and n + 1, lie on both sides of a multiple
+    of the batch size). Any other function is never shown a row that is not of the fold: folds of
+    equal sizes share one (two of `kfold`, at most). Where the sizes are traced, all share one,
     padded to their width, see `unlike_the_longest`.
     """
     known = sizes(folds)
