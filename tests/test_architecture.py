@@ -97,8 +97,8 @@ NOT_YET: dict[str, set[str]] = {
         "data.stream:GrainStream",
         "data.stream:IterableStream",
         "jobs.results:finish",
+        "loop.settings:from_old",
         "loop.signals:Signals.leave",
-        "loop.train_loop:TrainLoop",
         "recipe.build:Recipe",
     },
 }

@@ -138,7 +138,7 @@ def cross_validate(
         folds,
         key,
         num_seeds=num_seeds,
-        at_once=trials_at_once,
+        at_once=at_once,
         mesh=mesh,
     )
     known = CachedTrials.nothing(planned.widest, (folds.train.shape[0], num_rows * num_seeds))
