@@ -128,11 +128,11 @@ def agree(out):
         found |= {f"{name}/{path}": array for path, array in train(name).items()}
     found |= {f"score/{name}": np.asarray(v) for name, v in scores_of_a_grid().items()}
     # Each process has a folder of its own, as machines have: only the first one's counts.
-    folder, events = f"{out.format(index=jax.process_index())}.kept", []
+    folder, events = f"{out.format(index=jax.process_index())}.cache", []
     for _ in range(2):
-        scores = scores_of_a_grid(kept=folder, progress=events.append)
-    found |= {f"kept/{name}": np.asarray(v) for name, v in scores.items()}
-    found["events"] = np.array([event.kept for event in events])
+        scores = scores_of_a_grid(cache=folder, progress=events.append)
+    found |= {f"cached/{name}": np.asarray(v) for name, v in scores.items()}
+    found["events"] = np.array([event.cached for event in events])
     found["keeps"] = np.array(pathlib.Path(folder).exists())
     np.savez(out.format(index=jax.process_index()), **found)
 

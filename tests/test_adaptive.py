@@ -54,7 +54,7 @@ def test_multipliers_follow_their_recurrence(name, x64):
     measure, rng = MEASURES[name], np.random.default_rng(0)
     w, moves, bound, mu = rng.normal(size=6), 0.1 * rng.normal(size=(15, 6)), 0.4, 0.05
     pace = mu / 6 if measure.per_weight else mu
-    tx = constrained_decay(mu, fixed_bound(bound), measure=measure)
+    tx = constrained_decay(mu, fixed_bound(bound), magnitude=measure)
     found, state = trace(tx, jnp.asarray(w), moves)
     multiplier, expected = 0.0, []
     for move in moves:
@@ -155,9 +155,9 @@ def test_a_bound_of_a_thousand_is_a_bound_like_another(x64):
         ),
         (
             lambda: constrained_decay(
-                1.0, fixed_bound(1.0), measure=standard_deviation, parts={"*": 1.0}
+                1.0, fixed_bound(1.0), magnitude=standard_deviation, parts={"*": 1.0}
             ).init({"gain": jnp.ones(1)}),
-            "the measure needs 2. Leave it out by `parts`",
+            "the magnitude needs 2. Leave it out by `parts`",
         ),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_real_leaf_and_the_same_leaf_times_a_phase_are_constrained_alike(name,
     rng = np.random.default_rng(1)
     w, moves = rng.normal(size=6), 0.1 * rng.normal(size=(15, 6))
     phase = np.exp(0.7j)
-    tx = constrained_decay(0.05, fixed_bound(0.4), measure=MEASURES[name])
+    tx = constrained_decay(0.05, fixed_bound(0.4), magnitude=MEASURES[name])
     found, state = trace(tx, jnp.asarray(w * phase), moves * phase)
     expected, plain = trace(tx, jnp.asarray(w), moves)
     np.testing.assert_allclose(found, expected * phase, rtol=1e-11)
@@ -213,7 +213,7 @@ def test_a_real_leaf_and_the_same_leaf_times_a_phase_are_constrained_alike(name,
 def test_a_leaf_without_spread_has_no_pull_and_no_nan(dtype, x64):
     """A head of zeros in warm-up: its standard deviation is 0, whose gradient is taken as 0; in
     the value, the multiplier and every derivative."""
-    tx = constrained_decay(1.0, fixed_bound(0.0), measure=standard_deviation)
+    tx = constrained_decay(1.0, fixed_bound(0.0), magnitude=standard_deviation)
     w = jnp.zeros((3, 2), dtype)
     found, state = trace(tx, w, np.zeros((2, 3, 2), dtype))
     np.testing.assert_array_equal(found, 0.0)

@@ -333,7 +333,7 @@ UNMEASURED = {
         lambda: sgd_with(constrained_decay(1.0, initial_bound(0.9))),
         NOT_PROPORTIONAL,
     ),
-    "huber": (lambda: sgd_with(decay_weights(5e-3, shape=huber(0.1))), NOT_PROPORTIONAL),
+    "huber": (lambda: sgd_with(decay_weights(5e-3, pull=huber(0.1))), NOT_PROPORTIONAL),
 }
 QUICK = {"novograd", "MultiSteps 17", "noise", "L2 before adam", "lamb", "prodigy", "momo"}
 every = lambda cases: [

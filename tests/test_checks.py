@@ -49,7 +49,7 @@ def test_bounds_are_inclusive_unless_above():
     with pytest.raises(ValueError, match=r"`rate` must be finite and >= 0 and <= 1, got rate=1\.5"):
         check_number("rate", 1.5, low=0.0, high=1.0)
     with pytest.raises(ValueError, match="finite and > 0, got rate=0"):
-        check_number("rate", 0.0, low=0.0, above=True)
+        check_number("rate", 0.0, low=0.0, exclusive_low=True)
     with pytest.raises(ValueError, match="`rate` must be finite, got rate=-inf"):
         check_number("rate", -np.inf)
 

@@ -263,8 +263,8 @@ def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     assert not list((tmp_path / "run").glob("*.tmp")) and printed == ""
     again = run_in(tmp_path, f"{words} --overwrite")
     results = strict_json(tmp_path / "run/results.json")
-    assert results["status"] == "complete" and finished.sum() <= results["kept"] < losses.size
-    assert f"{results['kept']} of {losses.size} trainings had finished" in again.stderr
+    assert results["status"] == "complete" and finished.sum() <= results["cached"] < losses.size
+    assert f"{results['cached']} of {losses.size} trainings had finished" in again.stderr
     ended = np.array(results["scores"]["loss"])
     np.testing.assert_array_equal(ended[finished], losses[finished])
     assert np.isfinite(ended).all()
@@ -299,14 +299,14 @@ def test_what_a_select_has_trained_the_next_one_finds_and_says_so(command, caplo
     words = f"select {TINY} --devices 1"
     assert command(f"{words} --out first")[0] == 0
     first = strict_json("first/results.json")
-    assert first["kept"] == 0
+    assert first["cached"] == 0
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         status, printed, told = command(f"{words} --rule one_standard_error --out second")
     assert status == 0
     assert "4 of 4 trainings had finished in an earlier run and are not trained again" in told
     assert not [m for m in caplog.messages if "XLA compilation of jit(_run_chunk)" in m]
     second = strict_json("second/results.json")
-    assert second["kept"] == 4 and second["rule"] == "one_standard_error"
+    assert second["cached"] == 4 and second["rule"] == "one_standard_error"
     same = ("scores", "table", "choices", "grid", "refit", "decay")
     assert {name: second[name] for name in same} == {name: first[name] for name in same}
     assert "4 trainings, from earlier runs" in pathlib.Path("second/report.html").read_text()
@@ -318,7 +318,7 @@ def test_what_a_select_has_trained_the_next_one_finds_and_says_so(command, caplo
     _, _, told = command(f"{words} --fresh --out fourth")
     assert "had finished" not in told
     fourth = strict_json("fourth/results.json")
-    assert fourth["kept"] == 0 and fourth["scores"] == first["scores"]
+    assert fourth["cached"] == 0 and fourth["scores"] == first["scores"]
     assert "fresh" not in fourth["config"]
 
 
@@ -474,8 +474,13 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
     status, printed, told = command(f"select {TINY} --out run")
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told
-    nothing = {"chosen": {"test_loss": np.array([np.nan])}}
-    XX
+
+    def judged(*args):
+        scores, each, fit = real(*args)
+        return {name: value * np.nan for name, value in scores.items()}, each, fit
+
+    real = train.judged
+    monkeypatch.setattr(train, "judged", judged)
     status, printed, told = command(
         "train --strength 0 --data iris --learning-rate 1e30 --out other"
     )

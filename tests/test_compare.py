@@ -212,6 +212,6 @@ def test_the_command_prints_the_table_and_a_report_of_it_is_refused(tmp_path, ca
     told = capsys.readouterr().err
     assert "adam: 2 of 2 trainings had finished in an earlier run" in told
     assert "momentum: 2 of 2 trainings" not in told
-    assert json.loads(pathlib.Path(out, "results.json").read_text())["kept"] == 2
+    assert json.loads(pathlib.Path(out, "results.json").read_text())["cached"] == 2
     assert main(["report", out]) == 2
     assert "holds a comparison, which has no page" in capsys.readouterr().err

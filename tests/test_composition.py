@@ -81,10 +81,10 @@ WAYS = {
     ),
     "gate, reference and shape": (
         lambda learning_rate: decay_weights(
-            decoupled_rate(LAM, learning_rate), reference=initial_params, shape=huber(0.1)
+            decoupled_rate(LAM, learning_rate), reference=initial_params, pull=huber(0.1)
         ),
         lambda eta: decay_weights(
-            decoupled_rate(LAM, eta), reference=initial_params, shape=huber(0.1)
+            decoupled_rate(LAM, eta), reference=initial_params, pull=huber(0.1)
         ),
     ),
     "independent": (partial(independent_decay, LAM), lambda eta: independent_decay(LAM)),

@@ -435,12 +435,14 @@ def test_scores_of_single_examples_stand_under_their_index_and_average_to_the_sc
 def test_two_devices_and_a_cache_give_the_same_single_examples(tmp_path):
     """With the project's own score; found again bit for bit, and trained nothing for it."""
     arguments = (FIT_AND_SCORE, GRID, data_of(), kfold(jax.random.key(0), 22, 3))
-    one = cross_validate(*arguments, key=jax.random.key(1), kept=tmp_path)
+    one = cross_validate(*arguments, key=jax.random.key(1), cache=tmp_path)
     assert one.held_out.values["loss"].shape[:2] == one.values["loss"].shape[:2]
     assert one.higher_is_better == {"loss": False, "train_loss": False}
     events = []
-    again = cross_validate(*arguments, key=jax.random.key(1), kept=tmp_path, progress=events.append)
-    assert events[-1].kept == events[-1].total
+    again = cross_validate(
+        *arguments, key=jax.random.key(1), cache=tmp_path, progress=events.append
+    )
+    assert events[-1].cached == events[-1].total
     both = cross_validate(*arguments, key=jax.random.key(1), mesh=mesh_of(2))
     for other in (again, both):
         np.testing.assert_array_equal(

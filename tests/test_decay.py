@@ -1,4 +1,4 @@
-"""The decay kernel and its named forms, against formulas written down before the code."""
+"""The core of decay and its named forms, against formulas written down before the code."""
 
 import jax
 import jax.numpy as jnp
@@ -271,7 +271,7 @@ def test_shape_gate_and_reference_compose_in_one_update(x64):
         parts=lambda p: 0.5,
         gate=lambda u, pull: u * pull < 0,
         reference=goal,
-        shape=huber(1.5),
+        pull=huber(1.5),
     )
     found, _ = tx.update(updates, tx.init(params), params)
     np.testing.assert_allclose(found, [-0.1 - 0.1 * 1.5, -0.1, 0.1 + 0.1 * 0.5], rtol=1e-12)
@@ -398,7 +398,7 @@ def test_traced_values_pass_every_check():
             decoupled_decay(strength, learning_rate),
             independent_decay(strength, learning_rate),
             corrected_decay(strength, learning_rate, peak),
-            decay_weights(strength, reference=peak, shape=huber(peak)),
+            decay_weights(strength, reference=peak, pull=huber(peak)),
             decay_to_average(strength, learning_rate, peak),
         ):
             tx.init(jnp.ones(2))

@@ -86,7 +86,7 @@ def test_what_the_first_of_two_processes_kept_both_find(two_processes):
     for found in two_processes:
         assert found["events"].tolist()[0] == 0 and found["events"].tolist()[-1] == 9
         for name in ("loss", "accuracy"):
-            np.testing.assert_array_equal(found[f"kept/{name}"], found[f"score/{name}"])
+            np.testing.assert_array_equal(found[f"cached/{name}"], found[f"score/{name}"])
 
 
 def wait_for(child, words):

@@ -214,12 +214,12 @@ def test_many_examples_of_one_pair_at_many_runs_give_the_normal_interval():
 
 def test_the_bend_vanishes_with_the_skewness_and_only_widens():
     """As gamma goes to 0, J(y) = y - gamma (y^2 - 1/2) / 3 + ...: the ends tend to the straight."""
-    straight = evidence._bent(np.zeros(1), np.full(1, 2.0), 2.0, np.zeros(1))
+    straight = evidence.bent(np.zeros(1), np.full(1, 2.0), 2.0, np.zeros(1))
     np.testing.assert_array_equal(straight, [[-2.0], [2.0]])
-    near = evidence._bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, 2e-6))
+    near = evidence.bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, 2e-6))
     np.testing.assert_allclose(near, [[-2.0], [2.0]], atol=1e-5)
-    right = evidence._bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, 0.5))
-    left = evidence._bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, -0.5))
+    right = evidence.bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, 0.5))
+    left = evidence.bent(np.zeros(1), np.full(1, 2.0), 2.0, np.full(1, -0.5))
     assert right[0] == -2.0 and right[1] > 2.0
     np.testing.assert_allclose(left[0], -right[1])
     np.testing.assert_allclose(left[1], -right[0])

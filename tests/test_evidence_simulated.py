@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import common
-from experiments.verdict import digits, run
+from experiments.verdict import digits
+from experiments.verdict.demands import judged
+from experiments.verdict.settings import PARTS
 from experiments.verdict.simulate import Setting
+from experiments.verdict.store import rates
 from wdjax.selection.scores import HeldOut, Scores
 
 RESULTS = common.ROOT / "verdict" / "results.json"
@@ -20,7 +23,7 @@ def rows_of(part, settings, searches):
             {
                 "name": setting.name,
                 "searches": searches,
-                "rates": run.rates(part, setting, searches),
+                "rates": rates(part, setting, searches),
                 "setting": setting._asdict(),
             }
             for setting in settings
@@ -30,7 +33,7 @@ def rows_of(part, settings, searches):
 
 def met(parts):
     """Whether every demand is met, within two standard errors; the message names what is not."""
-    total, missed = run.judged(parts)
+    total, missed = judged(parts)
     assert total
     assert not [one for one in missed if not one["known"]]
 
@@ -95,10 +98,10 @@ def test_the_page_holds_what_was_demanded():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("part", [name for name in run.PARTS if name not in ("weights", "limits")])
+@pytest.mark.parametrize("part", [name for name in PARTS if name not in ("weights", "limits")])
 def test_what_is_demanded_is_met(part):
     """Every fourth setting of each part of the page, 1,500 searches, fewer where rows are many."""
-    settings = run.PARTS[part]()[::4]
+    settings = PARTS[part]()[::4]
     parts = {part: []}
     for setting in settings:
         searches = 1500 if setting.rows < 14 else 600 if setting.rows < 40 else 200

@@ -95,7 +95,7 @@ key = jax.random.key(2)
 search = lambda **more: wdjax.cross_validate(judge, grid, data, folds, key=key, **more)
 scores = search()
 for _ in range(2):
-    again = search(kept=sys.argv[1])
+    again = search(cache=sys.argv[1])
     np.testing.assert_array_equal(again.values["loss"], scores.values["loss"])
 print(scores)
 print(wdjax.choose(scores))

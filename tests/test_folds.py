@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-from wdjax.selection.folds import folds_from_splits, kfold, take
+from wdjax.selection.folds import folds_from_splits, kfold, take_masked
 from wdjax.types import Batch
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [40, 23, 8]))
@@ -126,7 +126,7 @@ def test_pairs_that_are_no_splits_are_refused(pairs, words):
 def test_masked_rows_get_weight_zero_also_over_time():
     index, mask = jnp.array([3, 1, 0]), jnp.array([True, True, False])
     for weights in (np.array([1.0, 2, 3, 4]), np.arange(8.0).reshape(4, 2) + 1):
-        batch = take(Batch({"x": np.arange(4)}, np.arange(4) * 10, weights), index, mask)
+        batch = take_masked(Batch({"x": np.arange(4)}, np.arange(4) * 10, weights), index, mask)
         np.testing.assert_array_equal(batch.inputs["x"][:2], [3, 1])
         np.testing.assert_array_equal(batch.targets[:2], [30, 10])
         np.testing.assert_array_equal(batch.weights[:2], weights[[3, 1]])

@@ -90,7 +90,7 @@ for bad, words in (((optax.scale_by_adam, 0.1), "Call it."), ((optax.identity(),
         assert words in str(error) and "must be an optax transformation" in str(error), error
     else:
         raise SystemExit(f"{bad!r} was accepted")
-for keyword in ("gate", "shape"):
+for keyword in ("gate", "pull"):
     try:
         decay_weights(0.1, **{keyword: 0.5})
     except ValueError as error:

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from wdjax.decay import decay_weights
+from wdjax.diagnostics import describe_decay
 from wdjax.models import from_nnx
 from wdjax.parts import (
-    describe_decay,
     inexact_leaves,
     leaf_path,
     leaf_role,

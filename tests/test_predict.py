@@ -169,6 +169,31 @@ def test_a_cell_that_is_no_number_is_refused_by_column_and_line(trained, tmp_pat
         predict(trained, tmp_path, COLUMNS, columns)
 
 
+TWO_OF_ONE_PATH = {
+    "params": ({"a/b": 0.0, "a": {"b": 0.0}}, {}, r"path 'a/b', by which the arrays of params.npz"),
+    "state": ({"w": 0.0}, {"n/a": 1, "n": {"a": 2}}, "path 'n/a', .*Rename one"),
+    "both": ({"model_state/m": 0.0}, {"m": 0.0}, "two arrays 'model_state/m', one of the params"),
+}
+
+
+@pytest.mark.parametrize("of", TWO_OF_ONE_PATH)
+def test_two_leaves_of_one_path_are_refused_before_anything_is_trained(tmp_path, of, monkeypatch):
+    """`params.npz` names its arrays by path: one would silently take the other's place."""
+    params, state, words = TWO_OF_ONE_PATH[of]
+    (tmp_path / "my.py").write_text(
+        "from wdjax import Model\n"
+        "import jax\n"
+        f"params, state = jax.tree.map(jax.numpy.asarray, ({params!r}, {state!r}))\n"
+        "apply = lambda params, state, x, *, key, train: (x.reshape(len(x), -1)[:, :10], state)\n"
+        "make_model = lambda num_outputs: Model(lambda key, x: (params, state), apply)\n"
+    )
+    monkeypatch.setattr("wdjax.jobs.train.refit_runs", None)
+    model, out = f"{tmp_path / 'my.py'}:make_model", str(tmp_path / "out")
+    with pytest.raises(ValueError, match=words):
+        run_train(TrainOptions(model=model, out=out))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_ragged_row_is_refused_by_its_line(trained, tmp_path):
     (tmp_path / "new.csv").write_text('"height, cm",bréadth,"the ""depth""",weight\n1,2,3,4\n1,2\n')
     with pytest.raises(ValueError, match="line 3 has 2 cells"):

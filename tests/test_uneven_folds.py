@@ -291,21 +291,21 @@ def test_what_several_programs_found_is_kept_and_found_again(tmp_path):
     num_examples, pairs = SPLITS["below and at"]
     data, fit = data_of(num_examples), fit_of(linear())
     events = []
-    options = dict(kept=tmp_path, progress=events.append)
+    options = dict(cache=tmp_path, progress=events.append)
     first = trained_together(fit, data, pairs, **options)
     assert events[-1].done == events[-1].total == 6 and events[-1].remaining == 0.0
-    assert [event.kept for event in events] == [0] * len(events)
+    assert [event.cached for event in events] == [0] * len(events)
     stores = sorted(tmp_path.iterdir())
     assert len(stores) == 2
     events.clear()
     np.testing.assert_array_equal(trained_together(fit, data, pairs, **options), first)
     (event,) = events
-    assert event.kept == event.done == 6
+    assert event.cached == event.done == 6
     # Two folds have 39 rows, one 40: without the larger store four trials run again.
     max(stores, key=lambda path: path.stat().st_size).unlink()
     events.clear()
     np.testing.assert_array_equal(trained_together(fit, data, pairs, **options), first)
-    assert {event.kept for event in events} == {2}
+    assert {event.cached for event in events} == {2}
 
 
 def test_rows_beyond_the_number_of_examples_are_no_part_of_a_run(key):
@@ -338,12 +338,12 @@ def test_a_batch_larger_than_the_smallest_fold_is_refused():
 
 
 def test_scores_of_single_examples_stand_where_the_examples_of_the_fold_do(tmp_path):
-    """Held-out parts of two widths in two programs, kept and found again."""
+    """Held-out parts of two widths in two programs, cached and found again."""
     num_examples, pairs = SPLITS["below and at"]
     data, model = data_of(num_examples), linear()
     fit_and_score = make_fit_and_score(fit_of(model), make_score(model, loss=squared_error))
     run = lambda: cross_validate(
-        fit_and_score, GRID, data, folds_from_splits(pairs), key=KEY, kept=tmp_path
+        fit_and_score, GRID, data, folds_from_splits(pairs), key=KEY, cache=tmp_path
     )
     scores = run()
     values, held_out = scores.held_out.values["loss"], scores.held_out

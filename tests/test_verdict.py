@@ -6,8 +6,7 @@ import numpy as np
 
 from wdjax import jobs
 from wdjax.cli import _parser
-from wdjax.jobs import setup as prepare
-from wdjax.jobs import verdict
+from wdjax.jobs import setup, verdict
 from wdjax.jobs.options import SelectOptions
 from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import Scores
@@ -115,7 +114,7 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
     assert options.strengths[0] == 0 and options.strengths[1] == 10
     # 1e4 would remove 30 times the weight at a learning rate of 3e-3: it stops at the whole.
     np.testing.assert_allclose(options.strengths[-1], 1 / 0.003, rtol=2e-3)
-    grid = prepare.strength_grid(options, prepare.prepare(options))
+    grid = setup.strength_grid(options, setup.prepare(options))
     assert grid.num_rows == 11
 
 
@@ -131,6 +130,6 @@ def test_default_strengths_stop_where_a_step_removes_the_whole_weight(tmp_path, 
     monkeypatch.chdir(tmp_path)
     for rates, largest in (((3e-3,), 100.0), ((3e-3, 0.1), 10.0)):
         options = SelectOptions(learning_rates=rates, data="wine")
-        grid = prepare.strength_grid(options, prepare.prepare(options))
+        grid = setup.strength_grid(options, setup.prepare(options))
         assert grid.shape["strength"] == 14
         np.testing.assert_allclose(grid["strength"].max(), largest)

@@ -1,34 +1,28 @@
-"""Weight decay for JAX and optax: define it precisely, choose it, and test whether it helped.
+"""wdjax: weight decay for JAX and optax: define it precisely, choose it, test whether it helped.
 
-The public names, from the data to the choice.
+The public names, builders beside what they build.
 """
 
-import importlib as _importlib
-import typing as _typing
+import importlib
+import typing
 
-# Types
+from wdjax.moved import find_old_paths as _find_old_paths
+
+# Types: examples, a model, what a loss is made of, a finished run.
 from wdjax.types import Batch as Batch
 from wdjax.types import Fit as Fit
 from wdjax.types import LossAux as LossAux
 from wdjax.types import Model as Model
 
-# Models
-if _typing.TYPE_CHECKING:  # Found by `__getattr__`: flax would take a fifth of the start-up.
-    from wdjax.models import from_linen as from_linen
-    from wdjax.models import from_nnx as from_nnx
-    from wdjax.models import make_cnn as make_cnn
-    from wdjax.models import make_mlp as make_mlp
-    from wdjax.models import make_rnn as make_rnn
-
-# Weights of examples and of parts; who decays by how much
+# How much each example counts.
 from wdjax.weights import sigmoid_weight as sigmoid_weight
-from wdjax.diagnostics import audit as audit
-from wdjax.diagnostics import describe_decay as describe_decay
+
+# How much each part of the model counts.
 from wdjax.parts import matrices_only as matrices_only
 from wdjax.parts import resolve_parts as resolve_parts
 from wdjax.parts import scale_by_parts as scale_by_parts
 
-# Losses and penalties
+# The loss: of an example, of the weights, and the two together.
 from wdjax.losses import cross_entropy as cross_entropy
 from wdjax.losses import regularized_loss as regularized_loss
 from wdjax.losses import squared_error as squared_error
@@ -36,7 +30,7 @@ from wdjax.penalties import elastic_net_penalty as elastic_net_penalty
 from wdjax.penalties import l1_penalty as l1_penalty
 from wdjax.penalties import l2_penalty as l2_penalty
 
-# Decay in the optimiser, and strengths in other conventions
+# Decay inside the optimiser, and what a strength is called elsewhere.
 from wdjax.decay import convert_strength as convert_strength
 from wdjax.decay import corrected_decay as corrected_decay
 from wdjax.decay import decay_weights as decay_weights
@@ -44,7 +38,12 @@ from wdjax.decay import decoupled_decay as decoupled_decay
 from wdjax.decay import independent_decay as independent_decay
 from wdjax.decay import make_optimizer as make_optimizer
 
-# A training step, and ways to run it
+# Who gets how much decay: described, measured, followed through a run.
+from wdjax.diagnostics import audit as audit
+from wdjax.diagnostics import describe_decay as describe_decay
+from wdjax.diagnostics import measure_parts as measure_parts
+
+# A step, and the ways to run it.
 from wdjax.step import TrainState as TrainState
 from wdjax.step import init_state as init_state
 from wdjax.step import make_train_step as make_train_step
@@ -52,19 +51,21 @@ from wdjax.runners import jit_step as jit_step
 from wdjax.runners import pmap_step as pmap_step
 from wdjax.runners import shard_step as shard_step
 
-# A whole training run as pure functions
+# A whole run as a pure function of its numbers: of its parts, at once, a part of the way.
 from wdjax.run import Run as Run
 from wdjax.run import make_run as make_run
-from wdjax.measures import Measure as Measure
-from wdjax.measures import is_correct as is_correct
-from wdjax.measures import make_score as make_score
+from wdjax.run import skip_non_finite as skip_non_finite
 from wdjax.training import advance as advance
 from wdjax.training import fit_run as fit_run
 from wdjax.training import make_fit as make_fit
-from wdjax.training import make_fit_and_score as make_fit_and_score
-from wdjax.diagnostics import measure_parts as measure_parts
 
-# Cross-validation and choice
+# What a run is judged by.
+from wdjax.measures import Measure as Measure
+from wdjax.measures import is_correct as is_correct
+from wdjax.measures import make_score as make_score
+from wdjax.training import make_fit_and_score as make_fit_and_score
+
+# Choosing: folds, grids, cross-validation, the rules.
 from wdjax.selection import Choice as Choice
 from wdjax.selection import Folds as Folds
 from wdjax.selection import Gain as Gain
@@ -77,21 +78,36 @@ from wdjax.selection import folds_from_splits as folds_from_splits
 from wdjax.selection import grid_product as grid_product
 from wdjax.selection import kfold as kfold
 
-# Module paths of the version before
-from wdjax.moved import find_old_paths as _find_old_paths
+# Models, and a long run: its data, its loop, what it saves.
+if typing.TYPE_CHECKING:
+    # Found when first asked for: flax, orbax and the readers of data would be a good part of the
+    # start-up time of those who need none of them.
+    from wdjax.checkpoint import Checkpoints as Checkpoints
+    from wdjax.data.load import load_data as load_data
+    from wdjax.data.stream import make_stream as make_stream
+    from wdjax.loop.train_loop import TrainLoop as TrainLoop
+    from wdjax.models import from_linen as from_linen
+    from wdjax.models import from_nnx as from_nnx
+    from wdjax.models import make_cnn as make_cnn
+    from wdjax.models import make_mlp as make_mlp
+    from wdjax.models import make_rnn as make_rnn
 
-_find_old_paths()
+_HOMES = {
+    "Checkpoints": "wdjax.checkpoint",
+    "TrainLoop": "wdjax.loop.train_loop",
+    **dict.fromkeys(("from_linen", "from_nnx", "make_cnn", "make_mlp", "make_rnn"), "wdjax.models"),
+    "load_data": "wdjax.data.load",
+    "make_stream": "wdjax.data.stream",
+}
 
-_OF_MODELS = ("from_linen", "from_nnx", "make_cnn", "make_mlp", "make_rnn")
+_find_old_paths()  # Module paths of the version before.
 
 
-def __getattr__(name: str) -> _typing.Any:
-    if name == "models":
-        return _importlib.import_module("wdjax.models")
-    if name not in _OF_MODELS:
+def __getattr__(name: str) -> typing.Any:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_importlib.import_module("wdjax.models"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_OF_MODELS, "models"})
+    return sorted([*globals(), *_HOMES])

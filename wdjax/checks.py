@@ -18,9 +18,14 @@ def is_known(value: Any) -> bool:
 
 
 def check_number(
-    name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, above: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    exclusive_low: bool = False,
 ) -> None:
-    """Checks that `value` is a finite scalar in `[low, high]`, or above `low` if `above`.
+    """Checks that `value` is a finite scalar in `[low, high]`, or above `low` if `exclusive_low`.
 
     A traced value has a shape but no number yet, so only its shape and dtype are checked; its
     range is the caller's promise.
@@ -44,9 +49,9 @@ def check_number(
     if not is_known(value):
         return
     number = float(value)
-    inside = (number > low if above else number >= low) and number <= high
+    inside = (number > low if exclusive_low else number >= low) and number <= high
     if not (math.isfinite(number) and inside):
-        bounds = f"> {low:g}" if above else f">= {low:g}" if math.isfinite(low) else ""
+        bounds = f"> {low:g}" if exclusive_low else f">= {low:g}" if math.isfinite(low) else ""
         bounds += f"{' and ' if bounds else ''}<= {high:g}" if math.isfinite(high) else ""
         raise ValueError(
             f"`{name}` must be finite{' and ' + bounds if bounds else ''}, got {name}={number:g}."
@@ -72,8 +77,8 @@ def check_strength_or_schedule(name: str, value: Strength | Schedule) -> None:
         check_strength(name, value)
 
 
-def check_weights(name: str, weights: Any, *, some: bool = False) -> None:
-    """Checks that known weights are finite and >= 0; with `some`, that one is above 0.
+def check_weights(name: str, weights: Any, *, require_positive: bool = False) -> None:
+    """Checks that known weights are finite and >= 0; with `require_positive`, that one is above 0.
 
     Traced weights pass.
 
@@ -90,7 +95,7 @@ def check_weights(name: str, weights: Any, *, some: bool = False) -> None:
             f"`{name}` must be finite and >= 0, got {values[row]:g} in row "
             f"{row[0] if len(row) == 1 else row}; 0 leaves an example out."
         )
-    if some and not (values > 0).any():
+    if require_positive and not (values > 0).any():
         raise ValueError(
             f"`{name}` are all zero: no example would count in a whole epoch. Give at least one "
             "a weight above 0."

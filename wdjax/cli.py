@@ -23,7 +23,7 @@ EXAMPLES = {
     "predict": "wdjax predict runs/train-20261122-120000 new.csv",
     "report": "wdjax report runs/select-20261122-120000",
 }
-FRESH = "train again what an earlier run finished (kept in ~/.cache/wdjax/trials)"
+FRESH = "train again what an earlier run finished (cached in ~/.cache/wdjax/trials)"
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -104,9 +104,9 @@ def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> di
     }
     kind, run = runs[job]
     if job != "train":
-        # What is kept changes no result, so it is the command's to say and in no run's options.
+        # What is cached changes no result, so it is the command's to say and in no run's options.
         fresh = arguments.pop("fresh")
-        run = functools.partial(run, kept=None if fresh else cache_folder() / "trials")
+        run = functools.partial(run, cache=None if fresh else cache_folder() / "trials")
     options = kind(**arguments)
     if job == "train" and options.distributed is not None:
         join_processes(options.distributed)

@@ -88,7 +88,7 @@ def check_examples(name: str, data: Batch) -> None:
             values = np.asarray(leaf)
             if _all_finite(values):
                 continue
-            bad = ~np.isfinite(values) & _counts(data.weights, values, field)
+            bad = ~np.isfinite(values) & _active(data.weights, values, field)
             if bad.any():
                 row = np.argwhere(bad)[0]
                 raise ValueError(
@@ -144,7 +144,7 @@ def _check_not_negative(data: Batch) -> None:
         if not (_is_here(leaf) and _is_integer(leaf)):
             continue
         values = np.asarray(leaf)
-        bad = (values < 0) & _counts(data.weights, values, "targets")
+        bad = (values < 0) & _active(data.weights, values, "targets")
         if bad.any():
             row = np.argwhere(bad)[0]
             raise ValueError(
@@ -169,16 +169,16 @@ def _all_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
-def _counts(weights: Any, values: np.ndarray, field: str) -> np.ndarray:
+def _active(weights: Any, values: np.ndarray, field: str) -> np.ndarray:
     """What of an input or target is read: an input if any weight of its row is above 0."""
-    counts: np.ndarray = np.asarray(np.asarray(weights) > 0)
-    if counts.shape != values.shape[: counts.ndim] or field == "inputs":
-        counts = np.any(counts.reshape(len(counts), -1), axis=1)
-    return counts.reshape(counts.shape + (1,) * (values.ndim - counts.ndim))
+    active: np.ndarray = np.asarray(np.asarray(weights) > 0)
+    if active.shape != values.shape[: active.ndim] or field == "inputs":
+        active = np.any(active.reshape(len(active), -1), axis=1)
+    return active.reshape(active.shape + (1,) * (values.ndim - active.ndim))
 
 
 def _without_dead(targets: np.ndarray, weights: Any) -> np.ndarray:
     """Zeros, a label that always is one, where no weight is."""
     if targets.ndim == 0 or len(targets) != np.shape(weights)[0]:
         return targets
-    return np.where(_counts(weights, targets, "targets"), targets, np.zeros((), targets.dtype))
+    return np.where(_active(weights, targets, "targets"), targets, np.zeros((), targets.dtype))

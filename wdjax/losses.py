@@ -53,16 +53,12 @@ def regularized_loss(
     weight > 0: then small weights also lower the data loss against the penalty. Sums are taken
     in float32 at least, whatever the losses' dtype.
 
-    A row of weight 0 adds exactly zero to value and gradient, also when it holds NaN. It is
-    inactive: inputs and targets of inactive row j are replaced by those of the (j mod n)-th of
-    the n active rows, so a model that is singular at zero stays finite and batch statistics see
-    real rows. (With weights `[batch, time]` an input is replaced only where the whole row is
-    inactive, since a position that is not scored is still read; the target of inactive position
-    t by that of the (t mod n)-th of the row's n active positions.)
+    A row of weight 0 is inactive: it adds exactly zero to value and gradient, also when it holds
+    NaN. The model sees an active row in its place (`weights.fill_inactive_rows`), so one that is
+    singular at zero stays finite and batch statistics see real rows.
 
-    In a batch without any active row the model sees finite stand-ins. The data loss and its
-    gradient are 0, whatever the derivative there; the model's state stays as it was; the
-    penalty acts.
+    In a batch without any active row the data loss and its gradient are 0, the model's state stays
+    as it was, and the penalty acts.
 
     Args:
       apply_fn: `(params, inputs[batch, ...]) -> outputs[batch, ...]`, or a `Model`.
@@ -81,11 +77,10 @@ def regularized_loss(
 
     Raises:
       ValueError: at build, for an unknown `normalize` or an `apply_fn` that is neither a function
-        nor a `Model`; when `loss_fn` is called or traced, if
-        `example_loss` returned anything but one number per example (a forgotten reduction, or
-        `[batch, 1] - [batch]`), if `batch.weights` do not fit the inputs, or are known and
-        negative or not finite. (Such weights inside a compiled program, where nothing can be
-        refused, make the loss NaN.)
+        nor a `Model`; when `loss_fn` is called or traced, if `example_loss` returned anything but
+        one number per example (a forgotten reduction, or `[batch, 1] - [batch]`), if
+        `batch.weights` do not fit the inputs, or are known and negative or not finite. (Inside a
+        compiled program, where nothing can be refused, such weights make the loss NaN.)
     """
     check_one_of("normalize", normalize, ("weights", "count"))
     apply = as_model_apply(apply_fn)
@@ -100,22 +95,11 @@ def regularized_loss(
         example_weights: ArrayLike | None = None,
     ) -> tuple[Array, LossAux]:
         check_batch("batch", batch)
-        weights = validated_weights(batch.weights)
-        inputs, targets = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
-        if example_weights is not None:
-            weights = weights * validated_weights(example_weights)
-        active = weights != 0
-        some_active = _some_active(batch.weights, active, example_weights)
+        model = lambda seen, inputs: apply(seen, model_state, inputs, key=key, train=train)
         seen = params if part_weights is None else _scale_gradient(params, part_weights)
-        # Around the scaled params, so that no multiplier meets a derivative that is not finite.
-        seen = _constant_unless(some_active, seen)
-        outputs, new_state = apply(seen, model_state, inputs, key=key, train=train)
-        losses = example_loss(outputs, targets)
-        _check_losses(losses, weights)
-        total = weighted_sum(weights, losses)
-        counted = weights if normalize == "weights" else active
-        denominator = jnp.sum(counted, dtype=total.dtype)
-        data_loss = total / jnp.where(denominator > 0, denominator, 1)
+        data_loss, denominator, some_active, new_state = _data_loss(
+            model, example_loss, normalize, seen, batch, example_weights
+        )
         model_state = _kept_unless(some_active, new_state, model_state)
         penalty_value = jnp.zeros_like(data_loss) if penalty is None else penalty(params)
         aux = LossAux(data_loss, penalty_value, denominator, model_state)
@@ -139,6 +123,30 @@ def loss_of_filled(loss_fn: LossFn) -> LossFn:
         return loss_fn(params, filled, model_state=model_state, key=key, example_weights=weights)
 
     return loss
+
+
+def _data_loss(
+    model: Callable[[Params, PyTree], tuple[Any, PyTree]],
+    example_loss: ExampleLoss,
+    normalize: str,
+    params: Params,
+    batch: Batch,
+    example_weights: ArrayLike | None,
+) -> tuple[Array, Array, Any, PyTree]:
+    """The mean over the active rows, its denominator, whether there is any, the model's state."""
+    weights = validated_weights(batch.weights)
+    inputs, targets = fill_inactive_rows(batch.inputs, batch.targets, batch.weights)
+    if example_weights is not None:
+        weights = weights * validated_weights(example_weights)
+    active = weights != 0
+    some_active = _some_active(batch.weights, active, example_weights)
+    # Around the scaled params, so that no multiplier meets a derivative that is not finite.
+    outputs, state = model(_constant_unless(some_active, params), inputs)
+    losses = example_loss(outputs, targets)
+    _check_losses(losses, weights)
+    total = weighted_sum(weights, losses)
+    denominator = jnp.sum(weights if normalize == "weights" else active, dtype=total.dtype)
+    return total / jnp.where(denominator > 0, denominator, 1), denominator, some_active, state
 
 
 def cross_entropy(
@@ -211,7 +219,11 @@ def squared_error(
 
 
 def as_model_apply(apply_fn: Callable | Model) -> Callable:
-    """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form."""
+    """`apply` of a `Model`; a plain `(params, inputs) -> outputs` in the same form.
+
+    Raises:
+      ValueError: for what is neither, with the way to make one of it.
+    """
     check_apply("apply_fn", apply_fn)
     if isinstance(apply_fn, Model):
         return apply_fn.apply

@@ -110,7 +110,12 @@ class Score:
     def by_example(self, fit: Fit, batch: Batch) -> dict[str, Array]:
         """Each measure `[batch]`, one number per example (its mean over time, weighted, where
         the weights are `[batch, time]`), 0 where the example's weight is; a scalar of a measure
-        that has no such numbers."""
+        that has no such numbers.
+
+        Raises:
+          ValueError: for what is no `Batch`, or a measure that gives anything but one number per
+            example.
+        """
         check_batch("batch", batch)
         batch = jax.tree.map(jnp.asarray, batch)
         return {

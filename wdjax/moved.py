@@ -1,5 +1,6 @@
-"""Module paths of version 0.1, found for one more version, with a warning that says the new one."""
+"""Names of version 0.1, which work for one more version, with a warning that says the new one."""
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -7,7 +8,10 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MODULES = {
     "wdjax.checkpoint.facts": "wdjax.checkpoint.manifest",
@@ -49,6 +53,39 @@ def moved_names(package: str, homes: Mapping[str, str | tuple[str, str]]) -> Cal
         return getattr(importlib.import_module(module), new)
 
     return find
+
+
+def moved_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for a function whose keyword `old` is now `new`: `@moved_keywords(old="new")`.
+
+    Raises:
+      TypeError: in the function, when it is called with both.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                new, of = names[old], function.__name__
+                if new in kwargs:
+                    raise TypeError(f"{of}() got `{new}` and its old name `{old}`; give `{new}`.")
+                warn_moved(f"{of}({old}=)", f"{of}({new}=)")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return renamed
+
+    return decorate
+
+
+def moved_field(owner: str, old: str, new: str) -> Any:
+    """A property for a class whose attribute `old` is now `new`."""
+
+    def find(self: Any) -> Any:
+        warn_moved(f"{owner}.{old}", f"{owner}.{new}")
+        return getattr(self, new)
+
+    return property(find, doc=f"The old name of `{new}`.")
 
 
 def warn_moved(old: str, new: str, stacklevel: int = 3) -> None:

@@ -129,7 +129,11 @@ class Table(NamedTuple):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts and finite numbers; what is NaN or infinite becomes None."""
+        """Plain lists, dicts and finite numbers; what is NaN or infinite becomes None.
+
+        Raises:
+          TypeError: for a cell that `to_plain` cannot say.
+        """
         return to_plain(self._asdict())
 
 
@@ -235,5 +239,10 @@ def _is_plain_dtype(dtype: Any) -> bool:
 
 
 def to_json(obj: Any) -> str:
-    """Strict JSON of anything `to_plain` understands: never the words NaN or Infinity."""
+    """Strict JSON of anything `to_plain` understands: never the words NaN or Infinity.
+
+    Raises:
+      TypeError: for anything else, naming its type.
+      ValueError: for a mapping in which two keys are the same once they are strings.
+    """
     return json.dumps(to_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)

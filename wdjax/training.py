@@ -330,7 +330,7 @@ def _checked(
     """The rows that train, and how many of them do, where that is not known yet."""
     check_batch("train", train)
     train, num_examples = without_known_padding(train, num_examples)
-    check_weights("weights", train.weights, some=True)
+    check_weights("weights", train.weights, require_positive=True)
     check_hparams("hparams", hparams)
     check_examples("train", train)
     return train, num_examples

@@ -285,7 +285,7 @@ def _others(sums, slots, s):
     rows, folds = sums.gain.shape[1], sums.fold_means
     error = np.sqrt(folds.var(2, ddof=1) / s.folds)
     mean = folds.mean(2)
-    half = evidence._fold_half_width(folds.var(2, ddof=1), s.folds, rows, 0.95, 2)
+    half = evidence.fold_half_width(folds.var(2, ddof=1), s.folds, rows, 0.95, 2)
     examples = np.sqrt(np.diagonal(sums.covariance, axis1=1, axis2=2))
     quantile = special.stdtrit(slots.num_groups - s.folds, 1 - 0.025 / rows)
     return {

@@ -17,7 +17,18 @@ from wdjax.checkpoint.manifest import (
 
 
 def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Restored:
-    """What process 0 read, on every process; its refusal, too. Bytes: a sum would lose -0.0."""
+    """What process 0 read, on every process; its refusal, too. Bytes: a sum would lose -0.0.
+
+    Args:
+      read: called on process 0 alone.
+      like: a state of the structure, shapes and dtypes that `read` gives.
+
+    Raises:
+      FileNotFoundError: on every process, if `read` raised one: there is no checkpoint.
+      CheckpointError: if `read` raised one; on the other processes a `DamagedCheckpointError` of
+        the same text.
+      ValueError: if `read` raised one: a checkpoint of another structure.
+    """
     from jax.experimental import multihost_utils
 
     found, error, head = None, None, {}

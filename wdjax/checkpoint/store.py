@@ -68,7 +68,7 @@ class Checkpoints:
 
     Raises:
       ImportError: if orbax is not installed: `pip install "wdjax[cli]"`.
-      ValueError: for a number below 1, or an unknown `on_error`.
+      ValueError: for a `keep_last` below 1, or an `on_error` that is neither of the two.
     """
 
     def __init__(
@@ -172,7 +172,11 @@ class Checkpoints:
         raise error
 
     def close(self) -> None:
-        """Waits for the save under way and ends the writing thread."""
+        """Waits for the save under way and ends the writing thread.
+
+        Raises:
+          CheckpointError: if that save failed, under `on_error="stop"`; the thread ends first.
+        """
         try:
             self.wait()
         finally:

@@ -194,7 +194,7 @@ def _checked_weights(weights: ArrayLike | Sequence, num_examples: int) -> np.nda
         )
     with np.errstate(over="ignore"):
         weights = weights.astype(np.float32)
-    check_weights("weights", weights, some=True)
+    check_weights("weights", weights, require_positive=True)
     return weights
 
 

@@ -20,7 +20,7 @@ def split_off_test(
       ValueError: for a fraction that is not within (0, 1) or leaves a part empty, or a class
         too small to be in both parts.
     """
-    check_number("fraction", fraction, low=0.0, high=1.0, above=True)
+    check_number("fraction", fraction, low=0.0, high=1.0, exclusive_low=True)
     check_positive_int("seed", seed, low=0, high=2**32 - 1)
     num_examples = len(dataset.inputs)
     num_test = math.ceil(fraction * num_examples)

@@ -10,7 +10,7 @@ Example:
 from wdjax.decay.adaptive import (
     Bound,
     ConstrainedState,
-    Measure,
+    Magnitude,
     constrained_decay,
     fixed_bound,
     inflection_bound,
@@ -74,6 +74,9 @@ from wdjax.decay.schedules import (
     sqrt_width_strength,
     timescale_strength,
 )
+from wdjax.moved import moved_names
+
+__getattr__ = moved_names(__name__, {"Measure": ("wdjax.decay", "Magnitude")})
 
 __all__ = [
     "Bound",
@@ -81,8 +84,8 @@ __all__ = [
     "ConstrainedState",
     "Conversion",
     "DecayState",
+    "Magnitude",
     "MasterState",
-    "Measure",
     "Reference",
     "RoundingState",
     "adamw",

@@ -1,5 +1,6 @@
 """Decay whose strength the run finds: constrained parameter regularisation (CPR)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,12 +23,13 @@ from wdjax.decay.core import (
     wide_dtype,
     with_dtype,
 )
+from wdjax.moved import moved_keywords
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.types import Params, Parts, Strength, is_inexact
 
 
-class Measure(NamedTuple):
-    """What is bounded, one number a leaf."""
+class Magnitude(NamedTuple):
+    """How large a leaf is, in one number R: what is bounded."""
 
     value: Callable[[Array], Array]
     """`leaf -> R(leaf)`, a real scalar."""
@@ -60,14 +62,15 @@ class ConstrainedState(NamedTuple):
     """What each leaf's bound needs to be found."""
 
 
+@moved_keywords(measure="magnitude")
 def constrained_decay(
     multiplier_rate: Strength,
     bound: Bound,
     *,
-    measure: Measure | None = None,
+    magnitude: Magnitude | None = None,
     parts: Parts = None,
 ) -> optax.GradientTransformation:
-    """Decays each leaf just as much as keeps its measure R below a bound: CPR.
+    """Decays each leaf just as much as keeps its magnitude R below a bound: CPR.
 
         z = params + update
         lambda <- max(0, lambda + multiplier_rate * m_leaf / n * (R(z) - bound))
@@ -75,7 +78,7 @@ def constrained_decay(
 
     n is the number of weights of the leaf (1 for `standard_deviation`). Below its bound a leaf is
     free; above, its multiplier grows until it comes back. No learning rate enters. Complex weights
-    count by their modulus, so measures, bounds and multipliers are real. A leaf whose update is
+    count by their modulus, so magnitudes, bounds and multipliers are real. A leaf whose update is
     None keeps its multiplier. Goes after the learning rate in the chain.
 
     At rest R(z) is the bound and the weights lie inside it, `params = z - lambda * grad R(z)`;
@@ -85,7 +88,7 @@ def constrained_decay(
       multiplier_rate: >= 0, how fast multipliers follow; a number, may be traced. The paper's: 1.
       bound: `fixed_bound(k)`, `initial_bound(factor)`, `warm_start_bound(num_steps)` or
         `inflection_bound()`.
-      measure: what is bounded; by default `sum_of_squares`.
+      magnitude: what is bounded; by default `sum_of_squares`.
       parts: how much each leaf counts (`wdjax.parts.resolve_parts`); by default every leaf 1.0.
         The paper leaves embeddings, biases and norms out.
 
@@ -100,54 +103,21 @@ def constrained_decay(
     check_strength("multiplier_rate", multiplier_rate)
     check_not_injected(parts)
     rate: Any = multiplier_rate
-    measured = sum_of_squares if measure is None else measure
-
-    def counts(leaf: Any, multiplier: Any) -> bool:
-        return is_inexact(leaf) and not is_known_zero(multiplier)
+    size = sum_of_squares if magnitude is None else magnitude
 
     def init(params: Params) -> ConstrainedState:
+        record = functools.partial(_first_record, bound, size)
         multipliers = resolve_parts(parts, params)
-
-        def record(path, leaf, multiplier):
-            if not counts(leaf, multiplier):
-                return ()
-            least = 1 if measured.per_weight else 2
-            if np.size(leaf) < least:
-                raise ValueError(
-                    f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
-                    f"the measure needs {least}. Leave it out by `parts`."
-                )
-            first = lambda leaf: bound.init(measured.value(leaf))
-            wide = with_dtype(leaf, wide_dtype(leaf))
-            return jax.eval_shape(first, wide) if is_abstract(wide) else first(wide)
-
-        def zero(leaf):
-            real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
-            return jnp.zeros((), real)
-
         records = jax.tree_util.tree_map_with_path(record, params, multipliers)
-        return ConstrainedState(jnp.zeros((), jnp.int32), jax.tree.map(zero, params), records)
+        zeros = jax.tree.map(_zero, params)
+        return ConstrainedState(jnp.zeros((), jnp.int32), zeros, records)
 
     def update(
         updates: PyTree, state: Any, params: Params | None = None
     ) -> tuple[PyTree, ConstrainedState]:
         params = require_params(params)
         step = next_step(state.step)
-
-        def constrain(update, leaf, part, multiplier, record):
-            if update is None or not counts(leaf, part):
-                return update, multiplier, record
-            z = jnp.asarray(leaf, wide_dtype(leaf)) + update
-            value = measured.value(z)
-            record, limit = bound.follow(record, value, step)
-            pace = rate * part / (z.size if measured.per_weight else 1)
-            # An unknown bound is infinite; written with `where` so that a rate of 0 gives 0.
-            excess = jnp.where(jnp.isfinite(limit), value - limit, 0)
-            grown = jnp.maximum(0, multiplier + jnp.asarray(pace, value.dtype) * excess)
-            multiplier = jnp.where(jnp.isfinite(limit), grown, 0)
-            pulled = update - multiplier * measured.gradient(z)
-            return pulled.astype(update.dtype), multiplier, record
-
+        constrain = functools.partial(_constrained, step, rate, bound, size)
         found = jax.tree.map(
             constrain,
             updates,
@@ -163,7 +133,58 @@ def constrained_decay(
     return optax.GradientTransformation(init, update)
 
 
-# Measures.
+def _is_active(leaf: Any, multiplier: Any) -> bool:
+    return is_inexact(leaf) and not is_known_zero(multiplier)
+
+
+def _zero(leaf: Any) -> Array:
+    """The multiplier that a leaf begins with."""
+    real = jnp.finfo(wide_dtype(leaf)).dtype if is_inexact(leaf) else jnp.float32
+    return jnp.zeros((), real)
+
+
+def _first_record(bound: Bound, size: Magnitude, path: Any, leaf: Any, multiplier: Any) -> PyTree:
+    """What a leaf's bound starts from; nothing of a leaf that is left alone."""
+    if not _is_active(leaf, multiplier):
+        return ()
+    least = 1 if size.per_weight else 2
+    if np.size(leaf) < least:
+        raise ValueError(
+            f"{leaf_path(path)!r} of shape {np.shape(leaf)} has too few weights to bound; "
+            f"the magnitude needs {least}. Leave it out by `parts`."
+        )
+    first = lambda leaf: bound.init(size.value(leaf))
+    wide = with_dtype(leaf, wide_dtype(leaf))
+    return jax.eval_shape(first, wide) if is_abstract(wide) else first(wide)
+
+
+def _constrained(
+    step: Array,
+    rate: Any,
+    bound: Bound,
+    size: Magnitude,
+    update: Any,
+    leaf: Any,
+    part: Any,
+    multiplier: Any,
+    record: PyTree,
+) -> tuple[Any, Any, PyTree]:
+    """One leaf's update drawn into its bound, its new multiplier and record."""
+    if update is None or not _is_active(leaf, part):
+        return update, multiplier, record
+    z = jnp.asarray(leaf, wide_dtype(leaf)) + update
+    value = size.value(z)
+    record, limit = bound.follow(record, value, step)
+    pace = rate * part / (z.size if size.per_weight else 1)
+    # An unknown bound is infinite; written with `where` so that a rate of 0 gives 0.
+    excess = jnp.where(jnp.isfinite(limit), value - limit, 0)
+    grown = jnp.maximum(0, multiplier + jnp.asarray(pace, value.dtype) * excess)
+    multiplier = jnp.where(jnp.isfinite(limit), grown, 0)
+    pulled = update - multiplier * size.gradient(z)
+    return pulled.astype(update.dtype), multiplier, record
+
+
+# Magnitudes.
 
 
 def _square_of_modulus(leaf: Array) -> Array:
@@ -187,17 +208,17 @@ def _huber(leaf: Array) -> Array:
     return jnp.sum(jnp.where(size < 1, 0.5 * jnp.square(size), size - 0.5))
 
 
-sum_of_squares = Measure(lambda w: jnp.sum(_square_of_modulus(w)), lambda w: 2 * w, True)
+sum_of_squares = Magnitude(lambda w: jnp.sum(_square_of_modulus(w)), lambda w: 2 * w, True)
 """R = sum |w|^2, gradient 2 w."""
 
-sum_of_magnitudes = Measure(lambda w: jnp.sum(modulus(w)), jnp.sign, True)
+sum_of_magnitudes = Magnitude(lambda w: jnp.sum(modulus(w)), jnp.sign, True)
 """R = sum |w|, gradient sign(w), which is w / |w| of a complex weight."""
 
-standard_deviation = Measure(_standard_deviation, _gradient_of_standard_deviation, False)
+standard_deviation = Magnitude(_standard_deviation, _gradient_of_standard_deviation, False)
 """R = the standard deviation of the weights with n - 1, gradient (w - mean) / ((n - 1) R), and 0
 where all weights are equal, as in a head of zeros."""
 
-sum_of_hubers = Measure(_huber, huber(1.0), True)
+sum_of_hubers = Magnitude(_huber, huber(1.0), True)
 """R = sum of |w|^2 / 2 below 1 and |w| - 1/2 above, gradient w below 1 and sign(w) above."""
 
 
@@ -215,7 +236,7 @@ def fixed_bound(bound: Strength) -> Bound:
 
 
 def initial_bound(factor: Strength) -> Bound:
-    """Each leaf's bound is `factor` times its measure at `init` ("dependent").
+    """Each leaf's bound is `factor` times its magnitude at `init` ("dependent").
 
     Raises:
       ValueError: if the factor is not a scalar, or is known and negative or not finite.
@@ -229,7 +250,7 @@ def initial_bound(factor: Strength) -> Bound:
 
 
 def warm_start_bound(num_steps: int) -> Bound:
-    """Each leaf's bound is its measure after `num_steps` steps; free until then ("warm start").
+    """Each leaf's bound is its magnitude after `num_steps` steps; free until then ("warm start").
 
     Raises:
       ValueError: if `num_steps` is no integer >= 1.
@@ -249,7 +270,7 @@ class InflectionRecord(NamedTuple):
     bound: Array
     """Infinite until found."""
     average: Array
-    """Exponential moving average of the measure."""
+    """Exponential moving average of the magnitude."""
     sample: Array
     """The average when last sampled."""
     growth: Array
@@ -257,9 +278,9 @@ class InflectionRecord(NamedTuple):
 
 
 def inflection_bound(every: int = 200, smoothing: Strength = 0.9) -> Bound:
-    """Each leaf's bound is its measure where its growth first slows down ("inflection point").
+    """Each leaf's bound is its magnitude where its growth first slows down ("inflection point").
 
-    The measure is averaged over steps, `average <- smoothing * average + (1 - smoothing) * R`
+    The magnitude is averaged over steps, `average <- smoothing * average + (1 - smoothing) * R`
     from R(params_0) on, and sampled every `every` steps; the bound is R at the first sample that
     has grown by less than the one before.
 

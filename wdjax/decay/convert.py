@@ -135,7 +135,7 @@ def explain_conversion(
     """
     check_one_of("source", source, CONVENTIONS)
     check_one_of("target", target, CONVENTIONS)
-    check_number("value", value, low=0.0, above=source in _RECIPROCAL)
+    check_number("value", value, low=0.0, exclusive_low=source in _RECIPROCAL)
     _check_run(learning_rate, peak_learning_rate, num_steps, batch_size, num_examples)
     timescales = (source in _TIMESCALES, target in _TIMESCALES)
     if all(timescales):
@@ -224,9 +224,9 @@ def _check_run(
 ) -> None:
     rate_given = learning_rate is not None and not callable(learning_rate)
     if rate_given:
-        check_number("learning_rate", learning_rate, low=0.0, above=True)
+        check_number("learning_rate", learning_rate, low=0.0, exclusive_low=True)
     if peak_learning_rate is not None:
-        check_number("peak_learning_rate", peak_learning_rate, low=0.0, above=True)
+        check_number("peak_learning_rate", peak_learning_rate, low=0.0, exclusive_low=True)
     if rate_given and peak_learning_rate is not None:
         check_peak(learning_rate, peak_learning_rate)
     sizes = {"num_steps": num_steps, "batch_size": batch_size, "num_examples": num_examples}

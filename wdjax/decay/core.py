@@ -1,5 +1,6 @@
-"""The decay kernel: rate x part x gate x shape of the distance to a reference."""
+"""The core of decay: rate x part x gate x pull at the distance from a reference."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_number, check_strength, check_strength_or_schedule, is_known
+from wdjax.moved import moved_keywords
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.parts.rules import check_not_injected as check_not_injected
 from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
@@ -18,7 +20,7 @@ from wdjax.types import Params, Parts, Schedule, Strength, is_inexact
 Gate = Callable[[Array, Array], Array]
 """`(update, pull) -> share in [0, 1]`, elementwise: how much of the pull each weight feels."""
 
-Shape = Callable[[Array], Array]
+Pull = Callable[[Array], Array]
 """`params - reference -> pull`, elementwise: the derivative of the penalty per unit strength."""
 
 
@@ -42,46 +44,45 @@ class DecayState(NamedTuple):
     """What the weights are drawn to; an empty tuple where nothing has to be kept."""
 
 
+@moved_keywords(shape="pull")
 def decay_weights(
     rate: Strength | Schedule,
     *,
     parts: Parts = None,
     gate: Gate | None = None,
     reference: Any = None,
-    shape: Shape | None = None,
+    pull: Pull | None = None,
 ) -> optax.GradientTransformation:
     """Draws each weight towards its reference by a fraction of the distance, every step.
 
-        update <- update - c_t * m_leaf * gate(update, pull) * pull
-        pull = shape(params - reference)
+        update <- update - c_t * m_leaf * gate(update, p) * p
+        p = pull(params - reference)
 
-    With no other update, no gate, no shape and no reference, the weights after T steps are
+    With no other update, no gate, no pull and no reference, the weights after T steps are
     `params_0 * prod_t (1 - c_t * m_leaf)`. It acts on the finished update, so it goes **after**
     the learning rate in the chain; before it, the sign is wrong and the weights grow. It keeps
     tree, shapes and dtypes, computes in float32 at least, and leaves integers, keys, nodes hidden
-    by `optax.masked` and leaves whose update is None alone. Complex weights are drawn along the
-    line to their reference. From params known by shape, `init` gives a state whose copies of them
-    are shapes.
+    by `optax.masked` and leaves without an update alone. Complex weights are drawn along the line
+    to their reference. From params known by shape, `init` gives a state of shapes.
 
     Args:
       rate: c_t, the fraction removed per step, a number (traced or not) or `step -> c_t`. What
         multiplies what is in its making: `decoupled_rate`, `independent_rate`,
         `corrected_rate`; `lambda t: strength * learning_rate(t) ** p` is any other exponent.
       parts: how much each leaf counts (`wdjax.parts.resolve_parts`); by default every leaf 1.0.
-      gate: `(update, pull) -> share` of each weight's pull that is applied, such as `cautious`;
-        by default all of it. `update` is what will be added to the params.
+      gate: `(update, p) -> share` of each weight's p that is applied, such as `cautious`; by
+        default all of it. `update` is what will be added to the params.
       reference: what the weights are drawn to: None for zero; a number (1.0 for norm gains); a
         tree like the params; or a `Reference`, `initial_params` or `average_of_params(0.999)`.
-      shape: the pull at a distance, such as `huber(0.1)`; by default the distance itself (L2).
-        `jax.numpy.sign` is the subgradient of L1.
+      pull: `distance -> p`, elementwise, such as `huber(0.1)`; by default the distance itself
+        (L2). `jax.numpy.sign` is the subgradient of L1.
 
     Raises:
-      ValueError: at build, for a rate that is not a scalar, or is known and negative, not
-        finite or >= 2 (at 2 a weight only changes sign, above 2 each step grows it; beside
-        steps of eta on a loss of curvature h the bound is eta h + c < 2, which nothing here
-        knows); in `init`, for parts or a reference tree that do not fit the params; in
-        `update`, when `params` is missing; in both, for a schedule that is known to give such
-        a rate.
+      ValueError: at build, for a rate that is not a scalar, or is known and negative, not finite
+        or >= 2 (at 2 a weight only changes sign, above 2 each step grows it; beside steps of eta on
+        a loss of curvature h the bound is eta h + c < 2, which nothing here knows); in `init`, for
+        parts or a reference tree that do not fit the params; in `update`, when `params` is missing;
+        in both, for a schedule that is known to give such a rate.
 
     Warns:
       UserWarning: if a known rate is in [1, 2): the weights change sign at every step; in `init`,
@@ -91,7 +92,7 @@ def decay_weights(
     """
     check_strength_or_schedule("rate", rate)
     _check_function("gate", gate)
-    _check_function("shape", shape)
+    _check_function("pull", pull)
     check_not_injected(parts)
     keeper = _as_keeper(reference)
     constant = 0.0 if reference is None else reference
@@ -99,14 +100,8 @@ def decay_weights(
         _check_overshoot(rate, [1.0])
 
     def init(params: Params) -> DecayState:
-        multipliers = resolve_parts(parts, params)
-        if parts is not None or callable(rate):
-            first = rate_at(rate, jnp.zeros((), jnp.int32))
-            _check_overshoot(first, jax.tree.leaves(multipliers))
-        if not callable(rate):  # A schedule may begin at 0 and grow.
-            _warn_if_lost(rate, multipliers, params)
-        kept = () if keeper is None else keeper.init(params)
-        return DecayState(jnp.zeros((), jnp.int32), kept)
+        _check_first_rate(rate, parts, params)
+        return DecayState(jnp.zeros((), jnp.int32), () if keeper is None else keeper.init(params))
 
     def update(
         updates: PyTree, state: Any, params: Params | None = None
@@ -115,25 +110,39 @@ def decay_weights(
         c = rate_at(rate, state.step)
         kept = () if keeper is None else keeper.follow(state.reference, params)
         goals = jax.tree.map(lambda _: constant, params) if keeper is None else kept
-
-        def decay(update, leaf, multiplier, goal):
-            if not is_inexact(leaf) or is_known_zero(multiplier):
-                return update
-            wide = wide_dtype(leaf)
-            pull = jnp.asarray(leaf, wide)
-            if not is_known_zero(goal):
-                pull = pull - jnp.asarray(goal, wide)
-            if shape is not None:
-                pull = shape(pull)
-            if gate is not None:
-                pull = gate(update, pull) * pull
-            real = jnp.finfo(wide).dtype
-            return (update - jnp.asarray(c * multiplier, real) * pull).astype(update.dtype)
-
+        decay = functools.partial(_decayed, c, pull, gate)
         updates = map_updates(decay, updates, params, resolve_parts(parts, params), goals)
         return updates, DecayState(next_step(state.step), kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _decayed(
+    c: Any, pull: Pull | None, gate: Gate | None, update: Any, leaf: Any, multiplier: Any, goal: Any
+) -> Any:
+    """One leaf's update, less what decay removes of the leaf."""
+    if not is_inexact(leaf) or is_known_zero(multiplier):
+        return update
+    wide = wide_dtype(leaf)
+    p = jnp.asarray(leaf, wide)
+    if not is_known_zero(goal):
+        p = p - jnp.asarray(goal, wide)
+    if pull is not None:
+        p = pull(p)
+    if gate is not None:
+        p = gate(update, p) * p
+    real = jnp.finfo(wide).dtype
+    return (update - jnp.asarray(c * multiplier, real) * p).astype(update.dtype)
+
+
+def _check_first_rate(rate: Any, parts: Parts, params: Params) -> None:
+    """What the first step removes, where it is known: not too much, nor too little for a dtype."""
+    multipliers = resolve_parts(parts, params)
+    if parts is not None or callable(rate):
+        first = rate_at(rate, jnp.zeros((), jnp.int32))
+        _check_overshoot(first, jax.tree.leaves(multipliers))
+    if not callable(rate):  # A schedule may begin at 0 and grow.
+        _warn_if_lost(rate, multipliers, params)
 
 
 def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
@@ -157,11 +166,11 @@ def _warn_if_lost(rate: Strength, multipliers: PyTree, params: Params) -> None:
             "Keep the weights in float32 and compute in half precision (`with_compute_dtype`), or "
             "wrap the optimiser in `float32_master` or `stochastic_rounding`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-# Gates, shapes and references.
+# Gates, pulls and references.
 
 
 def cautious(update: Array, pull: Array) -> Array:
@@ -174,15 +183,15 @@ def cautious(update: Array, pull: Array) -> Array:
     return (jnp.real(jnp.sign(update) * jnp.conj(jnp.sign(pull))) <= 0).astype(pull.dtype)
 
 
-def huber(threshold: Strength) -> Shape:
-    """The shape `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
+def huber(threshold: Strength) -> Pull:
+    """The pull `clip(distance, -threshold, threshold)`: L2 near the reference, L1 far from it.
 
     Of complex weights it bounds the modulus: `distance * min(1, threshold / |distance|)`.
 
     Raises:
       ValueError: if the threshold is not a scalar, or is known and not above zero.
     """
-    check_number("threshold", threshold, low=0.0, above=True)
+    check_number("threshold", threshold, low=0.0, exclusive_low=True)
 
     def clipped(distance: Array) -> Array:
         bound = jnp.asarray(threshold, jnp.finfo(distance.dtype).dtype)
@@ -227,7 +236,11 @@ initial_params = Reference(
 
 
 def rate_at(rate: Strength | Schedule, step: Array) -> Any:
-    """The number that a rate is at `step`, checked where it is known."""
+    """The number that a rate is at `step`, checked where it is known.
+
+    Raises:
+      ValueError: if a schedule gives no scalar, or a known number that is negative or not finite.
+    """
     if not callable(rate):
         return rate
     value = rate(step)
@@ -363,5 +376,5 @@ def _check_overshoot(rate: Any, multipliers: list) -> None:
         warnings.warn(
             f"a step removes {removed:g} times the weight: at 1 it is gone, above 1 it changes "
             "sign. Did you mean another convention? See `convert_strength`.",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -74,7 +74,7 @@ def corrected_rate(
       ValueError: as `decoupled_rate`; if the peak is known and <= 0, or below a learning rate
         that is known.
     """
-    check_number("peak_learning_rate", peak_learning_rate, low=0.0, above=True)
+    check_number("peak_learning_rate", peak_learning_rate, low=0.0, exclusive_low=True)
     peak: Any = peak_learning_rate
 
     def formula(strength, learning_rate):
@@ -314,7 +314,7 @@ def huber_decay(
     gradient of the Huber penalty).
     """
     return decay_weights(
-        decoupled_rate(strength, learning_rate), parts=parts, shape=huber(threshold)
+        decoupled_rate(strength, learning_rate), parts=parts, pull=huber(threshold)
     )
 
 

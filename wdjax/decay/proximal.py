@@ -267,7 +267,7 @@ def _project(
     parts: Parts,
     stacked: Stacked,
 ) -> optax.GradientTransformation:
-    check_number("radius", radius, low=0.0, above=True)
+    check_number("radius", radius, low=0.0, exclusive_low=True)
 
     def move(z: Array, multiplier: Any, step: Array, layer_axes: int) -> Array:
         norms, _ = _group_norms(z, axis, layer_axes)
@@ -288,12 +288,12 @@ def _after_the_step(
     """The transformation that ends at `move(params + update, multiplier, step, layer_axes)`."""
     check_not_injected(parts)
 
-    def counts(leaf: Any, multiplier: Any) -> bool:
+    def is_active(leaf: Any, multiplier: Any) -> bool:
         return is_inexact(leaf) and not is_known_zero(multiplier)
 
     def init(params: Params) -> DecayState:
         def checked(path, leaf, multiplier, layer_axes):
-            if counts(leaf, multiplier):
+            if is_active(leaf, multiplier):
                 check(path, leaf, multiplier, layer_axes)
 
         axes = stacked_axes(stacked, params)
@@ -306,7 +306,7 @@ def _after_the_step(
         params = require_params(params)
 
         def moved(update, leaf, multiplier, layer_axes):
-            if not counts(leaf, multiplier):
+            if not is_active(leaf, multiplier):
                 return update
             wide = wide_dtype(leaf)
             leaf = jnp.asarray(leaf, wide)

@@ -87,8 +87,8 @@ def timescale_strength(
 
     Source: Wang & Aitchison 2025, arXiv:2405.13698.
     """
-    check_number("timescale", timescale, low=0.0, above=True)
-    check_number("learning_rate", learning_rate, low=0.0, above=True)
+    check_number("timescale", timescale, low=0.0, exclusive_low=True)
+    check_number("learning_rate", learning_rate, low=0.0, exclusive_low=True)
     check_positive_int("batch_size", batch_size)
     check_positive_int("num_examples", num_examples)
     rate: Any = learning_rate
@@ -124,8 +124,8 @@ def power_lines_strength(
 
     Source: Bergsma et al. 2025, arXiv:2505.13738.
     """
-    check_number("constant", constant, low=0.0, above=True)
-    check_number("learning_rate", learning_rate, low=0.0, above=True)
+    check_number("constant", constant, low=0.0, exclusive_low=True)
+    check_number("learning_rate", learning_rate, low=0.0, exclusive_low=True)
     check_number("exponent", exponent)
     for name, value in (
         ("batch_size", batch_size),
@@ -182,5 +182,5 @@ def sqrt_width_strength(strength: Strength, width_multiplier: Strength) -> Any:
 
 def _checked_width(strength: Strength, width_multiplier: Strength) -> Any:
     check_strength("strength", strength)
-    check_number("width_multiplier", width_multiplier, low=0.0, above=True)
+    check_number("width_multiplier", width_multiplier, low=0.0, exclusive_low=True)
     return width_multiplier

@@ -63,7 +63,7 @@ def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None
             grads = gradients(step)
             updates, states = jax.vmap(lambda s, w: tx.update(grads, s, w))(states, sides)
             found = zip(sums, jax.tree.leaves(updates), leaves, moving, strict=True)
-            sums, numbers = zip(*(follow(*of_leaf) for of_leaf in found), strict=True)
+            sums, numbers = zip(*(_follow(*of_leaf) for of_leaf in found), strict=True)
             return (states, list(sums)), numbers
 
         sums = [x if m else jnp.zeros(()) for x, m in zip(still, moving, strict=True)]
@@ -71,17 +71,6 @@ def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None
             one_step, (jax.vmap(tx.init)(sides), sums), jnp.arange(num_steps)
         )
         return [_square(s) for s in sums], numbers
-
-    def follow(total, u, w, moves):
-        if not moves:
-            return total, jnp.zeros(2)
-        step = (u[0] + u[1]) / 2
-        rows = jnp.stack([step, (u[1] - u[0]) / 2, w]).reshape(3, -1)
-        products = gram(rows)
-        pull = jnp.where(products[2, 2] > 0, products[1, 2], 0) / jnp.where(
-            products[2, 2] > 0, products[2, 2], 1
-        )
-        return total + step, jnp.stack([products[0, 0], pull])
 
     def walks(params: Params) -> list[Walk | None]:
         found = zip(jax.tree.leaves(params), *jax.device_get(run(params)), strict=True)
@@ -99,12 +88,27 @@ def measure_walk(tx: Any, num_steps: int) -> Callable[[Params], list[Walk | None
     return walks
 
 
+def _follow(total: Any, u: Any, w: Any, moves: bool) -> tuple[Any, Any]:
+    """The distance so far with one more step, and `[|d_t|^2, pull_t]`."""
+    if not moves:
+        return total, jnp.zeros(2)
+    step = (u[0] + u[1]) / 2
+    rows = jnp.stack([step, (u[1] - u[0]) / 2, w]).reshape(3, -1)
+    products = gram(rows)
+    pull = jnp.where(products[2, 2] > 0, products[1, 2], 0) / jnp.where(
+        products[2, 2] > 0, products[2, 2], 1
+    )
+    return total + step, jnp.stack([products[0, 0], pull])
+
+
 def equilibrium(walk: Walk, rate: float) -> tuple[float, float]:
     """The norm at which decay at `rate` balances the walk, and the angle of a step there.
 
         norm = travel / sqrt(1 - (1 - rate)^2),  tan(angle) = stride / ((1 - rate) * norm)
 
-    Infinite and 0 without decay.
+    That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
+    these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
+    scale. Infinite and 0 without decay.
     """
     if not 0 < rate < 2:
         return math.inf, 0.0

@@ -1,7 +1,6 @@
 """Who gets how much decay, measured from any optimiser, with warnings that say what to do."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,33 +9,19 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from wdjax.checks import check_positive_int, is_known
+from wdjax.checks import check_positive_int
 from wdjax.diagnostics.description import LeafDecay, leaf_decay, leaf_table
 from wdjax.diagnostics.equilibrium import equilibrium
 from wdjax.diagnostics.measurement import (
-    L2_ADAPTIVE,
     Measured,
-    is_shape,
-    length,
     measure_leaves,
-    measure_penalty,
 )
+from wdjax.diagnostics.penalty_pull import measure_penalty
+from wdjax.diagnostics.probes import is_shape, length
+from wdjax.diagnostics.warnings import Audited, AuditedLeaf, AuditWarning, find_warnings
 from wdjax.parts.rules import Stacked, leaf_path, resolve_parts, stacked_axes
 from wdjax.tables import Table
 from wdjax.types import Batch, LossFn, Params, Parts, is_inexact
-
-LEAST_REMOVED = 0.01
-"""The share of its norm that decay must remove from a leaf in a run to be more than nothing."""
-
-
-class AuditWarning(NamedTuple):
-    """Something about the decay that is probably not meant."""
-
-    kind: str
-    paths: tuple[str, ...]
-    """The leaves it is about; empty where it is about all of them."""
-    text: str
-    """What was found and what to do, in a sentence or two."""
 
 
 class AuditReport(NamedTuple):
@@ -62,24 +47,6 @@ class AuditReport(NamedTuple):
             "leaves": [leaf._asdict() for leaf in self.leaves],
             "warnings": [warning._asdict() for warning in self.warnings],
         }
-
-
-class _Leaf(NamedTuple):
-    """What was measured on a leaf, beside its row."""
-
-    row: LeafDecay
-    dtype: np.dtype
-    to_zero: bool
-    """Decay draws it to zero, not to another reference."""
-    grows: bool
-    penalty_pull: float
-    """The penalty's gradient per weight: what coupled L2 calls its strength."""
-    moves: bool
-    """A gradient moves it."""
-    scale_free: bool
-    """Ten times the gradient moves it as far."""
-    keeps_master: bool
-    """The optimiser's state holds a wider copy."""
 
 
 def audit(
@@ -114,16 +81,11 @@ def audit(
     LARS), steps estimated from the gradients (Prodigy), an update that asks for the loss.
 
     Where an optimiser's steps do not depend on the gradient's size (Adam, Lion, Muon), the audit
-    also predicts where decay leads: with T steps of random gradients going `travel * sqrt(T)` far,
-
-        equilibrium_norm = travel / sqrt(1 - (1 - rate)^2)
-        tan(equilibrium_angle) = stride / ((1 - rate) * equilibrium_norm)
-
-    That is meant for layers before a norm: their gradient is orthogonal to them, so nothing but
-    these two moves their size. Elsewhere, where the loss itself asks for a size, it is only a
-    scale. Rate and travel are those of the first 256 steps, the rate what a gate leaves of it among
-    such gradients. Under descent, whose steps are as long
-    as the gradients, `telemetry.measure_parts` predicts it from a real step.
+    also predicts, from random gradients, the norm and the angle where decay leads
+    (`diagnostics.equilibrium`): for layers before a norm, since elsewhere the loss itself asks for
+    a size. Rate and travel are those of the first 256 steps, the rate what a gate leaves of it
+    among such gradients. Under descent, whose steps are as long as the gradients,
+    `telemetry.measure_parts` predicts it from a real step.
 
     Warnings, by `kind`: `decayed twice`, `norm or bias decays`, `L2 under Adam`, `too weak to
     matter`, `half-life too short`, `overshoots`, `frozen but decays`, `dtype too coarse`, `part
@@ -150,14 +112,10 @@ def audit(
     measurement = measure_leaves(params, tx, num_steps)
     pulls, shares = measure_penalty(params, loss_fn, batch, model_state)
     rows = _rows(params, measurement.leaves, pulls, shares, layer_axes, num_steps, steps_per_epoch)
-    leaves = _describe(params, measurement.leaves, rows, pulls)
-    part_multipliers = [1.0] * len(leaves)
-    if part_weights is not None:
-        part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
-    warnings = _warnings(
-        leaves, part_multipliers, num_steps, steps_per_epoch, measurement.num_waited
-    )
-    return AuditReport(tuple(leaf.row for leaf in leaves), tuple(warnings))
+    part_multipliers = jax.tree.leaves(resolve_parts(part_weights, params))
+    leaves = _describe(params, measurement.leaves, rows, pulls, part_multipliers)
+    audited = Audited(leaves, num_steps, steps_per_epoch, measurement.num_waited)
+    return AuditReport(tuple(rows), find_warnings(audited))
 
 
 def _check_arguments(
@@ -215,14 +173,19 @@ _RATES = ("multiplier", "rate", "half_life", "first_rate", "peak_rate", "last_ra
 
 
 def _describe(
-    params: Params, measured: list[Measured], rows: list[LeafDecay], pulls: list[float]
-) -> list[_Leaf]:
+    params: Params,
+    measured: list[Measured],
+    rows: list[LeafDecay],
+    pulls: list[float],
+    part_multipliers: list,
+) -> list[AuditedLeaf]:
     """What the warnings look at."""
     leaves = []
-    for leaf, m, row, pull in zip(jax.tree.leaves(params), measured, rows, pulls, strict=True):
+    each = (jax.tree.leaves(params), measured, rows, pulls, part_multipliers)
+    for leaf, m, row, pull, part_weight in zip(*each, strict=True):
         rate, slope = float(m.rates.mean()), float(m.slopes.mean())
         leaves.append(
-            _Leaf(
+            AuditedLeaf(
                 row=row,
                 dtype=np.dtype(jnp.result_type(leaf)) if is_inexact(leaf) else np.dtype(bool),
                 to_zero=m.to_zero,
@@ -231,6 +194,7 @@ def _describe(
                 moves=m.moves,
                 scale_free=m.scale_free,
                 keeps_master=m.keeps_master,
+                part_weight=part_weight,
             )
         )
     return leaves
@@ -245,143 +209,3 @@ def _norms(leaf: Any, measured: Measured) -> dict[str, float]:
         norm, angle = equilibrium(measured.walk, measured.rate_on_the_way)
         found |= {"equilibrium_norm": norm, "equilibrium_angle": angle}
     return found
-
-
-def _warnings(
-    leaves: list[_Leaf],
-    part_multipliers: list,
-    num_steps: int | None,
-    steps_per_epoch: int | None,
-    num_waited: int,
-) -> list[AuditWarning]:
-    found = []
-
-    def warn(kind: str, concerns: Callable[[_Leaf], bool], text: str) -> None:
-        paths = tuple(leaf.row.path for leaf in leaves if concerns(leaf))
-        if paths:
-            some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if paths[3:] else "")
-            found.append(AuditWarning(kind, paths, text.format(leaves=some)))
-
-    decays = lambda leaf: leaf.row.rate > 0
-    warn(
-        "decayed twice",
-        lambda leaf: decays(leaf) and leaf.penalty_pull > 0,
-        "decayed twice, by a penalty in the loss and by the optimiser: {leaves}. Keep one: take "
-        "the penalty out, or set the optimiser's weight decay to 0.",
-    )
-    warn(
-        "norm or bias decays",
-        lambda leaf: leaf.row.role in ("gain", "bias") and (leaf.to_zero or leaf.penalty_pull > 0),
-        "norm gains or biases decay to zero: {leaves}. They are few and set scales, not "
-        "complexity: pass parts=matrices_only, or decay gains to one (`decay_to_one`).",
-    )
-    warn(
-        "L2 under Adam",
-        lambda leaf: (
-            (leaf.penalty_pull > 0 and leaf.scale_free) or leaf.row.unmeasured == L2_ADAPTIVE
-        ),
-        "an L2 penalty in the loss, or L2 before the optimiser in the chain, under an optimiser "
-        "that divides by the gradient's size (Adam): {leaves}. That is not a decay proportional to "
-        "the weight, and weights with large gradients decay less: use `decoupled_decay` after the "
-        "learning rate instead.",
-    )
-    if num_steps is not None:
-        warn(
-            "too weak to matter",
-            lambda leaf: decays(leaf) and (leaf.row.removed or 0.0) < LEAST_REMOVED,
-            f"in the run of {num_steps} steps decay alone removes less than "
-            f"{LEAST_REMOVED:.0%} of the norm: {{leaves}}. That changes next to nothing: raise the "
-            "strength, train longer, or leave the decay out.",
-        )
-    warn(
-        "overshoots",
-        lambda leaf: leaf.row.peak_rate >= 1,
-        "a step removes a whole weight or more: {leaves}. Above 1 it changes sign at every step "
-        "and from 2 on it grows; with a loss of curvature h under plain descent the bound is "
-        "already learning rate * h + rate < 2. Lower the strength, or the learning rate that "
-        "multiplies it, until the rate is well below 1.",
-    )
-    if steps_per_epoch is not None:
-        warn(
-            "half-life too short",
-            lambda leaf: leaf.row.half_life < steps_per_epoch and leaf.row.peak_rate < 1,
-            f"the half-life is shorter than an epoch of {steps_per_epoch} steps: {{leaves}}. What "
-            "was learnt from an example is gone before it is seen again: lower the strength.",
-        )
-    warn(
-        "frozen but decays",
-        lambda leaf: decays(leaf) and not leaf.moves,
-        "no gradient moves these, yet they decay: {leaves}. A zeroed gradient does not stop decay: "
-        "give them 0.0 in `parts`, or freeze them by `optax.partition` with `optax.set_to_zero`.",
-    )
-    warn(
-        "dtype too coarse",
-        lambda leaf: decays(leaf) and not leaf.keeps_master and _too_coarse(leaf),
-        "the dtype is too coarse for the rate, so a step rounds back to the same weight: {leaves}. "
-        "Keep the weights in float32, or wrap the optimiser in `float32_master` or "
-        "`stochastic_rounding`.",
-    )
-    cancelled = {
-        leaf.row.path
-        for leaf, m in zip(leaves, part_multipliers, strict=True)
-        if leaf.scale_free and is_known(m) and float(m) not in (0.0, 1.0)
-    }
-    warn(
-        "part weights cancel",
-        lambda leaf: leaf.row.path in cancelled,
-        "constant part weights on the data loss cancel under an optimiser that divides by the "
-        "gradient's size (Adam): {leaves}. They do nothing, or divide the strength of a penalty in "
-        "the loss. Leave them out; if a part is meant to learn more slowly, scale the update after "
-        "the optimiser, with `scale_by_parts`, or weigh its penalty or decay.",
-    )
-    warn(
-        "grows",
-        lambda leaf: leaf.grows,
-        "the weights grow without a gradient: {leaves}. The decay has the wrong sign: place it "
-        "after the learning rate in the chain (`decoupled_decay`), or use optax' before it.",
-    )
-    in_question = [leaf for leaf in leaves if leaf.row.unmeasured not in (None, L2_ADAPTIVE)]
-    for reason in dict.fromkeys(leaf.row.unmeasured for leaf in in_question):
-        warn(
-            "cannot be measured",
-            lambda leaf, reason=reason: leaf.row.unmeasured == reason,
-            f"what decays these cannot be measured: {{leaves}}. Reason: {_as_text(reason)}. Put a "
-            "decay whose rate is known, such as `decoupled_decay`, last in the chain, or take the "
-            "rate from the optimiser's own formula.",
-        )
-    if num_waited:
-        found.append(
-            AuditWarning(
-                "cannot be measured",
-                (),
-                f"in {num_waited} steps no weight moved, with or without a gradient: everything is "
-                "frozen, or updates come less often than that (`optax.MultiSteps`). Pass "
-                "`num_steps` of at least one whole cycle, or unfreeze something.",
-            )
-        )
-    elif not any(
-        decays(leaf) or leaf.penalty_pull > 0 or leaf.row.unmeasured or leaf.grows
-        for leaf in leaves
-    ):
-        found.append(
-            AuditWarning(
-                "nothing decays",
-                (),
-                "no leaf decays at all. If that is not meant, give the optimiser a decay of "
-                "strength above 0, and look whether the patterns in `parts` match, a mask is all "
-                "False, or `optax.inject_hyperparams` swallowed it.",
-            )
-        )
-    return found
-
-
-def _as_text(reason: str | None) -> str:
-    """For `str.format`, on one line and not longer than a sentence."""
-    told = " ".join((reason or "").split())
-    return (told if len(told) <= 300 else f"{told[:297]}...").replace("{", "{{").replace("}", "}}")
-
-
-def _too_coarse(leaf: _Leaf) -> bool:
-    """A step of relative size below half the spacing (eps / 2 to eps) is rounded away."""
-    half = leaf.dtype.itemsize <= 2
-    return half and leaf.row.peak_rate < float(jnp.finfo(leaf.dtype).eps) / 2

@@ -12,7 +12,7 @@ from wdjax.data.dataset import to_batch
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import Say, Watch
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
-from wdjax.jobs.select import say_kept
+from wdjax.jobs.select import say_cached
 from wdjax.jobs.setup import (
     check_choose_by,
     check_folds_fit,
@@ -20,6 +20,7 @@ from wdjax.jobs.setup import (
     prepare,
     strength_grid,
 )
+from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import COMPARED, NOTHING, OPTIMIZER_KINDS
 from wdjax.selection.choice import RULES
@@ -41,17 +42,18 @@ class CompareOptions(SelectOptions):
     )
 
 
+@moved_keywords(kept="cache")
 def run_compare(
     options: CompareOptions,
     *,
     say: Say = print,
     watch: Watch | None = None,
     command: str = "",
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Compares choices on the same folds: data -> a grid a choice -> table -> `results.json`.
 
-    The test part is left alone: `wdjax select` with the best choice judges on it. With `kept`, a
+    The test part is left alone: `wdjax select` with the best choice judges on it. With `cache`, a
     folder, trials that an earlier run finished are not trained again.
 
     Returns:
@@ -101,7 +103,7 @@ def run_compare(
         num_seeds=num_seeds,
         mesh=largest.mesh,
         progress=functools.partial(_listen, results, set(), say, watch),
-        kept=kept,
+        cache=cache,
     )
     clock.lap("grid")
     results["headline"] = _headline(options, comparison)
@@ -124,8 +126,8 @@ def _listen(
     """Passes on how far a choice is; the first event of each says what it need not train."""
     if choice not in started:
         started.add(choice)
-        results["kept"] = results.get("kept", 0) + event.kept
-        say_kept(lambda text: say(f"{choice}: {text}"), event)
+        results["cached"] = results.get("cached", 0) + event.cached
+        say_cached(lambda text: say(f"{choice}: {text}"), event)
     if watch is not None:
         watch(choice, event)
 

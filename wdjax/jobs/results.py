@@ -20,6 +20,7 @@ from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
 from wdjax.loss_kinds import CLASSES, has_classes
 from wdjax.parts import leaf_path
+from wdjax.parts.rules import check_distinct_paths
 from wdjax.tables import to_json
 from wdjax.types import Fit
 
@@ -126,6 +127,9 @@ def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) ->
 
     The model's state, if it has one, is under `model_state/`, and how inputs and targets were
     standardised, if they were, under `scaling/`: a prediction needs them as well.
+
+    Raises:
+      ValueError: if two leaves have one path, see `named_arrays`.
     """
     out.mkdir(parents=True, exist_ok=True)
     beside = out / "params.tmp.npz"
@@ -134,13 +138,25 @@ def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) ->
 
 
 def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
-    """`{path: array}` of what `params.npz` holds; of shapes where `fit` holds shapes."""
-    parts = {"": fit.params, "model_state/": fit.model_state, "scaling/": dict(scaling)}
-    return {
-        prefix + leaf_path(path): leaf
-        for prefix, tree in parts.items()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    """`{path: array}` of what `params.npz` holds; of shapes where `fit` holds shapes.
+
+    Raises:
+      ValueError: if two leaves have one path, such as `{"a/b": w, "a": {"b": v}}`: the file would
+        hold only one of them.
+    """
+    trees = {"": fit.params, "model_state/": fit.model_state, "scaling/": dict(scaling)}
+    found: dict[str, Any] = {}
+    for prefix, tree in trees.items():
+        check_distinct_paths(tree, "the arrays of params.npz", floats_only=False)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = prefix + leaf_path(path)
+            if name in found:
+                raise ValueError(
+                    f"params.npz would hold two arrays {name!r}, one of the params and one of "
+                    f"{prefix.removesuffix('/')}. Rename the one in the params."
+                )
+            found[name] = leaf
+    return found
 
 
 def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:

@@ -28,6 +28,7 @@ from wdjax.jobs.verdict import (
     score_rows,
     sentence_on_test,
 )
+from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.report.figures import import_drawing
 from wdjax.selection.choice import RULES, Choice, choose
@@ -35,19 +36,20 @@ from wdjax.selection.cross_validation import Progress, Scores, cross_validate
 from wdjax.selection.grids import Grid
 
 
+@moved_keywords(kept="cache")
 def run_select(
     options: SelectOptions,
     *,
     say: Say = print,
     watch: Watch | None = None,
     command: str = "",
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Chooses a strength: data -> folds x grid x seeds -> choice -> refit -> files.
 
     Writes `results.json`, `report.html` and `params.npz` to the output folder; after every
     chunk of trials, `results.json` with what is finished. On Ctrl-C the finished part is kept
-    as a valid partial result and reported. With `kept`, a folder, trials that an earlier run
+    as a valid partial result and reported. With `cache`, a folder, trials that an earlier run
     finished are not trained again, whether that run ended or was stopped (see `cross_validate`).
 
     Returns:
@@ -85,7 +87,7 @@ def run_select(
             num_seeds=num_seeds,
             mesh=prepared.mesh,
             progress=functools.partial(_write_finished, results, prepared, clock, say, watch),
-            kept=kept,
+            cache=cache,
         )
         clock.lap("grid")
         chosen = _judge(results, scores, options, command)
@@ -114,9 +116,9 @@ def _write_finished(
     event: Progress,
 ) -> None:
     """After every chunk: what is finished, in the results and in their file."""
-    if "kept" not in results:
-        results["kept"] = event.kept
-        say_kept(say, event)
+    if "cached" not in results:
+        results["cached"] = event.cached
+        say_cached(say, event)
     if event.stage == "run" and "compile" not in clock.timing:
         clock.lap("compile")
         # This thread has nothing to do until the first chunk is back.
@@ -131,11 +133,11 @@ def _write_finished(
         watch("choosing", event)
 
 
-def say_kept(say: Say, event: Progress) -> None:
+def say_cached(say: Say, event: Progress) -> None:
     """Says of how many trials the scores are those of an earlier run, if there are any."""
-    if event.kept:
+    if event.cached:
         say(
-            f"{event.kept} of {event.total} trainings had finished in an earlier run and are not "
+            f"{event.cached} of {event.total} trainings had finished in an earlier run and are not "
             "trained again (--fresh does)."
         )
 

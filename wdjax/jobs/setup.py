@@ -17,7 +17,7 @@ from wdjax.data.load import load_choose_and_test
 from wdjax.data.named import find_source
 from wdjax.data.split import add_label_noise, check_folds
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
-from wdjax.jobs.results import checked_out
+from wdjax.jobs.results import checked_out, named_arrays
 from wdjax.parts import resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -38,6 +38,7 @@ from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.tables import format_number
+from wdjax.types import Fit
 
 _KINDS_OF_DATA = {"image": "images", "table": "tables", "text": "sequences"}
 
@@ -262,7 +263,10 @@ def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
                 f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
                 f"{options.model!r}; add the keyword or leave the option out."
             ) from None
-    return recipes.recipe_param_shapes(recipe, dataset.inputs)
+    one, key = dataset.inputs[:1], jax.random.key(0)
+    params, model_state = jax.eval_shape(lambda: recipes.recipe_model(recipe).init(key, one))
+    named_arrays(Fit(params, model_state, {}), {})  # Refuses what params.npz could not hold.
+    return params
 
 
 def _mesh(num_devices: int | None) -> Mesh:
@@ -281,7 +285,7 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
       ValueError: for a grid that is empty, repeats itself, or holds a value out of range.
     """
     learning_rates = check_axis("learning_rates", options.learning_rates)
-    check_number("learning_rates", min(learning_rates), low=0.0, above=True)
+    check_number("learning_rates", min(learning_rates), low=0.0, exclusive_low=True)
     if options.strengths is None:
         ends = zip(prepared.decay.strengths, prepared.defaults.narrowed, strict=True)
         low, high = (end * factor for end, factor in ends)
@@ -364,7 +368,7 @@ def hparams_of(options: Any) -> dict[str, float]:
     Raises:
       ValueError: for one that is out of range, or no strength.
     """
-    check_number("learning_rate", options.learning_rate, low=0.0, above=True)
+    check_number("learning_rate", options.learning_rate, low=0.0, exclusive_low=True)
     if options.strength is None:
         raise ValueError(
             "`strength` was not given, and no strength is a choice as well: say --strength 0.1, "

@@ -21,7 +21,8 @@ from wdjax.selection.choice import (
     row_of_zero,
 )
 from wdjax.selection.evidence import error_on_test, gain_on_test
-from wdjax.selection.scores import Grid, Scores, standard_error_over_folds
+from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
 
@@ -115,7 +116,7 @@ def _size(gain: Gain) -> str:
     return f"{format_number(float(f'{turned.mean:.3g}'))} ({turned.interval}"
 
 
-def _other_numbers(grid: Grid, chosen: Choice) -> str:
+def _other_numbers(grid: GridLike, chosen: Choice) -> str:
     words = ""
     for name in ("example_slope", "part_slope"):
         if name in chosen.hparams:
@@ -204,7 +205,7 @@ def sentence_on_test(refit: Mapping[str, Any], chosen: Choice) -> str:
     return f"{words} instead of {at_zero} at zero, {_side(gain, chosen)} by {_size(gain)}{few})."
 
 
-def wider_command(command: str, grid: Grid, end: str, most: float = math.inf) -> str | None:
+def wider_command(command: str, grid: GridLike, end: str, most: float = math.inf) -> str | None:
     """The command again, its strengths moved two decades beyond the end that won.
 
     They stop at `most`; None if that is not beyond. The folder is left to the default: the old

@@ -41,7 +41,7 @@ class HangWatch:
         ends: bool = False,
         tell: Callable[[int, float], None] | None = None,
     ):
-        check_number("hang_after", seconds, low=0.0, above=True)
+        check_number("hang_after", seconds, low=0.0, exclusive_low=True)
         self.path = pathlib.Path(path)
         self._seconds, self._ends, self._tell = float(seconds), ends, tell
         self._changed = threading.Condition()

@@ -53,24 +53,12 @@ def conv(
         if any(dilation != 1 for dilation in lhs_dilation):
             raise ValueError("`padding` must be pairs of numbers where `lhs_dilation` is not 1.")
         sides = [lhs.shape[axis] for axis in lhs_spec[2:]]
-        reach = [
-            (size - 1) * dilation + 1 for size, dilation in zip(window, rhs_dilation, strict=True)
-        ]
-        padding = lax.padtype_to_pads(sides, reach, window_strides, padding)
+        padding = lax.padtype_to_pads(sides, _reach(window, rhs_dilation), window_strides, padding)
 
     def by_library(lhs, rhs):
         return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            numbers,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
+            *(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, numbers),
+            *(feature_group_count, batch_group_count, precision, preferred_element_type),
         )
 
     def by_patches(lhs, rhs):
@@ -81,13 +69,9 @@ def conv(
         ]
         if any(edge != (0, 0, 0) for edge in edges):
             lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        how = dict(precision=precision, preferred_element_type=preferred_element_type)
         out = _patches_times_matrix(
-            lhs,
-            rhs,
-            window_strides,
-            rhs_dilation,
-            feature_group_count,
-            dict(precision=precision, preferred_element_type=preferred_element_type),
+            lhs, rhs, window_strides, rhs_dilation, feature_group_count, how
         )
         order = [out_spec.index(axis) for axis in range(out.ndim)]
         return out.transpose([{0: 0, 1: out.ndim - 1}.get(i, i - 1) for i in order])
@@ -95,6 +79,11 @@ def conv(
     if batch_group_count != 1 or math.prod(window) > MOST_TAPS:
         return by_library(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=by_patches, default=by_library)
+
+
+def _reach(window: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """How many places a dilated window spans along each side."""
+    return [(size - 1) * dilation + 1 for size, dilation in zip(window, dilations, strict=True)]
 
 
 def max_pool(inputs: Num[Array | np.ndarray, "*batch height width channel"]) -> Array:
@@ -120,11 +109,8 @@ def _patches_times_matrix(
     """`[batch, *sides, in]` and `[*window, in / groups, out]` to `[batch, *sides, out]`."""
     batch, *sides, channels = lhs.shape
     *window, _, features = rhs.shape
-    reach = [(size - 1) * dilation + 1 for size, dilation in zip(window, dilations, strict=True)]
-    outs = [
-        max(0, (side - r) // stride + 1)
-        for side, r, stride in zip(sides, reach, strides, strict=True)
-    ]
+    reaches = zip(sides, _reach(window, dilations), strides, strict=True)
+    outs = [max(0, (side - reach) // stride + 1) for side, reach, stride in reaches]
 
     def shifted(tap: tuple[int, ...]) -> Array:
         starts = [offset * dilation for offset, dilation in zip(tap, dilations, strict=True)]

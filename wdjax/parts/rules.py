@@ -345,8 +345,10 @@ def check_not_injected(parts: Parts) -> None:
         )
 
 
-def check_distinct_paths(tree: PyTree, reader: str, remedy: str = "") -> None:
-    """Checks that no two leaves of floats have one `leaf_path`, by which `reader` tells them apart.
+def check_distinct_paths(
+    tree: PyTree, reader: str, remedy: str = "", *, floats_only: bool = True
+) -> None:
+    """Checks that no two leaves (of floats) have one `leaf_path`, which `reader` tells them by.
 
     Raises:
       ValueError: if two have: `{"a/b": w, "a": {"b": v}}`.
@@ -354,7 +356,8 @@ def check_distinct_paths(tree: PyTree, reader: str, remedy: str = "") -> None:
     seen: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name, keys = leaf_path(path), jax.tree_util.keystr(path)
-        if is_inexact(leaf) and seen.setdefault(name, keys) != keys:
+        matters = is_inexact(leaf) or not floats_only
+        if matters and seen.setdefault(name, keys) != keys:
             raise ValueError(
                 f"two leaves have the path {name!r}, by which {reader} tell leaves apart: "
                 f"{seen[name]} and {keys}. Rename one{remedy}."

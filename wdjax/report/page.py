@@ -261,9 +261,9 @@ def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
         for part, s in _dict(results, "timing").items()
         if isinstance(s, int | float)
     }
-    kept = results.get("kept")
-    if isinstance(kept, int) and kept > 0:
-        seconds["kept"] = f"{kept} trainings, from earlier runs"
+    cached = results.get("cached", results.get("kept"))  # Its name in files of version 0.1.
+    if isinstance(cached, int) and cached > 0:
+        seconds["cached"] = f"{cached} trainings, from earlier runs"
     data = _dict(results, "data")
     if results.get("kind") == "train":  # Nothing is chosen: these examples train.
         data = {"num_train" if name == "num_choose" else name: v for name, v in data.items()}

@@ -1,4 +1,9 @@
-"""Scores of finished trials, kept in a folder: what was trained once is not trained again."""
+"""The cache of finished trials: what was trained once is not trained again.
+
+A trial is found under a hash of the program as lowered, its numbers, the examples, fold, key and
+seed, versions, compiler options and the devices' kind and number: what is found is what the same
+program gave for the same numbers. Several processes take what the first of them finds.
+"""
 
 import base64
 import functools
@@ -20,7 +25,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.leaves import hash_of_array, host_leaves
 from wdjax.checkpoint.manifest import json_bytes
 from wdjax.runners import num_cores
-from wdjax.selection.trials import Part
+from wdjax.selection.trials import ProgramFolds
 from wdjax.types import Batch
 
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -48,19 +53,19 @@ OF_A_MODEL = (
 """Of /proc/cpuinfo, what all processors of a model have in common."""
 
 
-class KeptTrials:
+class TrialCache:
     """The scores of one program on one set of data, a line of JSON for each finished trial.
 
         {"trial": name, "scores": [a number a leaf, as float.hex], "check": hash of the two}
 
     A leaf of single examples is `[dtype, base64 of its little-endian bytes]` in place of a number.
 
-    Lines are appended, those of a chunk in one write: several runs may keep into one folder at a
-    time, and a line that a kill or a full disk cut short is passed over. A folder that cannot be
-    read or written keeps nothing, and is warned of once.
+    Lines are appended, those of a chunk in one write: several runs may share a folder, and a line
+    that a kill or a full disk cut short is passed over. A folder that cannot be read or written
+    caches nothing, and is warned of once.
 
     Args:
-      folder: where to keep; made with the first line.
+      folder: made with the first line.
       program: what names the program and the data, see `program_name`.
     """
 
@@ -101,19 +106,19 @@ class KeptTrials:
     def _give_up(self, error: OSError) -> None:
         self._writes = False
         warnings.warn(
-            f"`kept`: {str(self.path.parent)!r} cannot be used ({error.strerror}), so finished "
-            "trials are not kept; the run goes on without.",
+            f"`cache`: {str(self.path.parent)!r} cannot be used ({error.strerror}), so finished "
+            "trials are not cached; the run goes on without.",
             stacklevel=2,
         )
 
 
-class Kept(NamedTuple):
+class CachedTrials(NamedTuple):
     """What a cross-validation knows of its trials before it runs one."""
 
-    stores: dict[int, KeptTrials]
-    """`{fold: store}` of its program; without those that this process cannot keep."""
+    files: dict[int, TrialCache]
+    """`{fold: file}` of its program; without those that this process cannot write."""
     names: dict[int, list[str]]
-    """`{fold: [row * seed]}`, of the store's lines."""
+    """`{fold: [row * seed]}`, of the file's lines."""
     found: np.ndarray
     """`[fold, row * seed]`: whether it need not run."""
     values: PyTree
@@ -121,29 +126,29 @@ class Kept(NamedTuple):
     example]`; NaN where not known yet."""
 
     @classmethod
-    def nothing(cls, scores: PyTree, shape: tuple[int, int]) -> "Kept":
-        """No trial known, and none to keep; `scores` has the dtypes, and the shapes after the
+    def nothing(cls, scores: PyTree, shape: tuple[int, int]) -> "CachedTrials":
+        """No trial known, and no file; `scores` has the dtypes, and the shapes after the
         first axis."""
         unknown = lambda leaf: np.full((*shape, *leaf.shape[1:]), np.nan, leaf.dtype)
         values = jax.tree.map(unknown, scores)
         return cls({}, {}, np.zeros(shape, bool), values)
 
     def add(self, fold: int, trials: np.ndarray, scores: PyTree) -> None:
-        """Takes in, and keeps, the finished `trials` of a fold, `scores` in their order."""
+        """Takes in, and writes, the finished `trials` of a fold, `scores` in their order."""
         for values, new in zip(jax.tree.leaves(self.values), jax.tree.leaves(scores), strict=True):
             _set(values, (fold, trials), new)
-        if fold in self.stores:
+        if fold in self.files:
             each = zip(*map(list, jax.tree.leaves(scores)), strict=True)
             names = [self.names[fold][trial] for trial in trials]
-            self.stores[fold].write((n, list(s)) for n, s in zip(names, each, strict=True))
+            self.files[fold].write((n, list(s)) for n, s in zip(names, each, strict=True))
 
 
-def find_kept(
-    known: Kept,
+def find_cached(
+    known: CachedTrials,
     folder: str | os.PathLike[str],
     lowered: Any,
     numbers: Mapping[str, np.ndarray],
-    inputs: tuple[Batch, Part, Array],
+    inputs: tuple[Batch, ProgramFolds, Array],
     num_seeds: int,
     *,
     options: Any,
@@ -154,13 +159,13 @@ def find_kept(
     A trial is found if the same program ran on the same numbers. The program is the trial program
     as lowered, all constants in its text, with the versions, compiler options and processor that
     run it; the numbers are the row's, the examples, those of the fold in their order, the key, and
-    which fold and seed it is. So nobody need say that code, data or an option changed. Nothing is
-    found, nor kept, of a program that calls out of itself, into Python or a library of the user's
-    (which is warned of), or whose scores are not real numbers.
+    which fold and seed it is: the cache is invalidated automatically. A program with host callbacks
+    or unknown custom calls is never cached (which is warned of), nor are scores that are not real
+    numbers.
 
     Args:
       known: what is found is put in here.
-      folder: where they are kept.
+      folder: of the cache.
       lowered: the program that runs the trials.
       numbers: `{name: values[row]}`, in the dtype the program takes.
       inputs: the examples, the folds and the key.
@@ -168,24 +173,24 @@ def find_kept(
       options: what its compiler is asked for.
       device: one of those that run it.
     """
-    data, part, key = inputs
+    data, group, key = inputs
     leaves = jax.tree.leaves(known.values)
     if not leaves or any(leaf.dtype.kind != "f" for leaf in leaves):
         return
     calls = calls_out(lowered.as_text())
     if calls:
         warnings.warn(
-            f"`kept`: the program calls {', '.join(sorted(calls))}, whose code is not in its text, "
-            "so its trials are not kept; the run goes on without.",
+            f"`cache`: the program calls {', '.join(sorted(calls))}, whose code is not in its "
+            "text, so its trials are not cached; the run goes on without.",
             stacklevel=3,
         )
         return
-    store = KeptTrials(folder, program_name(lowered, (data, key), options, device))
-    lines = store.read(len(leaves))
+    file = TrialCache(folder, program_name(lowered, (data, key), options, device))
+    lines = file.read(len(leaves))
     find_nans = getattr(jax.config, "jax_debug_nans", False)
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(lowered.out_info)]
-    for fold, names in trial_names(numbers, part, num_seeds).items():
-        known.stores[fold], known.names[fold] = store, names
+    for fold, names in trial_names(numbers, group, num_seeds).items():
+        known.files[fold], known.names[fold] = file, names
         for trial, name in enumerate(names):
             scores = lines.get(name)
             if scores is None or [np.shape(score) for score in scores] != shapes:
@@ -219,7 +224,7 @@ def program_name(lowered: Any, inputs: PyTree, options: Any, device: Any) -> str
 
 
 def trial_names(
-    numbers: Mapping[str, np.ndarray], part: Part, num_seeds: int
+    numbers: Mapping[str, np.ndarray], group: ProgramFolds, num_seeds: int
 ) -> dict[int, list[str]]:
     """`{fold: [row * seed]}`: a name for each trial of a program on its data."""
     num_rows = len(next(iter(numbers.values())))
@@ -227,9 +232,9 @@ def trial_names(
         {name: values[row].tobytes().hex() for name, values in sorted(numbers.items())}
         for row in range(num_rows)
     ]
-    indices = [leaf.array for leaf in host_leaves(part.folds).values()]
+    indices = [leaf.array for leaf in host_leaves(group.folds).values()]
     names = {}
-    for fold in part.members.tolist():
+    for fold in group.members.tolist():
         own = [hash_of_array(index[fold]) for index in indices]
         names[fold] = [_hash(own, fold, row, s) for row in rows for s in range(num_seeds)]
     return names

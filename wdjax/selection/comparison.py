@@ -10,10 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from wdjax.checks import check_one_of
+from wdjax.moved import moved_keywords
 from wdjax.selection.choice import RULES, Choice, Judged, confident_rows, gains_over_zero
 from wdjax.selection.cross_validation import FitAndScore, Progress, cross_validate
 from wdjax.selection.folds import Folds
-from wdjax.selection.scores import Grid, Scores, standard_error_over_folds
+from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 from wdjax.types import Batch
 
@@ -135,9 +137,10 @@ class Comparison(NamedTuple):
         }
 
 
+@moved_keywords(kept="cache")
 def compare(
     choices: Mapping[str, FitAndScore],
-    grid: Grid | Mapping[str, Grid],
+    grid: GridLike | Mapping[str, GridLike],
     data: Batch,
     folds: Folds,
     *,
@@ -149,7 +152,7 @@ def compare(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[str, Progress], None] | None = None,
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     groups: Any = None,
     higher_is_better: bool | None = None,
     simpler: str = "strength",
@@ -178,14 +181,9 @@ def compare(
       value: which score decides, where they are a dict.
       baseline: the choice that differences are taken from; by default the first.
       rule: how each choice's numbers are chosen, see `choose`.
-      num_seeds: runs per row and fold.
-      trials_at_once: see `cross_validate`.
-      mesh: see `cross_validate`.
       progress: called with the choice's name and a `Progress`.
-      kept: a folder, see `cross_validate`.
-      groups: of the examples, see `cross_validate`.
-      higher_is_better: see `choose`.
-      simpler: see `choose`.
+      num_seeds, trials_at_once, mesh, cache, groups: see `cross_validate`.
+      higher_is_better, simpler: see `choose`.
 
     Raises:
       ValueError: for fewer than two choices, grids that are not those of the choices, an unknown
@@ -200,30 +198,16 @@ def compare(
     baseline = next(iter(choices)) if baseline is None else baseline
     check_one_of("baseline", baseline, choices)
     check_one_of("rule", rule, RULES)
-    scores = {}
-    for name, fit_and_score in choices.items():
-        listener = None if progress is None else _named(progress, name)
-        scores[name] = cross_validate(
-            fit_and_score,
-            grids[name],
-            data,
-            folds,
-            key=key,
-            num_seeds=num_seeds,
-            trials_at_once=trials_at_once,
-            mesh=mesh,
-            progress=listener,
-            kept=kept,
-            groups=groups,
-        )
-    return compare_scores(
-        scores,
-        rule,
-        value=value,
-        baseline=baseline,
-        simpler=simpler,
-        higher_is_better=higher_is_better,
+    how: dict[str, Any] = dict(key=key, num_seeds=num_seeds, trials_at_once=trials_at_once)
+    how |= dict(mesh=mesh, cache=cache, groups=groups)
+    scores = {
+        name: cross_validate(one, grids[name], data, folds, progress=_named(progress, name), **how)
+        for name, one in choices.items()
+    }
+    told: dict[str, Any] = dict(
+        value=value, baseline=baseline, simpler=simpler, higher_is_better=higher_is_better
     )
+    return compare_scores(scores, rule, **told)
 
 
 def compare_scores(
@@ -253,7 +237,7 @@ def compare_scores(
     return Comparison(value, baseline, chosen, dict(scores))
 
 
-def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, Grid]:
+def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, GridLike]:
     if not any(isinstance(part, Mapping) for part in grid.values()):
         return {name: grid for name in choices}
     if set(grid) != set(choices):
@@ -264,8 +248,10 @@ def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, Grid]:
     return dict(grid)
 
 
-def _named(progress: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
-    return lambda event: progress(name, event)
+def _named(
+    progress: Callable[[str, Progress], None] | None, name: str
+) -> Callable[[Progress], None] | None:
+    return None if progress is None else lambda event: progress(name, event)
 
 
 def _names(scores: Scores) -> list[str]:

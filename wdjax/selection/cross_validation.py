@@ -1,4 +1,13 @@
-"""Cross-validation: grid x folds x seeds as one compiled program, called chunk by chunk."""
+"""Cross-validation: grid x folds x seeds as one compiled program, called chunk by chunk.
+
+A chunk lies inside one fold, which is gathered once and shared by its trials. Neither the number
+of rows nor that of seeds is in the program: a second call with the same function, data and folds
+compiles nothing, if both have trials enough to run as many at once.
+
+A score that comes as one number per held-out example is their weighted mean. Single examples tell
+how much of a difference between two rows is due to which examples were held out: `choose` needs
+them to be sure of a small one. What `make_fit_and_score` builds gives them.
+"""
 
 import functools
 import os
@@ -17,22 +26,25 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_given
+from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
-from wdjax.selection.cache import Kept, find_kept
+from wdjax.selection.cache import CachedTrials, find_cached
 from wdjax.selection.folds import Folds, narrowed, sizes
-from wdjax.selection.scores import Grid, HeldOut, Scores
+from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
 from wdjax.selection.trials import (
     Chunk,
     FitAndScore,
+    ProgramFolds,
     TrialScores,
     compiler_options,
     dispatched,
+    folds_by_program,
     gather,
     missing_trials,
     on_host,
     one_trial,
-    parts_of,
     platform_of,
     trial_program,
     unlike_the_longest,
@@ -52,13 +64,16 @@ class Progress(NamedTuple):
     remaining: float | None
     """Seconds, from the rate of the chunks so far, compilation left out; None before one."""
     scores: Scores | None
-    kept: int = 0
-    """Of `done`, those whose scores an earlier run had kept."""
+    cached: int = 0
+    """Of `done`, those whose scores were in the cache."""
+
+    kept = moved_field("Progress", "kept", "cached")
 
 
+@moved_keywords(kept="cache")
 def cross_validate(
     fit_and_score: FitAndScore,
-    grid: Grid,
+    grid: GridLike,
     data: Batch,
     folds: Folds,
     *,
@@ -67,7 +82,7 @@ def cross_validate(
     trials_at_once: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[Progress], None] | None = None,
-    kept: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     groups: Any = None,
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
@@ -75,26 +90,14 @@ def cross_validate(
         values[row, fold, seed] =
             fit_and_score(grid[row], train[fold], valid[fold], key[fold, seed])
 
-    The program is compiled once, whatever the grid, and called once per chunk of trials. A
-    chunk lies inside one fold, which is gathered once and shared by its trials. Neither the number
-    of rows nor that of seeds is in the program: a second call with the same function, data and
-    folds compiles nothing (if both have trials enough to run as many at once), and with `kept` runs
-    only the trials that are new.
-
-    A fold trains as it would alone. Folds of one count of steps share the program (those of
-    `kfold` do, unless their sizes, n and n + 1, lie on both sides of a multiple of the batch size);
-    each further count is a further program. That is so of what `make_fit_and_score` builds from
-    a fit of `make_fit`. Any other function is never shown a row that is not of the fold, so each
-    pair of sizes is a program (two of `kfold`, at most); one that knows what to do with padding
-    says so with `TakesPadding`.
+    The program is compiled once, whatever the grid, and called once per chunk of trials; a second
+    call compiles nothing, and with `cache` trains only the missing trials. A fold trains as it
+    would alone (`selection.trials.folds_by_program` says which share a program).
 
     Args:
       fit_and_score: pure, `(hparams, train, valid, key) -> score or tree of scores`, each a scalar
-        or one number per held-out example (in the shape of `valid.weights`), whose weighted mean
-        then is the score. Single examples tell how much of a difference between two rows is due to
-        which examples were held out: `choose` needs them to be sure of a small one. What
-        `make_fit_and_score` builds gives them. It is a static argument: pass the same function
-        object again to find the compiled program.
+        or one number per held-out example (in the shape of `valid.weights`), from which `choose`
+        can be surer. Pass the same function object again to find the compiled program.
       grid: `{name: values[row]}`; `hparams` is a dict of its rows' scalars.
       data: all examples.
       folds: from `kfold` or `folds_from_splits`.
@@ -106,11 +109,8 @@ def cross_validate(
         span several processes (`jax.distributed`), each of which calls this with the same
         arguments and gets all the scores.
       progress: called with a `Progress` before and after compiling and after every chunk.
-      kept: a folder in which the scores of finished trials are kept, and looked for before one is
-        run: under a hash of the program as lowered, its numbers, the examples, fold, key and seed,
-        versions, compiler options and the devices' kind and number. One that is found is what the
-        same program gave for the same numbers. By default none are. Several processes take what
-        the first of them finds. The folder only grows; it may be deleted at any time.
+      cache: a folder for the scores of finished trials, which are looked up before one is run,
+        see `selection.cache`. By default none. It only grows, and may be deleted at any time.
       groups: `[example]`, what examples that belong together share (the rows of a patient): they
         vary together, so `choose` counts groups, not examples. Each must lie within one held-out
         part (`folds_from_splits(GroupKFold(5).split(x, y, groups))`).
@@ -128,76 +128,148 @@ def cross_validate(
     _check_folds(data, folds)
     _check_groups(groups, data, folds)
     check_positive_int("num_seeds", num_seeds)
-    num_devices = 1 if mesh is None else mesh.size
-    trials_at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
-    # On the host, in the dtype that a program takes.
-    numbers = {name: data_of(np.asarray(values)) for name, values in grid.items()}
+    at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # The padding of every fold behind its rows, as in the programs and their scores.
     folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
-    given_data, given_key = data, key
+    planned = _plan(
+        fit_and_score,
+        grid,
+        data,
+        folds,
+        key,
+        num_seeds=num_seeds,
+        at_once=at_once,
+        mesh=mesh,
+    )
+    known = CachedTrials.nothing(planned.widest, (folds.train.shape[0], num_rows * num_seeds))
+    if cache is not None:
+        known = _look_up(known, cache, planned, (data, key), num_seeds, mesh)
+    directions = getattr(fit_and_score, "higher_is_better", {})
+    held_out = HeldOut.of(data, folds, groups)
+    scores_of = functools.partial(_scores, grid, held_out, directions, num_seeds=num_seeds)
+    report = functools.partial(_report, progress, scores_of, known, int(known.found.sum()), start)
+    _train_missing(planned, known, _rows_of(folds), report)
+    return scores_of(known.values)
+
+
+class _Planned(NamedTuple):
+    """The programs of a cross-validation, and how their trials are dealt out."""
+
+    numbers: dict[str, np.ndarray]
+    groups: list[ProgramFolds]
+    programs: dict[int, Callable]
+    """Of each fold."""
+    lowered: list[Any]
+    """Of each group of folds."""
+    deal: Callable[..., Chunk]
+    width: int
+    """Trials that run at a time, over all devices."""
+    device: Any
+    """One of those that run them."""
+
+    @property
+    def widest(self) -> PyTree:
+        """What the program of the most held-out examples gives, as shapes."""
+        sizes = lambda shapes: sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        return max((program.out_info for program in self.lowered), key=sizes)
+
+
+def _plan(
+    fit_and_score: FitAndScore,
+    grid: GridLike,
+    data: Batch,
+    folds: Folds,
+    key: Array,
+    *,
+    num_seeds: int,
+    at_once: int,
+    mesh: Mesh | None,
+) -> _Planned:
+    num_devices = 1 if mesh is None else mesh.size
+    # On the host, in the dtype that a program takes.
+    numbers = {name: data_of(np.asarray(values)) for name, values in grid.items()}
     # On the device once, not once a chunk; on every device of a mesh.
     data, key = _put((data, key), mesh)
-    static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": trials_at_once}
+    static = {"fit_and_score": fit_and_score, "mesh": mesh, "trials_at_once": at_once}
     deal = functools.partial(
-        Chunk.of, numbers, num_seeds, num_devices=num_devices, trials_at_once=trials_at_once
+        Chunk.of, numbers, num_seeds, num_devices=num_devices, trials_at_once=at_once
     )
-    parts, programs, lowered = parts_of(fit_and_score, folds), {}, []
-    for part in parts:
-        shared = {"data": data, "folds": _put(part.folds, mesh), "key": key}
+    groups, programs, lowered = folds_by_program(fit_and_score, folds), {}, []
+    for group in groups:
+        shared = {"data": data, "folds": _put(group.folds, mesh), "key": key}
         program = functools.partial(trial_program(mesh), **shared, **static)
-        programs |= dict.fromkeys(part.members.tolist(), program)
+        programs |= dict.fromkeys(group.members.tolist(), program)
         # Lowered and compiled ahead only to name it and to tell compiling from running; the calls
         # below find this program.
-        first = deal(int(part.members[0]), np.arange(1)).arguments
+        first = deal(int(group.members[0]), np.arange(1)).arguments
         lowered.append(program.func.lower(*first, **program.keywords))
-    widest = max(
-        lowered, key=lambda program: sum(s.size for s in jax.tree.leaves(program.out_info))
-    )
-    known = Kept.nothing(widest.out_info, (folds.train.shape[0], num_rows * num_seeds))
-    if kept is not None:
-        options = compiler_options(platform_of(mesh))
-        device = jax.tree.leaves(data)[0].addressable_shards[0].device
-        for part, program in zip(parts, lowered, strict=True):
-            inputs = given_data, part, given_key
-            find_kept(
-                known, kept, program, numbers, inputs, num_seeds, options=options, device=device
-            )
-        known = _as_the_first_process(known, mesh)
-    total, num_kept = known.found.size, int(known.found.sum())
-    directions = getattr(fit_and_score, "higher_is_better", {})
-    scores_of = functools.partial(
-        _scores, grid, HeldOut.of(given_data, folds, groups), directions, num_seeds=num_seeds
-    )
+    device = jax.tree.leaves(data)[0].addressable_shards[0].device
+    return _Planned(numbers, groups, programs, lowered, deal, num_devices * at_once, device)
 
-    def report(stage: str, done: int, remaining: float | None = None) -> None:
-        if progress is not None:
-            # A copy: the listener may keep it while the next chunks fill the array.
-            values = jax.tree.map(np.copy, known.values)
-            partial = scores_of(values) if done else None
-            elapsed = time.perf_counter() - start
-            progress(Progress(stage, done, total, elapsed, remaining, partial, num_kept))
 
-    if num_kept == total:
-        report("run", total, 0.0)
-        return scores_of(known.values)
-    report("compile", num_kept)
-    for part, program in zip(parts, lowered, strict=True):
-        if not known.found[part.members].all():
+def _look_up(
+    known: CachedTrials,
+    cache: str | os.PathLike[str],
+    planned: _Planned,
+    inputs: tuple[Batch, Array],
+    num_seeds: int,
+    mesh: Mesh | None,
+) -> CachedTrials:
+    """What the cache holds of all trials; the same on every process."""
+    data, key = inputs
+    how = {"options": compiler_options(platform_of(mesh)), "device": planned.device}
+    for group, program in zip(planned.groups, planned.lowered, strict=True):
+        of_group = data, group, key
+        find_cached(known, cache, program, planned.numbers, of_group, num_seeds, **how)
+    return _as_the_first_process(known, mesh)
+
+
+def _train_missing(
+    planned: _Planned,
+    known: CachedTrials,
+    rows: np.ndarray,
+    report: Callable[[str, int, float | None], None],
+) -> None:
+    """Runs the trials that are not known yet, chunk by chunk; `rows[fold]` train in each."""
+    done = int(known.found.sum())
+    if done == known.found.size:
+        report("run", done, 0.0)
+        return
+    report("compile", done, None)
+    for group, program in zip(planned.groups, planned.lowered, strict=True):
+        if not known.found[group.members].all():
             program.compile()
-    compiled_at, done, rows_done = time.perf_counter(), num_kept, 0
-    report("run", done)
+    compiled_at, rows_done = time.perf_counter(), 0
+    report("run", done, None)
     # The time of a trial grows with the rows it trains on.
-    rows_left = int(_rows_of(folds) @ (~known.found).sum(axis=1))
-    chunks = (deal(*one) for one in missing_trials(known.found, num_devices * trials_at_once))
-    for chunk, pending in dispatched(programs, chunks):
+    rows_left = int(rows @ (~known.found).sum(axis=1))
+    chunks = (planned.deal(*one) for one in missing_trials(known.found, planned.width))
+    for chunk, pending in dispatched(planned.programs, chunks):
         scores = jax.tree.map(lambda leaf, slot=chunk.slot: on_host(leaf)[slot], pending)
         known.add(chunk.fold, chunk.trials, scores)
         done += len(chunk.trials)
-        rows = int(_rows_of(folds)[chunk.fold]) * len(chunk.trials)
-        rows_done, rows_left = rows_done + rows, rows_left - rows
+        newly = int(rows[chunk.fold]) * len(chunk.trials)
+        rows_done, rows_left = rows_done + newly, rows_left - newly
         rate = (time.perf_counter() - compiled_at) / rows_done
         report("run", done, rows_left * rate)
-    return scores_of(known.values)
+
+
+def _report(
+    progress: Callable[[Progress], None] | None,
+    scores_of: Callable[[PyTree], Scores],
+    known: CachedTrials,
+    num_cached: int,
+    start: float,
+    stage: str,
+    done: int,
+    remaining: float | None,
+) -> None:
+    if progress is None:
+        return
+    # A copy: the listener may keep it while the next chunks fill the array.
+    partial = scores_of(jax.tree.map(np.copy, known.values)) if done else None
+    elapsed = time.perf_counter() - start
+    progress(Progress(stage, done, known.found.size, elapsed, remaining, partial, num_cached))
 
 
 def _rows_of(folds: Folds) -> np.ndarray:
@@ -221,7 +293,7 @@ def _at_once(trials_at_once: int | None, trials_per_fold: int, mesh: Mesh | None
 
 def cross_validate_pure(
     fit_and_score: FitAndScore,
-    grid: Grid,
+    grid: GridLike,
     data: Batch,
     folds: Folds,
     *,
@@ -263,18 +335,18 @@ def cross_validate_pure(
             scores = jax.tree.map(lambda s: jnp.where(unlike, jnp.nan, s), scores)
         return scores
 
-    parts = parts_of(fit_and_score, folds)
+    programs = folds_by_program(fit_and_score, folds)
     values = [
-        jax.lax.map(functools.partial(one_fold, part.folds), jnp.asarray(part.members))
-        for part in parts
+        jax.lax.map(functools.partial(one_fold, group.folds), jnp.asarray(group.members))
+        for group in programs
     ]
-    in_order = np.argsort(np.concatenate([part.members for part in parts]))
-    values = jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[in_order], *values)
+    in_order = np.argsort(np.concatenate([group.members for group in programs]))
+    values = jax.tree.map(lambda *of_each: jnp.concatenate(of_each)[in_order], *values)
     return jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
 
 
-def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
-    """What the first process found: all run the same trials, and it alone keeps them."""
+def _as_the_first_process(known: CachedTrials, mesh: Mesh | None) -> CachedTrials:
+    """What the first process found: all run the same trials, and it alone writes them."""
     if mesh is None or NamedSharding(mesh, P()).is_fully_addressable:
         return known
     leaves, structure = jax.tree.flatten(known.values)
@@ -282,8 +354,8 @@ def _as_the_first_process(known: Kept, mesh: Mesh | None) -> Kept:
     told = (known.found, [leaf.view(np.uint32) for leaf in leaves])
     found, bits = jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(told))
     values = [new.view(leaf.dtype) for new, leaf in zip(bits, leaves, strict=True)]
-    stores = known.stores if jax.process_index() == 0 else {}
-    return Kept(stores, known.names, found, jax.tree.unflatten(structure, values))
+    files = known.files if jax.process_index() == 0 else {}
+    return CachedTrials(files, known.names, found, jax.tree.unflatten(structure, values))
 
 
 def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -297,7 +369,7 @@ def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def _scores(
-    grid: Grid, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
+    grid: GridLike, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
 ) -> Scores:
     means, examples = jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
     return Scores(grid, means, held_out._replace(values=examples), directions)
@@ -309,7 +381,7 @@ def _by_row_fold_seed(values, num_seeds):
     return values.reshape(shape).swapaxes(0, 1)
 
 
-def _checked_num_rows(grid: Grid) -> int:
+def _checked_num_rows(grid: GridLike) -> int:
     if not grid:
         raise ValueError("`grid` is empty; build one with grid_product(strength=[0, 1e-3]).")
     lengths = {name: np.shape(values) for name, values in grid.items()}
@@ -340,12 +412,12 @@ def _check_folds(data: Batch, folds: Folds) -> None:
             )
     check_weights("data.weights", data.weights)
     if is_known(data.weights) and all(map(is_known, folds)):
-        counts = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
+        active = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
         for name, index, mask in (
             ("training", folds.train, folds.train_mask),
             ("held-out", folds.valid, folds.valid_mask),
         ):
-            empty = ~(counts[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
+            empty = ~(active[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
             if empty.any():
                 raise ValueError(
                     f"`data.weights` are all zero in the {name} part of fold "

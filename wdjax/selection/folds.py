@@ -10,7 +10,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int
 
 from wdjax.checks import check_positive_int, is_known
+from wdjax.moved import moved_names
 from wdjax.types import Batch
+
+__getattr__ = moved_names(__name__, {"take": ("wdjax.selection.folds", "take_masked")})
 
 
 class Folds(NamedTuple):
@@ -29,7 +32,7 @@ class Folds(NamedTuple):
 def kfold(
     key: Array, num_examples: int, num_folds: int, *, stratify: ArrayLike | None = None
 ) -> Folds:
-    """Deals the examples out to `num_folds` held-out parts, at random.
+    """Deals the examples out to `num_folds` held-out sets, at random.
 
     Shuffle, sort by class (stably), deal like cards: fold sizes differ by at most one, and with
     `stratify` so do the counts of each class. Pure: the same key gives the same folds.
@@ -54,7 +57,7 @@ def kfold(
     check_positive_int("num_folds", num_folds, low=2, high=num_examples)
     classes = None if stratify is None else _checked_classes(stratify, num_examples, num_folds)
     train, valid = _deal(key, classes, num_examples, num_folds)
-    # How many rows a fold has depends on no key: known under `jit` as well, see `parts_of`.
+    # How many rows a fold has depends on no key: known under `jit` as well, see `folds_by_program`.
     held_out = np.bincount(np.arange(num_examples) % num_folds)[:, None]
     with jax.ensure_compile_time_eval():
         train_mask = jnp.asarray(np.arange(train.shape[1]) < num_examples - held_out)
@@ -94,11 +97,11 @@ def folds_from_splits(pairs: Iterable[tuple[Any, Any]]) -> Folds:
     checked = []
     for fold, (train, valid) in enumerate(pairs):
         train, valid = np.asarray(train), np.asarray(valid)
-        for name, part in (("train", train), ("valid", valid)):
-            if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer) or part.size == 0:
+        for name, rows in (("train", train), ("valid", valid)):
+            if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or rows.size == 0:
                 raise ValueError(
                     f"`pairs` must hold non-empty integer index arrays; {name} of fold {fold} has "
-                    f"dtype {part.dtype} and shape {part.shape}."
+                    f"dtype {rows.dtype} and shape {rows.shape}."
                 )
         shared = np.intersect1d(train, valid)
         if shared.size:
@@ -127,7 +130,7 @@ def narrowed(folds: Folds, num_train: int, num_valid: int) -> Folds:
 
     A fold that holds more rows is not whole any longer.
     """
-    parts = []
+    arrays = []
     for index, mask, width in (
         (folds.train, folds.train_mask, num_train),
         (folds.valid, folds.valid_mask, num_valid),
@@ -137,12 +140,12 @@ def narrowed(folds: Folds, num_train: int, num_valid: int) -> Folds:
         mask = own.asarray(mask) > 0
         place = own.argsort(~mask, axis=1, stable=True)[:, :width]
         both: Any = own if is_known(index) else jnp
-        parts.append(both.take_along_axis(both.asarray(index), place, axis=1))
-        parts.append(own.take_along_axis(mask, place, axis=1))
-    return Folds(*parts)
+        arrays.append(both.take_along_axis(both.asarray(index), place, axis=1))
+        arrays.append(own.take_along_axis(mask, place, axis=1))
+    return Folds(*arrays)
 
 
-def take(data: Batch, index: Array, mask: Array) -> Batch:
+def take_masked(data: Batch, index: Array, mask: Array) -> Batch:
     """The rows `index` of `data`; those whose mask is 0 get weight 0."""
     batch = jax.tree.map(lambda x: jnp.asarray(x)[index], data)
     mask = mask.reshape(mask.shape + (1,) * (batch.weights.ndim - mask.ndim))
@@ -173,8 +176,8 @@ def _checked_classes(stratify: ArrayLike, num_examples: int, num_folds: int) -> 
     return classes
 
 
-def _padded(parts: list[np.ndarray]) -> tuple[Array, Array]:
-    longest = max(part.size for part in parts)
-    index = np.stack([np.resize(part, longest) for part in parts])
-    mask = np.stack([np.arange(longest) < part.size for part in parts])
+def _padded(splits: list[np.ndarray]) -> tuple[Array, Array]:
+    longest = max(split.size for split in splits)
+    index = np.stack([np.resize(split, longest) for split in splits])
+    mask = np.stack([np.arange(longest) < split.size for split in splits])
     return jnp.asarray(index, jnp.int32), jnp.asarray(mask)

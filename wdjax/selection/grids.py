@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+GridLike = Mapping[str, Any]
+"""`{name: values[row]}`, such as `grid_product` builds: what is asked for; a `Grid` is one."""
+
 
 class Grid(dict):
     """A flat grid, `{name: values[row]}`; `shape` says how the rows were made.

@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from wdjax.selection.folds import Folds
+from wdjax.selection.grids import GridLike
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
-
-Grid = Mapping[str, Any]
-"""`{name: values[row]}`, such as `grid_product` builds."""
 
 
 class HeldOut(NamedTuple):
@@ -36,9 +34,9 @@ class HeldOut(NamedTuple):
         index, mask = np.asarray(folds.valid), np.asarray(folds.valid_mask)
         weights = np.asarray(data.weights)
         each = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.float64)
-        counts = np.asarray(folds.train_mask) & (each[np.asarray(folds.train)] > 0)
+        active = np.asarray(folds.train_mask) & (each[np.asarray(folds.train)] > 0)
         groups = None if groups is None else np.unique(groups, return_inverse=True)[1][index]
-        return cls({}, index, np.where(mask, each[index], 0.0), groups, counts.sum(axis=1))
+        return cls({}, index, np.where(mask, each[index], 0.0), groups, active.sum(axis=1))
 
     @property
     def repeated(self) -> bool:
@@ -54,7 +52,7 @@ class Scores(NamedTuple):
     the key of a run depends on its fold and seed, never on its row.
     """
 
-    grid: Grid
+    grid: GridLike
     values: PyTree
     held_out: HeldOut | None = None
     """Scores of single examples, from which a difference's error is taken; None if unknown."""

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.measures import example_means, weighted_mean
-from wdjax.selection.folds import Folds, narrowed, sizes, take
+from wdjax.selection.folds import Folds, narrowed, sizes, take_masked
 from wdjax.selection.scores import leaf_names
 from wdjax.types import Batch, TakesPadding, plain_function
 
@@ -43,8 +43,8 @@ def trial_program(mesh: Mesh | None) -> Any:
 
 @functools.cache
 def _jit_on(platform: str, function: Callable, static: tuple[str, ...]) -> Any:
-    # With all its arguments: else the program's text, by which trials are kept, would not say which
-    # of them it reads.
+    # With all its arguments: else the program's text, by which trials are cached, would not say
+    # which of them it reads.
     options = compiler_options(platform)
     return jax.jit(function, static_argnames=static, keep_unused=True, compiler_options=options)
 
@@ -194,7 +194,11 @@ def _split_trials(on_one_device, trials, shared, mesh):
 
 
 def one_trial(fit_and_score, numbers, train, valid, num_train, key, fold, seed) -> TrialScores:
-    """The scores of one row, fold and seed; the row's `numbers` are not in the key."""
+    """The scores of one row, fold and seed; the row's `numbers` are not in the key.
+
+    Raises:
+      ValueError: for a score that is neither a scalar nor one number per held-out example.
+    """
     trial_key = jax.random.fold_in(jax.random.fold_in(key, fold), seed)
     judge = plain_function(getattr(fit_and_score, "by_example", fit_and_score))
     told = {"num_examples": num_train} if isinstance(fit_and_score, TakesPadding) else {}
@@ -224,11 +228,12 @@ def _by_example(name: str, score: Array, weights: Array) -> Array:
 def gather(data: Batch, folds: Folds, fold: Any) -> tuple[Batch, Batch, Array]:
     """The training and the held-out part of a fold, and how many rows of the first count."""
     one = jax.tree.map(lambda index: jnp.asarray(index)[fold], folds)
-    train, valid = take(data, one.train, one.train_mask), take(data, one.valid, one.valid_mask)
+    train = take_masked(data, one.train, one.train_mask)
+    valid = take_masked(data, one.valid, one.valid_mask)
     return train, valid, jnp.sum(one.train_mask, dtype=jnp.int32)
 
 
-class Part(NamedTuple):
+class ProgramFolds(NamedTuple):
     """Folds that one program can run."""
 
     members: np.ndarray
@@ -237,24 +242,26 @@ class Part(NamedTuple):
     """All folds, as wide as the longest member: those that are no members may be cut short."""
 
 
-def parts_of(fit_and_score: FitAndScore, folds: Folds) -> list[Part]:
-    """The folds by what they are padded to: one program a part, and each fold as it is alone.
+def folds_by_program(fit_and_score: FitAndScore, folds: Folds) -> list[ProgramFolds]:
+    """The folds by what they are padded to, so that each trains as it would alone.
 
-    Of what `TakesPadding`, folds of one count of steps are a part. Any other function sees no
-    padding at all: a part are the folds of equal sizes. Where the sizes are traced, all folds are
-    one part, padded to its width, see `unlike_the_longest`.
+    Of what `TakesPadding`, as `make_fit_and_score` builds it, folds of one count of steps share a
+    program (those of `kfold` do, unless their sizes, n and n + 1, lie on both sides of a multiple
+    of the batch size). Any other function is never shown a row that is not of the fold: folds of
+    equal sizes share one (two of `kfold`, at most). Where the sizes are traced, all share one,
+    padded to their width, see `unlike_the_longest`.
     """
     known = sizes(folds)
     if known is None:
         width = folds.train.shape[1], folds.valid.shape[1]
-        return [Part(np.arange(folds.train.shape[0]), narrowed(folds, *width))]
+        return [ProgramFolds(np.arange(folds.train.shape[0]), narrowed(folds, *width))]
     kinds = [_kind(fit_and_score, *map(int, size)) for size in zip(*known, strict=True)]
-    parts = []
+    groups = []
     for kind in dict.fromkeys(kinds):
         members = np.flatnonzero([other == kind for other in kinds])
         longest = (int(size[members].max()) for size in known)
-        parts.append(Part(members, narrowed(folds, *longest)))
-    return parts
+        groups.append(ProgramFolds(members, narrowed(folds, *longest)))
+    return groups
 
 
 def _kind(fit_and_score: FitAndScore, num_train: Any, num_valid: Any) -> Any:

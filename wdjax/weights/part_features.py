@@ -285,8 +285,8 @@ def geometric_parts(
 
     Source: Howard & Gugger 2020, arXiv:2002.04688 (fastai's discriminative rates).
     """
-    check_number("first", first, low=0.0, above=True)
-    check_number("last", last, low=0.0, above=True)
+    check_number("first", first, low=0.0, exclusive_low=True)
+    check_number("last", last, low=0.0, exclusive_low=True)
 
     def multipliers(params: Params) -> PyTree:
         share = lambda x: jnp.asarray(first) ** (1 - x) * jnp.asarray(last) ** x

@@ -20,6 +20,9 @@ def fill_inactive_rows(inputs: PyTree, targets: PyTree, weights: Any) -> tuple[P
     real label, though not of that position. If nothing is active, floats become numbers in
     [1/2, 3/2) that differ, since models are singular at zero or where all values are equal, and
     integers become 0.
+
+    Raises:
+      ValueError: for weights that are not one per row, or per row and time.
     """
     _check_fit(inputs, targets, jnp.shape(weights))
     inputs, targets = jax.tree.map(jnp.asarray, (inputs, targets))
@@ -46,7 +49,11 @@ def fill_inactive_rows(inputs: PyTree, targets: PyTree, weights: Any) -> tuple[P
 
 
 def validated_weights(weights: Any) -> Array:
-    """The weights in float32 at least; a negative one is refused or, if traced, becomes NaN."""
+    """The weights in float32 at least; a negative one that is traced becomes NaN.
+
+    Raises:
+      ValueError: for a known weight that is negative or not finite.
+    """
     if is_known(weights):
         check_weights("weights", weights)
     weights = wide(weights)

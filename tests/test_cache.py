@@ -1,4 +1,4 @@
-"""Scores that are kept: found again by all they depend on, and by nothing else."""
+"""The cache of trials: found again by all they depend on, and by nothing else."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_trials import FIT_AND_SCORE, data_of, mesh_of
 
-from wdjax.selection import cache as kept_module
-from wdjax.selection.cache import KeptTrials, calls_out
+from wdjax.selection import cache as cache_module
+from wdjax.selection.cache import TrialCache, calls_out
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import grid_product
@@ -48,7 +48,7 @@ def run(folder, fit_and_score=None, grid=GRID, data=None, folds=None, seed=1, **
             kfold(jax.random.key(0), 22, 3) if folds is None else folds,
             key=jax.random.key(seed),
             progress=events.append,
-            kept=folder,
+            cache=folder,
             **{"num_seeds": 2, **options},
         )
     return scores, events
@@ -65,10 +65,10 @@ def lines_of(folder):
     return path, [line for line in path.read_text().splitlines() if line]
 
 
-def test_what_is_kept_is_found_bit_for_bit_and_nothing_is_compiled_or_run(tmp_path, caplog):
+def test_what_is_cached_is_found_bit_for_bit_and_nothing_is_compiled_or_run(tmp_path, caplog):
     """Also a score that is not finite. `cheap` is a new function object each time."""
     first, events = run(tmp_path)
-    assert events[0].kept == 0 and events[-1].done == TOTAL
+    assert events[0].cached == 0 and events[-1].done == TOTAL
     assert np.isnan(first.values["loss"][0]).all() and np.isfinite(first.values["loss"][2:]).all()
     assert_same_bits(run(None)[0], first)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
@@ -76,7 +76,7 @@ def test_what_is_kept_is_found_bit_for_bit_and_nothing_is_compiled_or_run(tmp_pa
     assert not [m for m in caplog.messages if m.startswith("Finished XLA compilation of")]
     assert_same_bits(second, first)
     (event,) = events
-    assert (event.stage, event.done, event.kept, event.total) == ("run", TOTAL, TOTAL, TOTAL)
+    assert (event.stage, event.done, event.cached, event.total) == ("run", TOTAL, TOTAL, TOTAL)
     assert_same_bits(event.scores, first)
     assert len(lines_of(tmp_path)[1]) == TOTAL
 
@@ -85,21 +85,21 @@ def test_it_is_the_line_that_is_read_and_not_the_trial_that_is_run(tmp_path):
     """Else the test before this would pass as well: here the lines say what no run would."""
     first, _ = run(tmp_path)
     path, lines = lines_of(tmp_path)
-    told = KeptTrials(tmp_path, path.stem)
+    told = TrialCache(tmp_path, path.stem)
     told.write((trial, [7.0, *s[1:]]) for trial, s in told.read(3).items())
     found, _ = run(tmp_path)
     assert (found.values["loss"] == 7.0).all()
     np.testing.assert_array_equal(found.values["valid"], first.values["valid"])
 
 
-def test_what_two_devices_kept_one_finds_not_but_gives_the_same_bits(tmp_path):
+def test_what_two_devices_cached_one_finds_not_but_gives_the_same_bits(tmp_path):
     """Theirs is another program. On two of them it is found again."""
     two, _ = run(tmp_path, FIT_AND_SCORE, mesh=mesh_of(2))
     alone, events = run(tmp_path, FIT_AND_SCORE)
-    assert events[0].kept == 0
+    assert events[0].cached == 0
     assert_same_bits(alone, two)
     found, events = run(tmp_path, FIT_AND_SCORE, mesh=mesh_of(2))
-    assert events[0].kept == TOTAL
+    assert events[0].cached == TOTAL
     assert_same_bits(found, two)
 
 
@@ -112,7 +112,7 @@ def test_only_what_is_new_is_run_and_by_the_program_that_is_there(tmp_path, capl
         found, events = run(tmp_path, cheap, wider, num_seeds=3)
     compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation of")]
     assert not [m for m in compiled if "_run_chunk" in m]
-    assert [event.kept for event in events] == [4 * 3 * 2] * len(events)
+    assert [event.cached for event in events] == [4 * 3 * 2] * len(events)
     assert events[0].stage == "compile" and events[0].done == 24
     finished = np.isfinite(events[0].scores.values["valid"])
     assert finished.sum() == 24 and finished[2:6, :, :2].all()
@@ -134,11 +134,11 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
             kfold(jax.random.key(0), 22, 3),
             key=jax.random.key(1),
             progress=stop,
-            kept=tmp_path,
+            cache=tmp_path,
         )
     grid = grid_product(strength=[1.0, 2.0, 3.0, 4.0, 5.0], learning_rate=[0.1])
     found, events = run(tmp_path, grid=grid, num_seeds=1)
-    assert 0 < events[0].kept == 2 < 15
+    assert 0 < events[0].cached == 2 < 15
     assert_same_bits(found, run(None, grid=grid, num_seeds=1)[0])
 
 
@@ -175,7 +175,7 @@ def other_data(field, row=3):
 def test_what_can_change_a_score_is_not_found(tmp_path, change):
     run(tmp_path)
     found, events = run(tmp_path, **change)
-    assert [event.kept for event in events] == [0] * len(events)
+    assert [event.cached for event in events] == [0] * len(events)
     assert_same_bits(found, run(None, **change)[0])
 
 
@@ -190,7 +190,7 @@ def test_which_of_two_arguments_a_program_reads_is_in_its_name(tmp_path):
     ):
         run(tmp_path, first, grid, folds=halves)
         found, events = run(tmp_path, second, grid, folds=halves)
-        assert events[0].kept == 0
+        assert events[0].cached == 0
         np.testing.assert_array_equal(found.values, run(None, second, grid, folds=halves)[0].values)
 
 
@@ -203,7 +203,7 @@ def test_what_ran_is_named_and_not_what_a_later_trace_would_give(tmp_path):
     run(tmp_path, impure)
     pure = lambda hparams, train, valid, key: 2.0 * hparams["strength"]
     found, events = run(tmp_path, pure)
-    assert events[0].kept == 0
+    assert events[0].cached == 0
     np.testing.assert_allclose(found.values[:, 0, 0], 2 * GRID["strength"], rtol=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_how_a_trial_runs_beside_others_is_in_its_name(tmp_path):
 
     run(tmp_path, with_rule(3.0), trials_at_once=2)
     found, events = run(tmp_path, with_rule(4.0), trials_at_once=2)
-    assert events[0].kept == 0
+    assert events[0].cached == 0
     np.testing.assert_allclose(found.values[:, 0, 0], 4 * GRID["strength"], rtol=1e-6)
 
 
@@ -232,8 +232,8 @@ def test_constants_are_in_the_name_however_jax_holds_them(tmp_path):
     try:
         jax.config.update("jax_use_simplified_jaxpr_constants", True)
         run(tmp_path, make_cheap(table=np.arange(3000.0)))
-        assert run(tmp_path, make_cheap(table=np.arange(3000.0)))[1][0].kept == TOTAL
-        assert run(tmp_path, make_cheap(table=np.arange(3000.0) + 1))[1][0].kept == 0
+        assert run(tmp_path, make_cheap(table=np.arange(3000.0)))[1][0].cached == TOTAL
+        assert run(tmp_path, make_cheap(table=np.arange(3000.0) + 1))[1][0].cached == 0
     finally:
         jax.config.update("jax_use_simplified_jaxpr_constants", before)
 
@@ -241,11 +241,11 @@ def test_constants_are_in_the_name_however_jax_holds_them(tmp_path):
 def test_a_few_trials_more_are_the_same_program_where_many_run_at_once(tmp_path):
     """As on a GPU, where 16 do by default, however few there are."""
     cheap = make_cheap()
-    for strengths, kept in (([1, 2, 3, 4, 5], 0), ([1, 2, 3, 4, 5, 6], 15), ([1, 2, 7, 8], 6)):
+    for strengths, cached in (([1, 2, 3, 4, 5], 0), ([1, 2, 3, 4, 5, 6], 15), ([1, 2, 7, 8], 6)):
         grid = grid_product(strength=strengths, learning_rate=[0.1])
         options = {"num_seeds": 1 if len(strengths) > 4 else 2, "trials_at_once": 16}
         found, events = run(tmp_path, cheap, grid, **options)
-        assert events[0].kept == kept
+        assert events[0].cached == cached
         assert_same_bits(found, run(None, cheap, grid, **options)[0])
 
 
@@ -258,17 +258,17 @@ def test_the_same_numbers_in_a_wider_dtype_are_found(tmp_path):
         lambda x: x.astype(np.int64) if x.dtype == np.int32 else x, jax.tree.map(np.asarray, folds)
     )
     found, events = run(tmp_path, data=wide, folds=long)
-    assert events[0].kept == TOTAL
+    assert events[0].cached == TOTAL
     assert_same_bits(found, first)
 
 
 def test_who_looks_for_nans_gets_them_from_the_trial(tmp_path):
-    """Not a NaN that was kept; and the error is JAX's own, with or without `kept`."""
+    """Not a NaN that was cached; and the error is JAX's own, with or without `cache`."""
     run(tmp_path)
     arguments = (make_cheap(), GRID, data_of(), kfold(jax.random.key(0), 22, 3))
     for folder in (None, tmp_path):
         with pytest.raises(FloatingPointError, match="nan"):
-            cross_validate(*arguments, key=jax.random.key(1), num_seeds=2, kept=folder)
+            cross_validate(*arguments, key=jax.random.key(1), num_seeds=2, cache=folder)
 
 
 def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
@@ -282,8 +282,8 @@ def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
         {"a": grid["a"], "c": grid["b"]},
         {"a": grid["a"], "b": grid["b"].astype(np.int32)},
     ):
-        assert run(tmp_path, by_sum, other)[1][0].kept == 0
-    assert run(tmp_path, by_sum, {"b": grid["b"], "a": grid["a"]})[1][0].kept == 2 * 3 * 2
+        assert run(tmp_path, by_sum, other)[1][0].cached == 0
+    assert run(tmp_path, by_sum, {"b": grid["b"], "a": grid["a"]})[1][0].cached == 2 * 3 * 2
 
 
 @pytest.mark.parametrize(
@@ -293,15 +293,15 @@ def test_numbers_by_another_name_or_in_another_dtype_are_not_found(tmp_path):
         lambda patch: patch.setenv("XLA_FLAGS", __file__),
         lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
         lambda patch: patch.setattr("jaxlib.version.__version__", "0.0.1"),
-        lambda patch: patch.setattr(kept_module, "_processor", lambda: "another"),
-        lambda patch: patch.setattr(kept_module, "num_cores", lambda: 64),
+        lambda patch: patch.setattr(cache_module, "_processor", lambda: "another"),
+        lambda patch: patch.setattr(cache_module, "num_cores", lambda: 64),
     ],
     ids=["flags", "flags of a file", "jax", "jaxlib", "processor", "cores"],
 )
 def test_what_another_compiler_or_machine_gave_is_not_found(tmp_path, monkeypatch, change):
     run(tmp_path)
     change(monkeypatch)
-    assert run(tmp_path)[1][0].kept == 0
+    assert run(tmp_path)[1][0].cached == 0
 
 
 def test_what_another_effort_of_the_compiler_gave_is_not_found(tmp_path):
@@ -309,13 +309,13 @@ def test_what_another_effort_of_the_compiler_gave_is_not_found(tmp_path):
     before = jax.config.jax_optimization_level
     try:
         jax.config.update("jax_optimization_level", "O1")
-        assert run(tmp_path)[1][0].kept == 0
+        assert run(tmp_path)[1][0].cached == 0
     finally:
         jax.config.update("jax_optimization_level", before)
-    assert run(tmp_path)[1][0].kept == TOTAL
+    assert run(tmp_path)[1][0].cached == TOTAL
 
 
-def test_a_program_that_calls_python_is_never_kept(tmp_path):
+def test_a_program_that_calls_python_is_never_cached(tmp_path):
     """What Python does there is not in the program's text."""
 
     def calling(hparams, train, valid, key):
@@ -323,11 +323,13 @@ def test_a_program_that_calls_python_is_never_kept(tmp_path):
         return jax.pure_callback(lambda s: np.float32(2 * s), shape, hparams["strength"])
 
     for _ in range(2):
-        with pytest.warns(UserWarning, match="`kept`: the program calls .*callback, whose code is"):
-            scores, events = run(tmp_path / "kept", calling)
-        assert {event.kept for event in events} == {0}
+        with pytest.warns(
+            UserWarning, match="`cache`: the program calls .*callback, whose code is"
+        ):
+            scores, events = run(tmp_path / "cached", calling)
+        assert {event.cached for event in events} == {0}
         np.testing.assert_allclose(scores.values[:, 0, 0], 2 * GRID["strength"], rtol=1e-6)
-    assert not (tmp_path / "kept").exists()
+    assert not (tmp_path / "cached").exists()
 
 
 def test_what_calls_out_of_a_program_is_known_from_what_jax_brings():
@@ -355,27 +357,27 @@ def test_a_name_with_callback_in_it_calls_nothing(tmp_path):
 
     named = lambda hparams, train, valid, key: {"callback": loss_callback(hparams["strength"])}
     run(tmp_path, named)
-    assert run(tmp_path, named)[1][0].kept == TOTAL
+    assert run(tmp_path, named)[1][0].cached == TOTAL
 
 
 @pytest.mark.parametrize("scores", [{}, {"inner": ({}, [])}], ids=["none", "nested"])
 def test_no_score_at_all_is_no_reason_to_fail(tmp_path, scores):
-    found, events = run(tmp_path / "kept", lambda hparams, train, valid, key: scores)
+    found, events = run(tmp_path / "cached", lambda hparams, train, valid, key: scores)
     assert found.values == scores and events[-1].done == TOTAL
-    assert not (tmp_path / "kept").exists()
+    assert not (tmp_path / "cached").exists()
 
 
 def test_a_home_is_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    run("~/kept")
-    assert len(list((tmp_path / "kept").iterdir())) == 1
+    run("~/cached")
+    assert len(list((tmp_path / "cached").iterdir())) == 1
 
 
-def test_scores_that_are_not_real_numbers_are_never_kept(tmp_path):
+def test_scores_that_are_not_real_numbers_are_never_cached(tmp_path):
     complex_score = lambda hparams, train, valid, key: hparams["strength"] * 1j
-    assert run(tmp_path / "kept", complex_score)[0].values.dtype == np.complex64
-    assert run(tmp_path / "kept", complex_score)[1][0].kept == 0
-    assert not (tmp_path / "kept").exists()
+    assert run(tmp_path / "cached", complex_score)[0].values.dtype == np.complex64
+    assert run(tmp_path / "cached", complex_score)[1][0].cached == 0
+    assert not (tmp_path / "cached").exists()
 
 
 @pytest.mark.parametrize(
@@ -398,14 +400,14 @@ def test_a_damaged_line_is_passed_over_and_its_trial_run_again(tmp_path, spoil):
     lines[20] = spoil(lines[20])
     path.write_bytes("\n".join(lines).encode("latin-1"))
     found, events = run(tmp_path)
-    assert events[0].kept == TOTAL - 1
+    assert events[0].cached == TOTAL - 1
     assert_same_bits(found, first)
     # What is written anew does not end the line that was cut short.
-    assert run(tmp_path)[1][0].kept == TOTAL
+    assert run(tmp_path)[1][0].cached == TOTAL
 
 
 def test_a_line_that_a_kill_cut_short_does_not_swallow_the_next(tmp_path):
-    store = KeptTrials(tmp_path, "program")
+    store = TrialCache(tmp_path, "program")
     store.write([("a", [1.0]), ("b", [2.0])])
     whole = store.path.read_bytes()
     store.path.write_bytes(whole[:-20])
@@ -413,31 +415,31 @@ def test_a_line_that_a_kill_cut_short_does_not_swallow_the_next(tmp_path):
     assert store.read(1) == {"a": [1.0], "c": [3.0]}
 
 
-def test_numbers_are_kept_to_the_last_bit(tmp_path):
-    """Of either width; a trial that is kept twice is what was said last."""
+def test_numbers_are_cached_to_the_last_bit(tmp_path):
+    """Of either width; a trial that is written twice is what was said last."""
     bits = RNG.integers(0, 2**64, 500, dtype=np.uint64)
     numbers = [*bits.view(np.float64).tolist(), *bits.view(np.float32).tolist()]
     numbers += [0.0, -0.0, np.inf, -np.inf, 5e-324, np.nan]
-    store = KeptTrials(tmp_path / "new" / "folder", "program")
+    store = TrialCache(tmp_path / "new" / "folder", "program")
     store.write([("twice", [1.0])])
     store.write((f"{i}", [number]) for i, number in enumerate(numbers))
     store.write([("twice", [2.0]), ("pair", [1.0, 2.0])])
-    found = KeptTrials(tmp_path / "new" / "folder", "program").read(1)
+    found = TrialCache(tmp_path / "new" / "folder", "program").read(1)
     assert found.pop("twice") == [2.0]
     np.testing.assert_array_equal([v for (v,) in found.values()], numbers)
     signs = np.signbit([v for (v,) in found.values() if not np.isnan(v)])
     np.testing.assert_array_equal(signs, np.signbit([v for v in numbers if not np.isnan(v)]))
-    assert store.read(2) == {"pair": [1.0, 2.0]} and KeptTrials(tmp_path, "other").read(1) == {}
+    assert store.read(2) == {"pair": [1.0, 2.0]} and TrialCache(tmp_path, "other").read(1) == {}
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["no folder", "full disk"])
-def test_where_nothing_can_be_kept_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch, full):
+def test_where_nothing_can_be_cached_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch, full):
     folder = tmp_path / "file"
     if full:
-        monkeypatch.setattr(kept_module, "open", no_space, raising=False)
+        monkeypatch.setattr(cache_module, "open", no_space, raising=False)
     else:
         folder.write_text("not a folder")
-    with pytest.warns(UserWarning, match=r"`kept`: .*file' cannot be used \(N.*\), so") as told:
+    with pytest.warns(UserWarning, match=r"`cache`: .*file' cannot be used \(N.*\), so") as told:
         found, events = run(folder)
     assert len(told) == 1 and "the run goes on without" in str(told[0].message)
     assert events[-1].done == TOTAL
