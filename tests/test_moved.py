@@ -68,6 +68,8 @@ def test_an_old_keyword_is_the_new_one_and_warns():
         (wdjax.cross_validate, "kept", "cache"),
         (wdjax.decay.constrained_decay, "measure", "magnitude"),
         (wdjax.decay_weights, "shape", "pull"),
+        (wdjax.make_fit, "make_measure", "make_telemetry"),
+        (wdjax.make_train_step, "measure", "telemetry"),
         (wdjax.jobs.run_compare, "kept", "cache"),
         (wdjax.jobs.run_select, "kept", "cache"),
     ],

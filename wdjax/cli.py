@@ -33,6 +33,9 @@ def command() -> int:
 
     It looked again and again at modules and traced programs, which stay, and at the exit once
     more at everything: up to a seventh of the processor time of a small run that compiles nothing.
+
+    Raises:
+      SystemExit: as `main`.
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
@@ -48,11 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     A streamed run gives 143 when it was asked to end by SIGTERM, saved, and 1 when it failed on
     the way: a loss that is not finite, a full disk. `wdjax audit --strict` gives 1 if there was a
     warning.
+
+    Raises:
+      SystemExit: after --help, or on words that are no command (2).
     """
     words = sys.argv[1:] if argv is None else argv
     _set_up_jax(words)
-    from wdjax import jobs
-    from wdjax.checks import nearest
+    from wdjax import jobs  # start-up: what JAX is told must be told before it is imported.
+    from wdjax.checks import nearest  # start-up: likewise.
 
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
     try:
@@ -94,8 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """Runs `select`, `compare` or `train` under the screen; their results."""
-    from wdjax.jobs.folder import cache_folder
-    from wdjax.runners import join_processes
+    from wdjax.jobs.folder import cache_folder  # start-up: after JAX was told, see `main`.
+    from wdjax.runners import join_processes  # start-up: likewise.
 
     runs: dict[str, Any] = {
         "select": (jobs.SelectOptions, jobs.run_select),
@@ -122,7 +128,7 @@ class _Screen:
     """Progress on standard error: a live bar on a terminal, else a line now and then."""
 
     def __init__(self):
-        from wdjax.extras import need
+        from wdjax.extras import need  # start-up: after JAX was told, see `main`.
 
         need("rich", what="the command's progress")
         from rich.console import Console
@@ -181,8 +187,8 @@ def _set_up_jax(words: list[str]) -> None:
     """
     import jax
 
-    from wdjax.jobs.folder import cache_folder
-    from wdjax.runners import num_cores
+    from wdjax.jobs.folder import cache_folder  # start-up: after the flags above.
+    from wdjax.runners import num_cores  # start-up: likewise.
 
     # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
     default_devices = num_cores() if _value_of("--distributed", words) is None else 1
@@ -228,7 +234,7 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
-        from wdjax.checks import nearest
+        from wdjax.checks import nearest  # start-up: likewise.
 
         misspelt = re.search(r"invalid choice: '(.*?)'", message)
         if misspelt and self._subparsers is not None:

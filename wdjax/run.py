@@ -53,8 +53,7 @@ def make_run(
 ) -> Run:
     """Builds `Run(init, step)`: fill rows of weight 0, augment, weigh, take the gradient, update.
 
-    Each `make_` is called with `hparams` inside the run, so every number may be traced. Neither
-    function is compiled.
+    Each `make_` is called with `hparams` inside the run; all numbers may be traced. Not compiled.
 
     Args:
       model: a `Model`, or `hparams -> Model` where a number reaches inside (a dropout rate).
@@ -68,7 +67,7 @@ def make_run(
       make_part_weights: `hparams -> part_weights`, where a number reaches inside (a slope).
       augment: `(key, example) -> (example, strength)` for one example, strength a scalar. The
         keys follow from the state's key and step.
-      num_micro_batches, make_telemetry: see `make_train_step`; `hparams -> telemetry`.
+      num_micro_batches, make_telemetry: see `make_train_step`.
 
     Raises:
       ValueError: at build, if `model` is neither of the two, `num_micro_batches` is not an integer

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int, PyTree
 
 from wdjax.checks import check_positive_int
 from wdjax.interfaces import check_batch, check_params
-from wdjax.moved import moved_names, warn_moved
+from wdjax.moved import moved_keywords, moved_names
 from wdjax.types import Batch, LossAux, LossFn, Params, is_inexact, wide
 
 
@@ -64,13 +64,13 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key)
 
 
+@moved_keywords(measure="telemetry")
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     *,
     num_micro_batches: int = 1,
     telemetry: TelemetryFn | None = None,
-    measure: TelemetryFn | None = None,
 ) -> StepFn:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`, pure.
 
@@ -91,8 +91,7 @@ def make_train_step(
 
     `telemetry`, such as `measure_parts`, sees what the step sees, and the metrics hold what it
     gives under `telemetry`. It changes nothing but the last bits, since what is looked at is
-    compiled otherwise; where those count, take the step once more, as `advance` does. (`measure`
-    is its old name.)
+    compiled otherwise; where those count, take the step once more, as `advance` does.
 
     Returns:
       A step whose `metrics` are scalars measured at the params the gradient was taken at:
@@ -103,9 +102,6 @@ def make_train_step(
         batch does not divide into as many parts.
     """
     check_positive_int("num_micro_batches", num_micro_batches)
-    if measure is not None:
-        warn_moved("make_train_step(measure=)", "make_train_step(telemetry=)")
-        telemetry = measure
 
     def step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_examples, check_hparams, check_loss_of_labels
@@ -32,6 +32,8 @@ from wdjax.interfaces import check_batch
 from wdjax.measures import ScoreFn
 from wdjax.measures import is_correct as is_correct
 from wdjax.measures import make_score as make_score
+from wdjax.moved import moved_keywords
+from wdjax.order import random_order as random_order
 from wdjax.run import Run, make_run, model_of, run_keys
 from wdjax.step import TelemetryFn, TrainState
 from wdjax.types import (
@@ -51,6 +53,7 @@ FitFn = Callable[[HParams, Batch, Array], Fit]
 """`fit(hparams, train, key) -> Fit`, pure; with a keyword more where it `TakesPadding`."""
 
 
+@moved_keywords(make_measure="make_telemetry")
 def make_fit(
     model: Model | Callable[[HParams], Model],
     example_loss: ExampleLoss,
@@ -156,6 +159,35 @@ def fit_with(
     return TakesPadding(fit, lambda num_examples: num_epochs * (num_examples // batch_size))
 
 
+def make_piece(
+    run: Run, looking: Run | None, num_epochs: int, *, batch_size: int, observe: Callable
+) -> Callable[[HParams, Array, TrainState, Batch, Batch], tuple[TrainState, dict[str, Any]]]:
+    """Builds `piece(hparams, key, state, train, valid) -> (state, history)`: `advance` once more.
+
+    Args:
+      run, looking, num_epochs, batch_size: see `advance`.
+      observe: `(fit, valid) -> tree`, called after each epoch.
+
+    Raises:
+      ValueError: in `piece`, as `advance`.
+    """
+
+    def piece(hparams, key, state, train, valid):
+        return advance(
+            run,
+            hparams,
+            state,
+            train,
+            num_epochs,
+            batch_size=batch_size,
+            key=key,
+            observe=lambda fit: observe(fit, valid),
+            looking=looking,
+        )
+
+    return piece
+
+
 def fit_run(
     run: Run,
     hparams: HParams,
@@ -255,6 +287,7 @@ def advance(
     """
     check_positive_int("num_epochs", num_epochs)
     check_positive_int("batch_size", batch_size)
+    train = jax.tree.map(jnp.asarray, train)
     num_steps = steps_per_epoch(train, batch_size)
     _, order_key, _ = run_keys(key)
 
@@ -277,51 +310,6 @@ def advance(
         return state, epoch
 
     return jax.lax.scan(one_epoch, state, length=num_epochs)
-
-
-def random_order(
-    key: Array, num_rows: int, num_examples: int | Array | None = None
-) -> Int[Array, " row"]:
-    """A random order of `range(num_rows)` that begins with that of the first `num_examples` alone.
-
-        random_order(key, m, n)[:n] = random_order(key, n),   1 <= n <= m, then n, n + 1, ..., m - 1
-
-    Equal keys give equal orders. Row i has a random number of its own, which depends on the key
-    and i only, and the rows are sorted by it; those beyond `num_examples` (default: none) go last.
-    That holds in each of JAX's random number settings: a key of another kind than threefry seeds
-    one, and threefry's numbers are those of `jax_threefry_partitionable=True`.
-
-    Up to 4,096 rows the number has 20 bits, the index below them breaks ties (of 1,150 rows 0.6
-    pairs are expected to keep their order for that reason, of 4,096 eight); beyond it has 64.
-    """
-    num_examples = num_rows if num_examples is None else num_examples
-    if jax.random.key_impl(key) != "threefry2x32":
-        seed = jax.random.bits(key, (2,), jnp.uint32)
-        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-    with jax.threefry_partitionable(True):
-        bits = jax.random.bits(key, (num_rows,), jnp.uint32)
-        lower = None
-        if num_rows > _FEW_ROWS:
-            lower = jax.random.bits(jax.random.fold_in(key, 1), (num_rows,), jnp.uint32)
-    index = jnp.arange(num_rows, dtype=jnp.uint32)
-    low, highest = jnp.uint32(_FEW_ROWS - 1), jnp.uint32(2**32 - 1)
-    counts = index < num_examples
-    if lower is None:
-        # `jax.random.permutation` sorts pairs, which took XLA on a CPU a quarter of a small run.
-        # One array sorts several times as fast: each index rides in the low bits of its number.
-        # Nothing is equal here, so a stable sort gives no other order. On a CPU it is the one that
-        # merges, which takes two thirds of the time of the other.
-        numbers = jnp.where(counts, bits, highest) & ~low | index
-        return (jax.lax.sort(numbers, is_stable=True) & low).astype(jnp.int32)
-    # Few rows that are padded to many are ordered as they are alone.
-    few = jnp.asarray(num_examples) <= _FEW_ROWS
-    upper = jnp.where(few, bits & ~low, bits)
-    lower = jnp.where(few, 0, lower)
-    keys = tuple(jnp.where(counts, word, highest) for word in (upper, lower))
-    return jax.lax.sort((*keys, index.astype(jnp.int32)), num_keys=2, is_stable=True)[2]
-
-
-_FEW_ROWS = 2**12
 
 
 def _checked(

@@ -162,7 +162,11 @@ def prefetch_to_device(stream: Iterable, *, sharding: Any = None, size: int = 2)
 
 
 class GrainStream(Stream):
-    """A `Stream` over a random-access source, see `make_stream`."""
+    """A `Stream` over a random-access source, see `make_stream`.
+
+    Raises:
+      ImportError: if grain is not installed.
+    """
 
     def __init__(self, loader: "_Loader", num_threads: int, num_workers: int):
         self._loader, self._threads, self._workers = loader, num_threads, num_workers
@@ -220,7 +224,11 @@ class GrainStream(Stream):
 
 
 class IterableStream(Stream):
-    """A `Stream` over anything iterable, see `as_stream`."""
+    """A `Stream` over anything iterable, see `as_stream`.
+
+    Raises:
+      ValueError: in `next`, if the data cannot be walked over once more, or are no batches.
+    """
 
     def __init__(self, data: Iterable, batch_size: int | None, num_epochs: int | None):
         self._data, self._size, self._num_epochs = data, batch_size, num_epochs

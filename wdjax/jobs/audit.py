@@ -10,6 +10,7 @@ import numpy as np
 from wdjax.data.dataset import hash_of, to_batch
 from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
+from wdjax.jobs.results import read_results
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
@@ -107,8 +108,6 @@ def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
 
 
 def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
-    from wdjax.jobs.results import read_results
-
     results = read_results(folder)
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} was stopped before it ended; nothing to audit.")

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
 from wdjax.recipe.own import is_own, load_own
-from wdjax.types import Fit
+from wdjax.types import Fit, Model
 
 ROWS_AT_ONCE = 256
 
@@ -121,19 +121,7 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
         shapes = Fit(params, model_state, {})
         fit, scaling = _read_fit(folder / "params.npz", shapes)
 
-    @jax.jit
-    def outputs_of(inputs):
-        if "inputs" in scaling:
-            inputs = (inputs - scaling["inputs"].mean[None]) * scaling["inputs"].scale[None]
-        outputs, _ = network.apply(fit.params, fit.model_state, inputs, key=None, train=False)
-        if labelled:
-            return jax.nn.softmax(outputs)
-        outputs = outputs[..., 0] if outputs.shape[-1] == 1 and outputs.ndim > 1 else outputs
-        if "targets" not in scaling:
-            return outputs
-        # A target that never varied has scale 0 and is its mean.
-        mean, scale = (np.asarray(x) for x in scaling["targets"])
-        return outputs * np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)[None] + mean
+    outputs_of = jax.jit(_outputs_of(network, fit, scaling, labelled))
 
     def apply(inputs: np.ndarray) -> np.ndarray:
         with jax.enable_x64(is_wide):
@@ -151,6 +139,27 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     return Predictor(
         apply, shape, kind, loss, names, config, columns, target, kind_of_model.images_32
     )
+
+
+def _outputs_of(
+    network: Model, fit: Fit, scaling: Mapping[str, Scaling], labelled: bool
+) -> Callable[[Any], Any]:
+    """`inputs -> outputs`, in the units of the data: what is compiled."""
+
+    def outputs_of(inputs):
+        if "inputs" in scaling:
+            inputs = (inputs - scaling["inputs"].mean[None]) * scaling["inputs"].scale[None]
+        outputs, _ = network.apply(fit.params, fit.model_state, inputs, key=None, train=False)
+        if labelled:
+            return jax.nn.softmax(outputs)
+        outputs = outputs[..., 0] if outputs.shape[-1] == 1 and outputs.ndim > 1 else outputs
+        if "targets" not in scaling:
+            return outputs
+        # A target that never varied has scale 0 and is its mean.
+        mean, scale = (np.asarray(x) for x in scaling["targets"])
+        return outputs * np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)[None] + mean
+
+    return outputs_of
 
 
 def run_predict(

@@ -114,6 +114,14 @@ def clear_earlier(out: pathlib.Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def stopped(results: dict[str, Any], how_far: str, out: pathlib.Path, *, writes: bool) -> str:
+    """Says in the results of a run that was stopped and saved how it goes on, and writes them."""
+    results["headline"] = f"Stopped after {how_far}. Go on with: wdjax train --resume {out}"
+    if writes:
+        write_json(out, results)
+    return results["headline"]
+
+
 def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:
     """Whole or not at all: written beside, then renamed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -160,7 +168,11 @@ def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
 
 
 def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:
-    """Writes `results.json`, and the report drawn from it."""
+    """Writes `results.json`, and the report drawn from it.
+
+    Raises:
+      ImportError: if what draws is not installed.
+    """
     clock.timing["total"] = clock.total()
     results["timing"] = clock.timing
     write_json(out, results)
@@ -173,7 +185,7 @@ def run_report(folder: str) -> pathlib.Path:
     Raises:
       ValueError: if the folder holds no readable results.
     """
-    from wdjax.report import write_report
+    from wdjax.report import write_report  # start-up: what draws is imported by then.
 
     results = read_results(pathlib.Path(folder))
     if results["kind"] == "compare":

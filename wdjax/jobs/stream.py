@@ -19,7 +19,7 @@ from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
-from wdjax.jobs.results import Clock, finish, header, write_json, write_params
+from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, start_anew
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
@@ -74,11 +74,7 @@ def run_stream(
     _wait_for_all("wdjax-prepared")
     with locked(prepared.out) if is_first else contextlib.nullcontext():
         config = run_config(options, prepared)
-        if options.resume is not None:
-            check_same_config(read_config(prepared.out), config, may_differ=MAY_DIFFER)
-        elif is_first:
-            start_anew(prepared.out, config)
-        _wait_for_all("wdjax-folder")
+        _open_folder(options, prepared.out, config, is_first)
         results = header("train", options, prepared, command)
         results["data"]["sha256"] = _fingerprint(sources.train)
         clock.lap("data")
@@ -86,26 +82,22 @@ def run_stream(
         hang = _hang_watch(options, prepared.out, log)
         loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
         done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
-        say(
-            f"{prepared.describe('train')} Training on {num_train} batch by batch, "
-            f"{loop.num_steps} steps, in {prepared.out}."
-        )
+        how = f"Training on {num_train} batch by batch, {loop.num_steps} steps, in {prepared.out}."
+        say(f"{prepared.describe('train')} {how}")
         try:
             _run(loop, done, watch)
         except (Preempted, KeyboardInterrupt):
-            results["headline"] = (
-                f"Stopped after step {loop.step} of {loop.num_steps}. Go on with: wdjax train "
-                f"--resume {prepared.out}"
-            )
-            if is_first:
-                write_json(prepared.out, results)
-            say(results["headline"])
+            how_far = f"step {loop.step} of {loop.num_steps}"
+            say(stopped(results, how_far, prepared.out, writes=is_first))
             raise
         clock.lap("training")
         state = loop.best_state() if options.patience is not None else loop.state
         with hang or contextlib.nullcontext():
-            scores = {f"test_{name}": [v] for name, v in evaluate(sources.test)(state).items()}
-            scores |= {f"train_{name}": [v] for name, v in evaluate(sources.train)(state).items()}
+            scores = {
+                f"{part}_{name}": [value]
+                for part, source in (("test", sources.test), ("train", sources.train))
+                for name, value in evaluate(source)(state).items()
+            }
         run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
         results["telemetry"] = telemetry_results(*read_telemetry(prepared.out / LOG), prepared)
         clock.lap("judge")
@@ -117,6 +109,16 @@ def run_stream(
             write_params(prepared.out, fit, sources.scaling)
             finish(prepared.out, results, clock)
     return results
+
+
+def _open_folder(
+    options: TrainOptions, out: pathlib.Path, config: dict[str, Any], is_first: bool
+) -> None:
+    if options.resume is not None:
+        check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
+    elif is_first:
+        start_anew(out, config)
+    _wait_for_all("wdjax-folder")
 
 
 def _check(options: TrainOptions) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from wdjax.jobs.refit import (
     repeated_keys,
     run_results,
 )
-from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.results import Clock, clear_earlier, finish, header, stopped, write_params
 from wdjax.jobs.resume import (
     MAY_DIFFER,
     check_not_streamed,
@@ -39,10 +40,11 @@ from wdjax.loop import Preempted
 from wdjax.loop.signals import Signals
 from wdjax.recipe import build as recipes
 from wdjax.report.runs import over_seeds
+from wdjax.run import Run
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.trials import compiled_trials, filled_up, on_host
 from wdjax.tables import Estimate
-from wdjax.training import advance, steps_per_epoch
+from wdjax.training import make_piece, steps_per_epoch
 from wdjax.types import Batch, Fit
 
 PIECES = 10
@@ -91,12 +93,8 @@ def run_train(
             run, fit = training.run(watch)
         except (Preempted, KeyboardInterrupt):
             if training.saved:
-                results["headline"] = (
-                    f"Stopped after epoch {training.done} of {num_epochs}. Go on with: wdjax train "
-                    f"--resume {prepared.out}"
-                )
-                write_json(prepared.out, results)
-                say(results["headline"])
+                how_far = f"epoch {training.done} of {num_epochs}"
+                say(stopped(results, how_far, prepared.out, writes=True))
             raise
         clock.lap("training")
         results["headline"] = _headline(options, run)
@@ -121,11 +119,13 @@ class Training:
     def __init__(
         self, options: TrainOptions, prepared: Prepared, hparams: dict[str, float], data: Batch
     ):
-        self._options, self._prepared, self._data = options, prepared, data
-        self._test = to_batch(prepared.test_data)
+        self._options, self._prepared = options, prepared
         self._recipe, self._hparams = prepared.recipe, hparams
+        scale = jax.jit(functools.partial(recipes.recipe_scale, self._recipe))
+        self._shared: tuple[Batch, Batch] = scale(data, to_batch(prepared.test_data))
         self._steps_per_epoch = steps_per_epoch(data, self._recipe.batch_size)
         self._piece = self._epochs_a_piece()
+        self._run, self._looking = self._build(), self._build(telemetry=True)
         self._keys = repeated_keys(jax.random.key(options.seed), options.seeds, 1)
         self._states, self._history = None, None
         self._checkpoints: Checkpoints | None = None
@@ -174,7 +174,7 @@ class Training:
         told = watch or (lambda stage, event: None)
         total, start, first = self._recipe.num_epochs, time.monotonic(), self.done
         told("training", Progress("compile", self.done, total, 0.0, None, None))
-        advance_all = compiled_trials(self._advance, self._prepared.mesh)
+        advance_all = compiled_trials(self._piece_of(), self._prepared.mesh)
         saved_at = time.monotonic()
         with Signals() as signals:
             while self.done < total:
@@ -196,8 +196,9 @@ class Training:
 
     def _go_on(self, advance_all: Any) -> None:
         states = self._begun() if self._states is None else self._filled(self._states)
-        states, history = advance_all((self._filled(self._keys), states), self._shared)
-        history = self._on_host(history)
+        trials = (self._hparams_of_all(), self._filled(self._keys), states)
+        states, history = advance_all(trials, self._shared)
+        history = self._on_host(_kept(history))
         self._states = jax.tree.map(self._first, states)
         if self._history is None:
             self._history = jax.tree.map(self._blank_history, history)
@@ -210,7 +211,6 @@ class Training:
 
     def _judged(self) -> tuple[dict[str, Any], Fit]:
         def judge(state, train, test):
-            train, test = recipes.recipe_scale(self._recipe, train, test)
             return judged(self._recipe, Fit(state.params, state.model_state, {}), train, test)
 
         found = compiled_trials(judge, self._prepared.mesh)(
@@ -225,53 +225,42 @@ class Training:
             )
         assert self._history is not None
         curves = learning_curves(self._history)
-        run = run_results(self._hparams, scores, each, curves, self._test.weights)
+        run = run_results(self._hparams, scores, each, curves, self._shared[1].weights)
         telemetry = self._history["telemetry"]
         run["telemetry"] = {path: part._asdict() for path, part in telemetry.items()}
         return run, jax.tree.map(lambda leaf: leaf[0], fits)
 
-    def _runs(self, train: Batch) -> tuple[Any, Any]:
+    def _build(self, **more: Any) -> Run:
         num_steps = self._recipe.num_epochs * self._steps_per_epoch
-        build = functools.partial(
-            recipes.build_run, self._recipe, train.inputs, num_steps=num_steps
-        )
-        return build(), build(telemetry=True)
+        inputs = self._shared[0].inputs
+        return recipes.build_run(self._recipe, inputs, num_steps=num_steps, **more)
 
-    def _start(self, key: Array, train: Batch, test: Batch) -> PyTree:
-        train, _ = recipes.recipe_scale(self._recipe, train, test)
-        run, _ = self._runs(train)
-        return run.init(self._hparams, train.inputs[: self._recipe.batch_size], key)
-
-    def _advance(self, key: Array, state: PyTree, train: Batch, test: Batch) -> tuple:
-        train, test = recipes.recipe_scale(self._recipe, train, test)
-        run, looking = self._runs(train)
+    def _piece_of(self) -> Callable:
         score = recipes.recipe_score(self._recipe)
-        state, history = advance(
-            run,
-            self._hparams,
-            state,
-            train,
+        return make_piece(
+            self._run,
+            self._looking,
             self._piece,
             batch_size=self._recipe.batch_size,
-            key=key,
-            observe=lambda fit: score(fit, test)["loss"],
-            looking=looking,
+            observe=lambda fit, test: score(fit, test)["loss"],
         )
-        return state, {name: history[name] for name in ("data_loss", "observed", "telemetry")}
+
+    def _start(self, key: Array, train: Batch, test: Batch) -> PyTree:
+        del test
+        return self._run.init(self._hparams, train.inputs[: self._recipe.batch_size], key)
 
     def _begun(self) -> PyTree:
         start = compiled_trials(self._start, self._prepared.mesh)
         return start((self._filled(self._keys),), self._shared)
 
-    @property
-    def _shared(self) -> tuple[Batch, Batch]:
-        return self._data, self._test
-
     def _blank(self) -> dict[str, Any]:
         """The shapes of what is saved; nothing is run."""
 
+        piece = self._piece_of()
+
         def one(key: Array, train: Batch, test: Batch) -> tuple:
-            return self._advance(key, self._start(key, train, test), train, test)
+            state, history = piece(self._hparams, key, self._start(key, train, test), train, test)
+            return state, _kept(history)
 
         many = jax.vmap(one, in_axes=(0, None, None))
         states, history = jax.eval_shape(many, self._keys, *self._shared)
@@ -289,6 +278,10 @@ class Training:
 
     def _on_host(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: self._first(on_host(leaf)), tree)
+
+    def _hparams_of_all(self) -> dict[str, np.ndarray]:
+        many = len(self._filled(self._keys))
+        return {name: np.full(many, value) for name, value in self._hparams.items()}
 
     def _first(self, leaf: Any) -> Any:
         """Of the seeds, without those that only fill the devices up."""
@@ -325,6 +318,10 @@ class Training:
             config=run_config(self._options, self._prepared),
         )
         self.saved = True
+
+
+def _kept(history: dict[str, Any]) -> dict[str, Any]:
+    return {name: history[name] for name in ("data_loss", "observed", "telemetry")}
 
 
 def _headline(options: TrainOptions, run: dict[str, Any]) -> str:

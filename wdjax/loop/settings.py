@@ -112,7 +112,12 @@ _KINDS: dict[str, Any] = {"evaluation": Evaluation, "saving": Saving, "logging":
 
 
 def from_old(given: dict[str, Any], old: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values that the keywords of version 0.1 say: evaluation, saving, logging, watchdog."""
+    """The values that the keywords of version 0.1 say: evaluation, saving, logging, watchdog.
+
+    Raises:
+      TypeError: for a keyword that never was one.
+      ValueError: for an interval of what is not given.
+    """
     told: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
     for name, value in old.items():
         if name not in _OLD:

@@ -51,7 +51,12 @@ class Signals:
         return self._got
 
     def leave(self, number: int, step: int) -> None:
-        """Ends the run as the signal means it, after the handler that was there before."""
+        """Ends the run as the signal means it, after the handler that was there before.
+
+        Raises:
+          KeyboardInterrupt: on Ctrl-C.
+          Preempted: on SIGTERM.
+        """
         old = self._old.get(number)
         self.__exit__()
         if number == signal.SIGINT:

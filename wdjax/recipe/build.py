@@ -33,12 +33,7 @@ from wdjax.recipe.kinds import (
 )
 from wdjax.run import Run, make_run
 from wdjax.step import TelemetryFn
-from wdjax.training import (
-    fit_run,
-    make_fit_and_score,
-    steps_per_epoch,
-    without_known_padding,
-)
+from wdjax.training import fit_with, make_fit_and_score
 from wdjax.types import (
     Batch,
     Fit,
@@ -60,6 +55,10 @@ class Recipe:
 
     `hparams` holds `strength` and `learning_rate`, `dropout` where the model drops units,
     `example_slope` and `part_slope` where examples and parts are weighed by a feature.
+
+    Raises:
+      ValueError: for a name that no record has, choices that do not go together, or a count below
+        1.
     """
 
     make_model: Callable[..., Model] = make_mlp
@@ -262,25 +261,13 @@ def recipe_fit(
     `telemetry` adds that of each epoch's first step, `history["telemetry"]`.
     """
 
-    def fit(
-        hparams: HParams, train: Batch, key: Array, *, num_examples: int | Array | None = None
-    ) -> Fit:
-        train, num_examples = without_known_padding(train, num_examples)
-        num_steps = recipe.num_epochs * steps_per_epoch(train, recipe.batch_size)
-        build = functools.partial(build_run, recipe, train.inputs, num_steps=num_steps)
-        return fit_run(
-            build(),
-            hparams,
-            train,
-            key,
-            num_epochs=recipe.num_epochs,
-            batch_size=recipe.batch_size,
-            num_examples=num_examples,
-            observe=observe,
-            looking=build(telemetry=True) if telemetry else None,
-        )
+    def build(train: Batch, num_steps: int) -> tuple[Run, Run | None]:
+        make = functools.partial(build_run, recipe, train.inputs, num_steps=num_steps)
+        return make(), make(telemetry=True) if telemetry else None
 
-    return TakesPadding(fit, lambda n: recipe.num_epochs * (n // recipe.batch_size))
+    return fit_with(
+        build, num_epochs=recipe.num_epochs, batch_size=recipe.batch_size, observe=observe
+    )
 
 
 def recipe_example_weight(recipe: Recipe) -> Callable[[HParams], Callable] | None:
@@ -321,7 +308,11 @@ def recipe_measures(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_score(recipe: Recipe) -> Score:
-    """The recipe's measures: `loss`, `accuracy` of a classification, and the further ones."""
+    """The recipe's measures: `loss`, `accuracy` of a classification, and the further ones.
+
+    Raises:
+      ValueError: for two scores of one name.
+    """
     return make_score(recipe_model(recipe), batch_size=recipe.score_rows, **recipe_measures(recipe))
 
 
@@ -342,25 +333,13 @@ def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
 
 
 def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Array], Any]:
-    """What `cross_validate` runs: scale, fit, score on both parts."""
-    fit = recipe_fit(recipe)
-    plain = make_fit_and_score(fit, recipe_score(recipe))
+    """What `cross_validate` runs: scale, fit, score on both parts.
 
-    def fit_and_score(
-        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
-    ) -> Any:
-        train, valid = recipe_scale(recipe, train, valid)
-        return plain(hparams, train, valid, key, **num_examples)
-
-    def by_example(
-        hparams: HParams, train: Batch, valid: Batch, key: Array, **num_examples: Any
-    ) -> Any:
-        train, valid = recipe_scale(recipe, train, valid)
-        return plain.by_example(hparams, train, valid, key, **num_examples)
-
-    fit_and_score.by_example = by_example
-    fit_and_score.higher_is_better = plain.higher_is_better
-    return TakesPadding(fit_and_score, fit.num_steps)
+    Raises:
+      ValueError: for two scores of one name.
+    """
+    scale = functools.partial(recipe_scale, recipe)
+    return make_fit_and_score(recipe_fit(recipe), recipe_score(recipe), scale=scale)
 
 
 def recipe_param_shapes(recipe: Recipe, inputs: Any) -> Any:

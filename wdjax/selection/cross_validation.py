@@ -124,23 +124,13 @@ def cross_validate(
     """
     start = time.perf_counter()
     num_rows = _checked_num_rows(grid)
-    check_given(fit_and_score, grid, data)
-    _check_folds(data, folds)
-    _check_groups(groups, data, folds)
+    _check_data(fit_and_score, grid, data, folds, groups)
     check_positive_int("num_seeds", num_seeds)
     at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # The padding of every fold behind its rows, as in the programs and their scores.
     folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
-    planned = _plan(
-        fit_and_score,
-        grid,
-        data,
-        folds,
-        key,
-        num_seeds=num_seeds,
-        at_once=at_once,
-        mesh=mesh,
-    )
+    lanes = {"num_seeds": num_seeds, "at_once": at_once, "mesh": mesh}
+    planned = _plan(fit_and_score, grid, data, folds, key, **lanes)
     known = CachedTrials.nothing(planned.widest, (folds.train.shape[0], num_rows * num_seeds))
     if cache is not None:
         known = _look_up(known, cache, planned, (data, key), num_seeds, mesh)
@@ -150,6 +140,14 @@ def cross_validate(
     report = functools.partial(_report, progress, scores_of, known, int(known.found.sum()), start)
     _train_missing(planned, known, _rows_of(folds), report)
     return scores_of(known.values)
+
+
+def _check_data(
+    fit_and_score: FitAndScore, grid: GridLike, data: Batch, folds: Folds, groups: Any
+) -> None:
+    check_given(fit_and_score, grid, data)
+    _check_folds(data, folds)
+    _check_groups(groups, data, folds)
 
 
 class _Planned(NamedTuple):
