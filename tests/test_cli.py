@@ -466,7 +466,7 @@ def test_the_plan_says_which_strengths_take_a_whole_weight_a_step(command, monke
     assert status == 130 and "trainings:" in told and "whole weight" not in told
 
 
-def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch):
+def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch, nans_allowed):
     def lost(function, grid, *args, **options):
         return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})
 

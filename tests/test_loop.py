@@ -180,7 +180,7 @@ def test_a_resume_on_other_devices_says_what_it_was_saved_on(run_step, tmp_path)
     assert loop.saved_on == 1 and _resume(loop, 1, told.append) == 2
     assert told == ["Resumed after step 2."]
     _resume(loop, 4, told.append)
-    assert told[-1].startswith("It was saved on 1 devices and goes on on 4: equal to rounding")
+    assert told[-1].startswith("It was saved on 1 devices and resumes on 4: equal to rounding")
 
 
 def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(run_step, tmp_path):

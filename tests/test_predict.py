@@ -187,7 +187,7 @@ def test_two_leaves_of_one_path_are_refused_before_anything_is_trained(tmp_path,
         "apply = lambda params, state, x, *, key, train: (x.reshape(len(x), -1)[:, :10], state)\n"
         "make_model = lambda num_outputs: Model(lambda key, x: (params, state), apply)\n"
     )
-    monkeypatch.setattr("wdjax.jobs.train.refit_runs", None)
+    monkeypatch.setattr("wdjax.jobs.train.Training", None)
     model, out = f"{tmp_path / 'my.py'}:make_model", str(tmp_path / "out")
     with pytest.raises(ValueError, match=words):
         run_train(TrainOptions(model=model, out=out))

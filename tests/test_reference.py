@@ -173,7 +173,7 @@ def test_constrained_regularisation_is_that_of_its_authors(method, x64):
     tx = optax.chain(
         optax.adam(ETA),
         constrained_decay(
-            problem.CPR_RATE, RULES[rule](value), measure=MEASURES[measure], parts=KERNELS
+            problem.CPR_RATE, RULES[rule](value), magnitude=MEASURES[measure], parts=KERNELS
         ),
     )
     free = train(optax.adam(ETA))

@@ -107,7 +107,7 @@ def test_a_run_that_is_no_streamed_one_cannot_be_resumed_and_says_so(command):
     status, _, told = command("train --resume nowhere")
     assert status == 2 and "holds no config.json" in told
     status, _, told = command("train --data iris --patience 3")
-    assert status == 2 and "`patience` needs a run that is saved on the way: add --stream" in told
+    assert status == 2 and "`patience` needs a run that goes batch by batch: add --stream" in told
     status, _, told = command(f"{IRIS} --seeds 2")
     assert status == 2 and "start one a seed" in told
     status, _, told = command("train --out a --name b")

@@ -23,7 +23,7 @@ EXAMPLES = {
     "predict": "wdjax predict runs/train-20261122-120000 new.csv",
     "report": "wdjax report runs/select-20261122-120000",
 }
-FRESH = "train again what an earlier run finished (cached in ~/.cache/wdjax/trials)"
+FRESH = "ignore the cache of finished trainings (~/.cache/wdjax/trials)"
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -247,7 +247,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wdjax",
-        description="How strongly should each weight decay? Cross-validation in one program.",
+        description="Weight decay for JAX: choose a strength, compare methods, audit, train.",
         epilog=f"example: {EXAMPLES['select']}",
     )
     commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")

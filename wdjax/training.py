@@ -376,6 +376,14 @@ def make_fit_and_score(
       fit, score: pure, `(hparams, train, key) -> Fit` and `(fit, data) -> scores`.
       scale: `(train, valid) -> (train, valid)`, before both: what is learnt of the training part
         alone, such as `standardize`.
+
+    Example:
+      >>> fit = lambda h, train, key: wdjax.Fit(h["scale"] * jnp.mean(train.targets), {}, {})
+      >>> score = lambda fitted, valid: {"loss": (valid.targets - fitted.params) ** 2}
+      >>> data = wdjax.Batch(jnp.zeros((2, 1)), jnp.array([1.0, 3.0]), jnp.ones(2))
+      >>> fit_and_score = wdjax.make_fit_and_score(fit, score)
+      >>> print(fit_and_score({"scale": 0.5}, data, data, jax.random.key(0))["loss"])
+      [0. 4.]
     """
 
     def judge(hparams, train, valid, key, on_valid, told):

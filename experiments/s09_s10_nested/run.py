@@ -28,7 +28,7 @@ from experiments import common, problems
 from experiments.claims import Claim, Measurement, above, below, within
 from wdjax.recipe import Recipe, recipe_fit, recipe_score
 from wdjax.selection import cross_validate_pure, grid_product, kfold
-from wdjax.selection.folds import take
+from wdjax.selection.folds import take_masked as take
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def option(default: Any, text: str, choices: Sequence[str] = (), *, streamed: bo
 class RunOptions:
     """What every run needs to know."""
 
-    data: str = option("digits", "or iris, diabetes, tfds:NAME, FILE.npz, FILE.csv")
+    data: str = option("digits", "iris, diabetes, tfds:NAME, FILE.npz, FILE.csv")
     data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
@@ -44,12 +44,12 @@ class RunOptions:
     )
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
-    decay: str = option(default_of(DECAY_KINDS), "or FILE.py:NAME", tuple(DECAY_KINDS))
+    decay: str = option(default_of(DECAY_KINDS), f"{', '.join(DECAY_KINDS)}, FILE.py:NAME")
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
     batch_size: int = option(64, "examples a step")
-    augment: str = option("", f"of images: {','.join(AUGMENTATION_KINDS)},FILE.py:NAME")
-    measure: str = option("", "further scores to show: your own FILE.py:NAME,...")
+    augment: str = option("", f"{','.join(AUGMENTATION_KINDS)},FILE.py:NAME")
+    measure: str = option("", "further scores to show: FILE.py:NAME,...")
     example_weight: str | None = option(
         None, f"sigmoid:X weighs examples by X: {', '.join(EXAMPLE_FEATURE_KINDS)}"
     )
@@ -58,8 +58,8 @@ class RunOptions:
     )
     part_weight_on: str = option("decay", "what it multiplies", PART_WEIGHT_PLACES)
     dropout: float = option(0.0, "rate at which hidden units are dropped")
-    label_noise: float = option(0.0, "share of the labels made wrong, the test part's left")
-    seed: int = option(0, "of the split, the folds and every run")
+    label_noise: float = option(0.0, "share of labels made wrong; test labels stay right")
+    seed: int = option(0, "random seed of the split, the folds and every run")
     out: str | None = option(None, "folder to write (default a new one under runs/)")
     name: str | None = option(None, "the folder's name under runs/, in place of --out")
     overwrite: bool = option(False, "replace an existing folder")
@@ -69,7 +69,7 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SelectOptions(RunOptions):
-    """Choose the strength by cross-validation, then show what it bought on a test part."""
+    """Choose a decay strength by cross-validation, and judge it on a test part."""
 
     strengths: tuple[float, ...] | None = option(
         None, "the candidates (default zero and 13 log-spaced; cnn 3, rnn 7)"
@@ -84,7 +84,7 @@ class SelectOptions(RunOptions):
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
     rule: str = option(default_of(RULES), "", tuple(RULES))
-    choose_by: str = option("loss", "the score that decides: loss, accuracy, or NAME of --measure")
+    choose_by: str = option("loss", "the score that decides: accuracy, NAME of --measure")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,30 +99,33 @@ class TrainOptions(RunOptions):
     stream: bool = option(
         False, "batch by batch, saved on the way; see wdjax train --stream --help"
     )
-    resume: str | None = option(None, "the folder of a stopped run, to go on with bit for bit")
+    resume: str | None = option(None, "folder of a stopped run to resume, bit for bit")
     save_every: int | None = option(
         None, "steps between checkpoints (default one a minute; streamed 500)"
     )
     evaluate_every: int | None = option(None, "steps (default one epoch's)", streamed=True)
     patience: int | None = option(
-        None, "evaluations no better, on a tenth held out, to stop after", streamed=True
+        None, "early stopping: evaluations without improvement, on a 10 % hold-out", streamed=True
     )
     non_finite: str | None = option(
-        None, "the batch of such a loss (default stop)", ("stop", "skip"), streamed=True
+        None,
+        "on a non-finite loss: stop, or skip the batch",
+        ("stop", "skip"),
+        streamed=True,
     )
     micro_batches: int | None = option(
-        None, "parts of a batch, one at a time in memory (default 1)", streamed=True
+        None, "pieces a batch is split into, to save memory (default 1)", streamed=True
     )
     tensorboard: bool | None = option(
         None, "show the log to TensorBoard too (folder tensorboard)", streamed=True
     )
     hang_after: float | None = option(
         None,
-        "seconds without a step, then say where it hangs (default 600; 0 never)",
+        "seconds without a step that count as a hang (default 600; 0: never)",
         streamed=True,
     )
     on_hang: str | None = option(
-        None, "the process, once it said so (default report)", ("report", "end"), streamed=True
+        None, "what to do about a hang (default report)", ("report", "end"), streamed=True
     )
     distributed: str | None = option(
         None, "auto (the cluster's own), or HOST:PORT,COUNT,INDEX of this process", streamed=True
@@ -131,7 +134,7 @@ class TrainOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True)
 class AuditOptions(RunOptions):
-    """Say who gets how much decay, measured, and what looks wrong; nothing is trained."""
+    """Measure how much each parameter decays, and warn of likely mistakes; trains nothing."""
 
     run: str | None = option(None, "a folder that select or train wrote; its options count")
     strength: float | None = option(None, "how strongly the weights decay; 0: not at all")

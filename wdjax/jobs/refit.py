@@ -24,7 +24,7 @@ from wdjax.recipe import build as recipes
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.trials import map_trials
 from wdjax.training import nan_if_diverged
-from wdjax.types import Batch, Fit
+from wdjax.types import Batch, Fit, plain_function
 
 Say = Callable[[str], None]
 Watch = Callable[[str, Progress], None]
@@ -48,7 +48,7 @@ def refit_runs(
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
         curves = lambda fit: score(fit, test)["loss"]
-        fit = recipes.recipe_fit(recipe, curves)(hparams, train, key)
+        fit = plain_function(recipes.recipe_fit(recipe, curves))(hparams, train, key)
         return judged(recipe, fit, train, test), learning_curves(fit.history)
 
     trials = [(hparams, s) for hparams in rows.values() for s in range(num_seeds)]

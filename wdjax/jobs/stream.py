@@ -61,8 +61,7 @@ def run_stream(
     """
     clock = Clock()
     is_first = jax.process_index() == 0
-    say = say if is_first else lambda text: None
-    watch = watch if is_first else None
+    say, watch = (say, watch) if is_first else (lambda text: None, None)
     options = as_resumed(options)
     _check(options)
     hparams = hparams_of(options)
@@ -232,7 +231,7 @@ def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> in
     say(f"Resumed after step {step}." if step else "Nothing was saved yet: begins again.")
     if loop.saved_on not in (None, num_devices):
         say(
-            f"It was saved on {loop.saved_on} devices and goes on on {num_devices}: equal to "
+            f"It was saved on {loop.saved_on} devices and resumes on {num_devices}: equal to "
             "rounding, not bit for bit."
         )
     return step
