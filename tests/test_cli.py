@@ -323,7 +323,7 @@ def test_what_a_select_has_trained_the_next_one_finds_and_says_so(command, caplo
 
 
 def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command, capfd):
-    """A csv with its target in the middle; `run_select` says to `say` and shows to `watch`."""
+    """A csv with its target in the middle; `run_select` says to `say` and shows to `on_progress`."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2)) * [1000, 1e-3]
     y = x @ [1e-3, 1e3]
@@ -341,7 +341,9 @@ def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command
         out="run",
     )
     said, seen = [], []
-    results = jobs.run_select(options, say=said.append, watch=lambda *event: seen.append(event))
+    results = jobs.run_select(
+        options, say=said.append, on_progress=lambda *event: seen.append(event)
+    )
     assert "trainings" in said[0] and {what for what, _ in seen} == {"choosing", "refitting"}
     assert capfd.readouterr().out == ""
     assert verdict.summary(results).splitlines()[0] == results["headline"]

@@ -70,6 +70,8 @@ def test_an_old_keyword_is_the_new_one_and_warns():
         (wdjax.decay_weights, "shape", "pull"),
         (wdjax.make_fit, "make_measure", "make_telemetry"),
         (wdjax.make_train_step, "measure", "telemetry"),
+        (wdjax.jobs.run_select, "watch", "on_progress"),
+        (wdjax.jobs.run_train, "watch", "on_progress"),
         (wdjax.jobs.run_compare, "kept", "cache"),
         (wdjax.jobs.run_select, "kept", "cache"),
     ],

@@ -80,7 +80,7 @@ def test_a_stream_reads_what_the_same_options_give_in_memory(case, root):
     prepared, streamed = open_sources(told)
     loaded_as, loaded = in_memory(told)
     assert (prepared.num_choose, prepared.num_test) == (loaded_as.num_choose, loaded_as.num_test)
-    for name in ("train", "watch", "test"):
+    for name in ("train", "valid", "test"):
         inputs, targets = examples_of(getattr(streamed, name))
         other_inputs, other_targets = examples_of(getattr(loaded, name))
         np.testing.assert_allclose(inputs, other_inputs, rtol=1e-4, atol=2e-6)

@@ -17,12 +17,12 @@ CHOICES = {"data": "iris", "strength": 0.1, "epochs": 4, "batch_size": 30, "seed
 def train(out, *, stop_after=None, **more):
     """Sends itself a signal after so many epochs, as a preempted machine would."""
 
-    def watch(stage, event):
+    def on_progress(stage, event):
         if event.stage == "run" and event.done == stop_after:
             signal.raise_signal(signal.SIGTERM)
 
     options = TrainOptions(**{**CHOICES, **more}, out=str(out))
-    return jobs.run_train(options, say=lambda text: None, watch=watch)
+    return jobs.run_train(options, say=lambda text: None, on_progress=on_progress)
 
 
 def resume(out, **given):

@@ -121,7 +121,7 @@ def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> di
         options = jobs.resumed_options(options.resume, given)
     with _Screen() as screen:
         command = shlex.join(["wdjax", *words])
-        return run(options, say=screen.say, watch=screen.watch, command=command)
+        return run(options, say=screen.say, on_progress=screen.show, command=command)
 
 
 class _Screen:
@@ -159,7 +159,7 @@ class _Screen:
         """Prints above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def watch(self, what: str, event: Any) -> None:
+    def show(self, what: str, event: Any) -> None:
         """Shows how far a stage is, and how long it will take once that is known."""
         left = "" if event.remaining is None else f"about {event.remaining:.0f} s left"
         doing = f"{what}: compiling" if event.stage == "compile" else what

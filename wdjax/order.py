@@ -31,19 +31,19 @@ def random_order(
             lower = jax.random.bits(jax.random.fold_in(key, 1), (num_rows,), jnp.uint32)
     index = jnp.arange(num_rows, dtype=jnp.uint32)
     low, highest = jnp.uint32(_FEW_ROWS - 1), jnp.uint32(2**32 - 1)
-    counts = index < num_examples
+    active = index < num_examples
     if lower is None:
         # `jax.random.permutation` sorts pairs, which took XLA on a CPU a quarter of a small run.
         # One array sorts several times as fast: each index rides in the low bits of its number.
         # Nothing is equal here, so a stable sort gives no other order. On a CPU it is the one that
         # merges, which takes two thirds of the time of the other.
-        numbers = jnp.where(counts, bits, highest) & ~low | index
+        numbers = jnp.where(active, bits, highest) & ~low | index
         return (jax.lax.sort(numbers, is_stable=True) & low).astype(jnp.int32)
     # Few rows that are padded to many are ordered as they are alone.
     few = jnp.asarray(num_examples) <= _FEW_ROWS
     upper = jnp.where(few, bits & ~low, bits)
     lower = jnp.where(few, 0, lower)
-    keys = tuple(jnp.where(counts, word, highest) for word in (upper, lower))
+    keys = tuple(jnp.where(active, word, highest) for word in (upper, lower))
     return jax.lax.sort((*keys, index.astype(jnp.int32)), num_keys=2, is_stable=True)[2]
 
 

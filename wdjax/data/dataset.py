@@ -85,9 +85,9 @@ def make_dataset(
     left_out = 0
     if weights is not None:
         weights = _checked_weights(weights, len(inputs))
-        counts = weights > 0
-        inputs, targets, weights = inputs[counts], targets[counts], weights[counts]
-        left_out = int(np.sum(~counts))
+        active = weights > 0
+        inputs, targets, weights = inputs[active], targets[active], weights[active]
+        left_out = int(np.sum(~active))
     more = {"weights": weights, "num_left_out": left_out}
     if kind is None:
         kind = "image" if inputs.ndim in (3, 4) else "table"

@@ -42,14 +42,14 @@ def measure_scaling(values: ArrayLike, weights: ArrayLike) -> Scaling:
       weights: `[batch]`, >= 0; rows of weight 0 count nothing, even if they hold NaN.
     """
     values, weights = jnp.asarray(values), jnp.asarray(weights)
-    counts = _per_row(weights > 0, values)
+    active = _per_row(weights > 0, values)
     shares = _per_row(weights / jnp.where(jnp.any(weights > 0), jnp.sum(weights), 1.0), values)
-    values = jnp.where(counts, values, 0)
+    values = jnp.where(active, values, 0)
     mean = jnp.sum(shares * values, axis=0)
-    variance = jnp.sum(shares * jnp.where(counts, values - mean[None], 0) ** 2, axis=0)
+    variance = jnp.sum(shares * jnp.where(active, values - mean[None], 0) ** 2, axis=0)
     # Rounding gives a constant column a tiny variance, so constancy is asked of the values.
-    low = jnp.min(jnp.where(counts, values, jnp.inf), axis=0)
-    high = jnp.max(jnp.where(counts, values, -jnp.inf), axis=0)
+    low = jnp.min(jnp.where(active, values, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(active, values, -jnp.inf), axis=0)
     varies = (high > low) & (variance > 0)
     scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
     return Scaling(mean, scale)
@@ -58,9 +58,9 @@ def measure_scaling(values: ArrayLike, weights: ArrayLike) -> Scaling:
 def apply_scaling(values: ArrayLike, weights: ArrayLike, scaling: Scaling) -> Array:
     """`(values - mean) * scale`, and 0 in rows of weight 0."""
     values = jnp.asarray(values)
-    counts = _per_row(jnp.asarray(weights) > 0, values)
-    centred = jnp.where(counts, values, 0) - scaling.mean[None]
-    return jnp.where(counts, centred * scaling.scale[None], 0)
+    active = _per_row(jnp.asarray(weights) > 0, values)
+    centred = jnp.where(active, values, 0) - scaling.mean[None]
+    return jnp.where(active, centred * scaling.scale[None], 0)
 
 
 def _per_row(rows: Array, values: Array) -> Array:

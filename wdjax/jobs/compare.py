@@ -10,7 +10,7 @@ import jax
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.options import SelectOptions, option
-from wdjax.jobs.refit import Say, Watch
+from wdjax.jobs.refit import OnProgress, Say
 from wdjax.jobs.results import Clock, clear_earlier, header, write_json
 from wdjax.jobs.select import say_cached
 from wdjax.jobs.setup import (
@@ -42,12 +42,12 @@ class CompareOptions(SelectOptions):
     )
 
 
-@moved_keywords(kept="cache")
+@moved_keywords(kept="cache", watch="on_progress")
 def run_compare(
     options: CompareOptions,
     *,
     say: Say = print,
-    watch: Watch | None = None,
+    on_progress: OnProgress | None = None,
     command: str = "",
     cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def run_compare(
         value=options.choose_by,
         num_seeds=num_seeds,
         mesh=largest.mesh,
-        progress=functools.partial(_listen, results, set(), say, watch),
+        progress=functools.partial(_listen, results, set(), say, on_progress),
         cache=cache,
     )
     clock.lap("grid")
@@ -119,7 +119,7 @@ def _listen(
     results: dict[str, Any],
     started: set[str],
     say: Say,
-    watch: Watch | None,
+    on_progress: OnProgress | None,
     choice: str,
     event: Progress,
 ) -> None:
@@ -128,8 +128,8 @@ def _listen(
         started.add(choice)
         results["cached"] = results.get("cached", 0) + event.cached
         say_cached(lambda text: say(f"{choice}: {text}"), event)
-    if watch is not None:
-        watch(choice, event)
+    if on_progress is not None:
+        on_progress(choice, event)
 
 
 def _single(options: CompareOptions, name: str) -> CompareOptions:

@@ -27,7 +27,7 @@ from wdjax.training import nan_if_diverged
 from wdjax.types import Batch, Fit, plain_function
 
 Say = Callable[[str], None]
-Watch = Callable[[str, Progress], None]
+OnProgress = Callable[[str, Progress], None]
 
 
 def refit_runs(
@@ -36,14 +36,14 @@ def refit_runs(
     rows: dict,
     num_seeds: int,
     key: Array,
-    watch: Watch | None,
+    on_progress: OnProgress | None,
 ) -> tuple[dict, Any]:
     """Trains on the whole choosing part, judges on the test part: `(runs, fit of seed 0)`."""
     recipe, score = prepared.recipe, recipes.recipe_score(prepared.recipe)
     test = to_batch(prepared.test_data)
     total, start = len(rows) * num_seeds, time.perf_counter()
-    if watch is not None:
-        watch("refitting", Progress("compile", 0, total, 0.0, None, None))
+    if on_progress is not None:
+        on_progress("refitting", Progress("compile", 0, total, 0.0, None, None))
 
     def one_run(hparams, key, train, test):
         train, test = recipes.recipe_scale(recipe, train, test)
@@ -68,9 +68,9 @@ def refit_runs(
             runs[name]["gains"] = gains_on_test(
                 pick(each), at_zero, test.weights, score.higher_is_better
             )
-    if watch is not None:
+    if on_progress is not None:
         seconds = time.perf_counter() - start
-        watch("refitting", Progress("run", total, total, seconds, 0.0, None))
+        on_progress("refitting", Progress("run", total, total, seconds, 0.0, None))
     return runs, jax.tree.map(lambda leaf: leaf[0], fits)
 
 

@@ -13,7 +13,7 @@ from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.options import SelectOptions
-from wdjax.jobs.refit import Say, Watch, refit_runs
+from wdjax.jobs.refit import OnProgress, Say, refit_runs
 from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
 from wdjax.jobs.setup import (
     Prepared,
@@ -36,12 +36,12 @@ from wdjax.selection.cross_validation import Progress, Scores, cross_validate
 from wdjax.selection.grids import Grid
 
 
-@moved_keywords(kept="cache")
+@moved_keywords(kept="cache", watch="on_progress")
 def run_select(
     options: SelectOptions,
     *,
     say: Say = print,
-    watch: Watch | None = None,
+    on_progress: OnProgress | None = None,
     command: str = "",
     cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
@@ -86,13 +86,13 @@ def run_select(
             key=grid_key,
             num_seeds=num_seeds,
             mesh=prepared.mesh,
-            progress=functools.partial(_write_finished, results, prepared, clock, say, watch),
+            progress=functools.partial(_write_finished, results, prepared, clock, say, on_progress),
             cache=cache,
         )
         clock.lap("grid")
         chosen = _judge(results, scores, options, command)
         rows = _refit_rows(grid, chosen)
-        results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, watch)
+        results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, on_progress)
         _add_test(results, chosen)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
         clock.lap("refit")
@@ -112,7 +112,7 @@ def _write_finished(
     prepared: Prepared,
     clock: Clock,
     say: Say,
-    watch: Watch | None,
+    on_progress: OnProgress | None,
     event: Progress,
 ) -> None:
     """After every chunk: what is finished, in the results and in their file."""
@@ -129,8 +129,8 @@ def _write_finished(
         results["scores"] = event.scores.values
         results["headline"] = _partial_headline(event)
         write_json(prepared.out, results)
-    if watch is not None:
-        watch("choosing", event)
+    if on_progress is not None:
+        on_progress("choosing", event)
 
 
 def say_cached(say: Say, event: Progress) -> None:

@@ -22,10 +22,10 @@ SAMPLE = 256
 
 
 class Sources(NamedTuple):
-    """What a run reads: to train on, to stop early by (or to watch), to judge on at the end."""
+    """What a run reads: to train on, to evaluate on meanwhile, to judge on at the end."""
 
     train: Any
-    watch: Any
+    valid: Any
     test: Any
     scaling: Mapping[str, Scaling]
     """How inputs and targets were standardised, by name: by the choosing part."""
@@ -99,10 +99,10 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
         return source if listed is None and seen.scaling is None and not resized else seen
 
     judged = view(test, judge)
-    watch = judged if held_out is None else view(whole, held_out)
+    valid = judged if held_out is None else view(whole, held_out)
     counts = {"num_choose": num_choose, "num_test": len(judged)}
     return dataclasses.replace(prepared, **counts), Sources(
-        view(whole, choose), watch, judged, scaling
+        view(whole, choose), valid, judged, scaling
     )
 
 

@@ -27,6 +27,7 @@ from wdjax.jobs.telemetry import read_telemetry, telemetry_results
 from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLoop, make_evaluate
 from wdjax.loop.log import Board, RunLog
 from wdjax.loop.watchdog import HangWatch
+from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step, shard_step
@@ -38,11 +39,12 @@ SAVE_EVERY = 500
 HANG_AFTER = 600.0
 
 
+@moved_keywords(watch="on_progress")
 def run_stream(
     options: TrainOptions,
     *,
     say: Callable[[str], None] = print,
-    watch: Callable[[str, Progress], None] | None = None,
+    on_progress: Callable[[str, Progress], None] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Trains batch by batch at one strength, over all devices, and judges on the test part.
@@ -61,7 +63,7 @@ def run_stream(
     """
     clock = Clock()
     is_first = jax.process_index() == 0
-    say, watch = (say, watch) if is_first else (lambda text: None, None)
+    say, on_progress = (say, on_progress) if is_first else (lambda text: None, None)
     options = as_resumed(options)
     _check(options)
     hparams = hparams_of(options)
@@ -84,7 +86,7 @@ def run_stream(
         how = f"Training on {num_train} batch by batch, {loop.num_steps} steps, in {prepared.out}."
         say(f"{prepared.describe('train')} {how}")
         try:
-            _run(loop, done, watch)
+            _run(loop, done, on_progress)
         except (Preempted, KeyboardInterrupt):
             how_far = f"step {loop.step} of {loop.num_steps}"
             say(stopped(results, how_far, prepared.out, writes=is_first))
@@ -176,7 +178,7 @@ def _build(
         non_finite=options.non_finite or "stop",
         watchdog=hang,
         evaluation=Evaluation(
-            evaluate=evaluate(sources.watch), every=every, patience=options.patience
+            evaluate=evaluate(sources.valid), every=every, patience=options.patience
         ),
         saving=Saving(
             checkpoints=Checkpoints(prepared.out / "checkpoints"),
@@ -237,20 +239,20 @@ def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> in
     return step
 
 
-def _run(loop: TrainLoop, done: int, watch: Callable[[str, Progress], None] | None) -> None:
+def _run(loop: TrainLoop, done: int, on_progress: Callable[[str, Progress], None] | None) -> None:
     start = time.monotonic()
-    if watch is not None:
-        watch("training", Progress("compile", done, loop.num_steps, 0.0, None, None))
+    if on_progress is not None:
+        on_progress("training", Progress("compile", done, loop.num_steps, 0.0, None, None))
     first: tuple[int, float] | None = None
     for step, _ in loop:
         now = time.monotonic()
         if first is None:
             first = step, now
-        if watch is None:
+        if on_progress is None:
             continue
         since = step - first[0]
         left = (now - first[1]) / since * (loop.num_steps - step) if since else None
-        watch("training", Progress("run", step, loop.num_steps, now - start, left, None))
+        on_progress("training", Progress("run", step, loop.num_steps, now - start, left, None))
 
 
 def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[float | None]]]:

@@ -18,8 +18,8 @@ from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import locked
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.refit import (
+    OnProgress,
     Say,
-    Watch,
     judged,
     learning_curves,
     repeated_keys,
@@ -38,6 +38,7 @@ from wdjax.jobs.stream import run_stream
 from wdjax.jobs.telemetry import telemetry_results
 from wdjax.loop import Preempted
 from wdjax.loop.signals import Signals
+from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.report.runs import over_seeds
 from wdjax.run import Run
@@ -52,8 +53,13 @@ PIECES = 10
 SAVE_SECONDS = 60.0
 
 
+@moved_keywords(watch="on_progress")
 def run_train(
-    options: TrainOptions, *, say: Say = print, watch: Watch | None = None, command: str = ""
+    options: TrainOptions,
+    *,
+    say: Say = print,
+    on_progress: OnProgress | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Trains at one strength and judges on a test part.
 
@@ -70,7 +76,7 @@ def run_train(
       KeyboardInterrupt: on Ctrl-C, saved.
     """
     if options.stream:
-        return run_stream(options, say=say, watch=watch, command=command)
+        return run_stream(options, say=say, on_progress=on_progress, command=command)
     check_not_streamed(options)
     clock = Clock()
     options = as_resumed(options)
@@ -90,7 +96,7 @@ def run_train(
             say(training.resume())
         say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
         try:
-            run, fit = training.run(watch)
+            run, fit = training.run(on_progress)
         except (Preempted, KeyboardInterrupt):
             if training.saved:
                 how_far = f"epoch {training.done} of {num_epochs}"
@@ -162,7 +168,7 @@ class Training:
         self.done = found.step // self._steps_per_epoch
         return f"Resumed after epoch {self.done} of {self._recipe.num_epochs}."
 
-    def run(self, watch: Watch | None) -> tuple[dict[str, Any], Fit]:
+    def run(self, on_progress: OnProgress | None) -> tuple[dict[str, Any], Fit]:
         """Trains to the end: what `results.json` says of it, and the fit of the first seed.
 
         Raises:
@@ -171,7 +177,7 @@ class Training:
           Preempted: after SIGTERM, saved.
           KeyboardInterrupt: after Ctrl-C, saved.
         """
-        told = watch or (lambda stage, event: None)
+        told = on_progress or (lambda stage, event: None)
         total, start, first = self._recipe.num_epochs, time.monotonic(), self.done
         told("training", Progress("compile", self.done, total, 0.0, None, None))
         advance_all = compiled_trials(self._piece_of(), self._prepared.mesh)
