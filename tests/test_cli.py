@@ -323,7 +323,7 @@ def test_what_a_select_has_trained_the_next_one_finds_and_says_so(command, caplo
 
 
 def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command, capfd):
-    """A csv with its target in the middle; `run_select` says to `say` and shows to `on_progress`."""
+    """A csv with its target in the middle; `run_select` says to `say`, shows to `on_progress`."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2)) * [1000, 1e-3]
     y = x @ [1e-3, 1e3]
