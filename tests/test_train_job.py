@@ -98,3 +98,21 @@ def test_saves_at_no_interval_are_refused_before_anything_is_written(tmp_path, w
     with pytest.raises(ValueError, match="`save_every` must be"):
         train(tmp_path / "run", save_every=wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_keeps_its_checkpoints_until_its_results_are_written(
+    tmp_path, monkeypatch
+):
+    """A crash while they are written must leave what to go on from."""
+    out = tmp_path / "run"
+    train(out, save_every=4, seeds=1)
+    before = sorted(path.name for path in (out / "checkpoints").iterdir())
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wdjax.jobs.train.write_params", full)
+    with pytest.raises(OSError, match="No space left"):
+        resume(out)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
+    assert (out / "config.json").exists()

@@ -43,7 +43,7 @@ def check_model_or_maker(name: str, model: Any) -> None:
         return
     if library_of(model) is not None or not callable(model):
         check_model(name, model)
-    if not _takes(model, 1):
+    if not takes(model, 1):
         raise ValueError(
             f"`{name}` must be a Model, got a function, and a function here is `hparams -> Model`, "
             f"of one argument; write {_PLAIN}."
@@ -167,7 +167,7 @@ def _name(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
-def _takes(function: Any, number: int) -> bool:
+def takes(function: Any, number: int) -> bool:
     """Whether it can be called with that many arguments, as far as can be told."""
     try:
         inspect.signature(function).bind(*range(number))

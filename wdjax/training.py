@@ -102,7 +102,7 @@ def make_fit(
     )
     run = make()
     looking = None if make_telemetry is None else make(make_telemetry=make_telemetry)
-    fit = fit_with(
+    return fit_with(
         lambda train, num_steps: (run, looking),
         num_epochs=num_epochs,
         batch_size=batch_size,
@@ -111,7 +111,6 @@ def make_fit(
             model_of(model, hparams), example_loss, data, batch_size
         ),
     )
-    return fit
 
 
 def fit_with(

@@ -109,7 +109,7 @@ def run_train(
         num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
         steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
         results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
-        if not training.saved:
+        if not training.has_folder:  # Else it was cleared at the first save, or is gone on in.
             clear_earlier(prepared.out)
         write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
         finish(prepared.out, results, clock)
@@ -139,6 +139,11 @@ class Training:
         self.done = 0
         """Epochs."""
         self.saved = False
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether the run's folder holds it already: a run that goes on, or was saved."""
+        return self._checkpoints is not None
 
     def __enter__(self) -> "Training":
         return self

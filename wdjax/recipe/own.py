@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from wdjax.checks import check_one_of, nearest
+from wdjax.interfaces import takes
 from wdjax.loss_kinds import LOSS_KINDS, LossKind
 from wdjax.recipe.build import Recipe, recipe_measures, recipe_model
 from wdjax.recipe.kinds import (
@@ -181,7 +182,7 @@ def _as_record(sort: str, name: str, found: Any, like: str | None) -> Any:
     kind = TABLES[sort][0]
     if isinstance(found, kind):
         return found
-    if not callable(found) or not _takes(found, _NUM_ARGUMENTS[sort]):
+    if not callable(found) or not takes(found, _NUM_ARGUMENTS[sort]):
         raise ValueError(f"`{sort}` {name!r} must be {OWN_SORTS[sort]}; got {_shown(found)}.")
     maker: Any = found
     records: dict[str, Callable[[], Any]] = {
@@ -220,17 +221,6 @@ def _decay_of(name: str, function: Any) -> DecayKind:
             f"removes; at strength 1 and learning rate {_RATE_OF_RANGE:g} it gave {share:g}."
         )
     return DecayKind(rate=rate, strengths=(1e-6 / share, 1e-1 / share))
-
-
-def _takes(function: Any, number: int) -> bool:
-    """Whether it can be called with that many arguments, as far as can be told."""
-    try:
-        inspect.signature(function).bind(*range(number))
-    except TypeError:
-        return False
-    except ValueError:
-        return True  # No signature to look at.
-    return True
 
 
 def _shown(found: Any) -> str:
