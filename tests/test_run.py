@@ -241,8 +241,8 @@ def test_micro_batches_of_a_run_are_the_run(key):
     assert_near(found[0].params, found[1].params, 1e-5)
 
 
-def test_looking_changes_no_bit_and_sees_the_first_step_of_each_epoch(key, whole, full_compile):
-    looking = make_run(
+def test_telemetry_changes_no_bit_and_sees_the_first_step_of_each_epoch(key, whole, full_compile):
+    with_telemetry = make_run(
         from_linen(Net()),
         squared_error,
         **CHOICES,
@@ -253,7 +253,7 @@ def test_looking_changes_no_bit_and_sees_the_first_step_of_each_epoch(key, whole
     run = lambda **more: jax.jit(
         functools.partial(go, num_epochs=2, **more), compiler_options=full_compile
     )(begin(key), data(), key)
-    plain, seen = run(), run(looking=looking)
+    plain, seen = run(), run(with_telemetry=with_telemetry)
     telemetry = seen[1].pop("telemetry")
     assert_equal(seen[0], plain[0])
     norms = np.asarray(telemetry["Dense_0/kernel"].norm)

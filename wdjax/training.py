@@ -101,9 +101,9 @@ def make_fit(
         augment=augment,
     )
     run = make()
-    looking = None if make_telemetry is None else make(make_telemetry=make_telemetry)
+    with_telemetry = None if make_telemetry is None else make(make_telemetry=make_telemetry)
     return fit_with(
-        lambda train, num_steps: (run, looking),
+        lambda train, num_steps: (run, with_telemetry),
         num_epochs=num_epochs,
         batch_size=batch_size,
         observe=observe,
@@ -124,8 +124,8 @@ def fit_with(
     """Builds `fit(hparams, train, key) -> Fit` from a `Run` that the training part decides.
 
     Args:
-      build: `(train, num_steps) -> (run, looking)`, called inside the run; `num_steps` is that of
-        all epochs, the length of a schedule. `looking` is None or as in `advance`.
+      build: `(train, num_steps) -> (run, with_telemetry)`, called inside the run; `num_steps` is
+        that of all epochs, the length of a schedule. `with_telemetry` is None or as in `advance`.
       num_epochs, batch_size, observe: see `fit_run`.
       check: looks at `(hparams, train)` before, where they are known; `cross_validate` calls it
         on all of the data.
@@ -140,7 +140,7 @@ def fit_with(
         known, num_known = _checked(hparams, train, num_examples)
         if check is not None:
             check(hparams, known)
-        run, looking = build(known, num_epochs * steps_per_epoch(known, batch_size))
+        run, with_telemetry = build(known, num_epochs * steps_per_epoch(known, batch_size))
         return fit_run(
             run,
             hparams,
@@ -150,7 +150,7 @@ def fit_with(
             batch_size=batch_size,
             num_examples=num_known,
             observe=observe,
-            looking=looking,
+            with_telemetry=with_telemetry,
         )
 
     if check is not None:
@@ -159,12 +159,12 @@ def fit_with(
 
 
 def make_piece(
-    run: Run, looking: Run | None, num_epochs: int, *, batch_size: int, observe: Callable
+    run: Run, with_telemetry: Run | None, num_epochs: int, *, batch_size: int, observe: Callable
 ) -> Callable[[HParams, Array, TrainState, Batch, Batch], tuple[TrainState, dict[str, Any]]]:
-    """Builds `piece(hparams, key, state, train, valid) -> (state, history)`: `advance` once more.
+    """Builds `piece(hparams, key, state, train, valid) -> (state, history)`, to be mapped.
 
     Args:
-      run, looking, num_epochs, batch_size: see `advance`.
+      run, with_telemetry, num_epochs, batch_size: see `advance`.
       observe: `(fit, valid) -> tree`, called after each epoch.
 
     Raises:
@@ -181,7 +181,7 @@ def make_piece(
             batch_size=batch_size,
             key=key,
             observe=lambda fit: observe(fit, valid),
-            looking=looking,
+            with_telemetry=with_telemetry,
         )
 
     return piece
@@ -197,7 +197,7 @@ def fit_run(
     batch_size: int,
     num_examples: int | Array | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
-    looking: Run | None = None,
+    with_telemetry: Run | None = None,
 ) -> Fit:
     """A whole run: `run.init`, then `advance` over `num_epochs`.
 
@@ -212,7 +212,7 @@ def fit_run(
         that one program serves parts of several sizes. It may be traced, and
         `num_examples // batch_size` must be that of all rows; else the params are NaN, or a known
         number is cut out.
-      observe, looking: see `advance`.
+      observe, with_telemetry: see `advance`.
 
     Raises:
       ValueError: if the batch is larger than the training part, its weights are known and negative,
@@ -233,7 +233,7 @@ def fit_run(
         key=key,
         num_examples=num_examples,
         observe=observe,
-        looking=looking,
+        with_telemetry=with_telemetry,
     )
     params = state.params
     if num_examples is not None:
@@ -256,7 +256,7 @@ def advance(
     key: Array,
     num_examples: int | Array | None = None,
     observe: Callable[[Fit], PyTree] | None = None,
-    looking: Run | None = None,
+    with_telemetry: Run | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Goes `num_epochs` further: `(state, history)`, pure; again and again, it is the whole run.
 
@@ -271,7 +271,7 @@ def advance(
       key: the one given to `run.init`; the order of the examples follows from it.
       observe: `Fit -> tree`, called after each epoch with the params so far; the results are
         stacked in `history["observed"]`. It sees; it does not change the run.
-      looking: the run once more with telemetry (`make_run(..., make_telemetry=...)`). The first
+      with_telemetry: the same run with telemetry (`make_run(..., make_telemetry=...)`). The first
         step of each epoch is taken once more by it, beside the run; what it measures is stacked in
         `history["telemetry"]`. (Measured inside, it would change how every step is compiled, and
         with that the run's last bits.)
@@ -299,9 +299,9 @@ def advance(
         order = random_order(epoch_key, train.weights.shape[0], num_examples)
         order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
         seen = {}
-        if looking is not None:
+        if with_telemetry is not None:
             first = jax.tree.map(lambda x: x[order[0]], train)
-            seen["telemetry"] = looking.step(hparams, state, first)[1]["telemetry"]
+            seen["telemetry"] = with_telemetry.step(hparams, state, first)[1]["telemetry"]
         state, steps = jax.lax.scan(one_step, state, order)
         epoch = {name: _mean_over_steps(steps, name) for name in _RECORDED} | seen
         if observe is not None:

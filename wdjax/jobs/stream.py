@@ -161,7 +161,7 @@ def _build(
     inputs = prepared.choose_data.inputs[:1]
     make_run = functools.partial(recipes.build_run, recipe, inputs, num_steps=num_steps)
     run = make_run(num_micro_batches=1 if options.micro_batches is None else options.micro_batches)
-    looking = make_run(telemetry=True)
+    with_telemetry = make_run(telemetry=True)
     guarded = skip_non_finite(functools.partial(run.step, hparams))
     score = recipes.recipe_score(recipe)
     on_batch = None if hang is None else lambda: hang.begin(loop.step, "evaluating")
@@ -190,7 +190,7 @@ def _build(
             every=max(1, every // 20),
             telemetry_every=every,
             telemetry=jax.jit(
-                lambda state, batch: looking.step(hparams, state, batch)[1]["telemetry"]
+                lambda state, batch: with_telemetry.step(hparams, state, batch)[1]["telemetry"]
             ),
         ),
     )

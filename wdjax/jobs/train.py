@@ -131,7 +131,7 @@ class Training:
         self._shared: tuple[Batch, Batch] = scale(data, to_batch(prepared.test_data))
         self._steps_per_epoch = steps_per_epoch(data, self._recipe.batch_size)
         self._piece = self._epochs_a_piece()
-        self._run, self._looking = self._build(), self._build(telemetry=True)
+        self._run, self._with_telemetry = self._build(), self._build(telemetry=True)
         self._keys = repeated_keys(jax.random.key(options.seed), options.seeds, 1)
         self._states, self._history = None, None
         self._checkpoints: Checkpoints | None = None
@@ -250,7 +250,7 @@ class Training:
         score = recipes.recipe_score(self._recipe)
         return make_piece(
             self._run,
-            self._looking,
+            self._with_telemetry,
             self._piece,
             batch_size=self._recipe.batch_size,
             observe=lambda fit, test: score(fit, test)["loss"],
