@@ -250,8 +250,8 @@ def test_a_single_run_takes_single_slopes(tmp_path):
         (dict(augment=""), "needs an augmentation"),
         (dict(augment="saturation"), "red, green and blue"),
         (dict(data="iris"), "is a table: leave it out"),
-        (dict(example_weight=None), "`example_slopes` have nothing to act on"),
-        (dict(part_slopes=(1.0,)), "`part_slopes` have nothing to act on"),
+        (dict(example_weight=None), "`example_slopes` = .* has nothing to act on"),
+        (dict(part_slopes=(1.0,)), "`part_slopes` = .* has nothing to act on"),
         (dict(example_slopes=(1.0, np.nan)), "`example_slopes` must hold finite numbers"),
     ],
 )

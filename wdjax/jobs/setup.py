@@ -215,17 +215,9 @@ def slopes_of(options: Any) -> dict[str, float]:
     Raises:
       ValueError: for a slope that has nothing to act on, or is not finite.
     """
-    slopes = {}
-    for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
-        slope = getattr(options, f"{name}_slope")
-        if slope is not None and weighed is None:
-            raise ValueError(
-                f"`{name}_slope` = {slope:g} has nothing to act on; give --{name}-weight sigmoid:X."
-            )
-        if weighed is not None:
-            slope = SINGLE_SLOPE[name] if slope is None else slope
-            check_number(f"{name}_slope", slope)
-            slopes[f"{name}_slope"] = slope
+    slopes = _of_what_is_weighed(options, "{}_slope", SINGLE_SLOPE)
+    for name, slope in slopes.items():
+        check_number(name, slope)
     return slopes
 
 
@@ -235,17 +227,23 @@ def slope_axes(options: SelectOptions) -> dict[str, Any]:
     Raises:
       ValueError: for slopes that have nothing to act on, or are no axis of a grid.
     """
-    axes = {}
-    for name, weighed in (("example", options.example_weight), ("part", options.part_weight)):
-        slopes = getattr(options, f"{name}_slopes")
-        if slopes is not None and weighed is None:
+    slopes = _of_what_is_weighed(options, "{}_slopes", SLOPES)
+    return {name.removesuffix("s"): check_axis(name, axis) for name, axis in slopes.items()}
+
+
+def _of_what_is_weighed(options: Any, option: str, default: dict[str, Any]) -> dict[str, Any]:
+    """An option each of what is weighed by a feature, examples and parts, or its default."""
+    found = {}
+    for weighed in ("example", "part"):
+        name, form = option.format(weighed), getattr(options, f"{weighed}_weight")
+        value = getattr(options, name)
+        if form is None and value is not None:
             raise ValueError(
-                f"`{name}_slopes` have nothing to act on; give --{name}-weight sigmoid:X."
+                f"`{name}` = {value} has nothing to act on; give --{weighed}-weight sigmoid:X."
             )
-        if weighed is not None:
-            slopes = SLOPES[name] if slopes is None else slopes
-            axes[f"{name}_slope"] = check_axis(f"{name}_slopes", slopes)
-    return axes
+        if form is not None:
+            found[name] = default[weighed] if value is None else value
+    return found
 
 
 def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
