@@ -223,14 +223,21 @@ def test_a_direction_that_has_a_learning_rate_already_is_refused(direction):
         optax.scale_by_lion,
         optax.scale_by_rms,
         optax.scale_by_sign,
-        optax.contrib.scale_by_muon,
+        lambda: optax.contrib.scale_by_muon(
+            weight_dimension_numbers=dict.fromkeys(
+                ("kernel", "other"), optax.contrib.MuonDimensionNumbers()
+            )
+        ),
         lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam()),
         lambda: optax.chain(optax.add_decayed_weights(0.1), optax.scale_by_adam()),
         lambda: scale_by_parts({"kernel": 1.0, "*": 0.5}),
     ],
 )
 def test_a_direction_without_one_is_taken(direction):
-    make_optimizer(direction(), 3e-3)
+    params = {"kernel": np.ones((2, 3), np.float32), "other": np.ones((3, 2), np.float32)}
+    tx = make_optimizer(direction(), 3e-3)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert all(np.isfinite(u).all() and np.any(u != 0) for u in jax.tree.leaves(updates))
 
 
 def test_the_look_at_a_direction_leaves_a_traced_one_alone():
