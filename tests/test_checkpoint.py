@@ -17,8 +17,10 @@ from wdjax.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedCheckpointError,
+    arrays,
     check_same_config,
     host_leaves,
+    store,
 )
 from wdjax.step import init_state
 
@@ -229,6 +231,136 @@ def test_a_failed_save_says_so_at_the_next_step_and_leaves_nothing(tmp_path, mon
 def test_what_is_not_json_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="JSON serializable"):
         Checkpoints(tmp_path).save(1, {"w": jnp.zeros(2)}, config={"model": object()})
+
+
+def test_a_checkpoint_renamed_to_another_step_is_set_aside_and_never_taken_for_it(tmp_path):
+    saved = Checkpoints(tmp_path, keep_last=3)
+    for step in (20, 30):
+        saved.save(step, noise(step))
+    saved.wait()
+    (tmp_path / "step_0000000030").rename(tmp_path / "step_0000000036")
+    with pytest.raises(DamagedCheckpointError, match=r"is of step 30, .* is named for step 36"):
+        saved.restore(noise(0), step=36)
+    with pytest.warns(RuntimeWarning, match="STEP 36 IS DAMAGED.*is of step 30"):
+        found = saved.restore(noise(0))
+    assert found.step == 20 and saved.steps() == [20]
+    assert_same_bits(found.state, noise(20))
+
+
+def test_a_loops_step_and_the_position_of_its_data_agree_or_it_is_damaged(tmp_path):
+    saved = Checkpoints(tmp_path)
+    for step, stands in ((10, 17), (12, 18)):
+        progress = {"began_at_batch": 7}
+        saved.save(step, noise(step), data={"batches": stands}, progress=progress)
+    with pytest.warns(RuntimeWarning, match="of step 12, and its data stand after 11 batches"):
+        assert saved.restore(noise(0)).step == 10
+
+
+@pytest.mark.parametrize("what", ["folder", "arrays", "checkpoint.json"])
+def test_a_link_out_of_the_checkpoints_is_refused_and_what_it_leads_to_stays(what, tmp_path):
+    """The whole folder of checkpoints may be a link: that one the user has made."""
+    elsewhere = Checkpoints(tmp_path / "elsewhere")
+    elsewhere.save(1, noise(1))
+    elsewhere.close()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", keep_last=1)
+    saved.save(1, noise(1))
+    saved.wait()
+    place = pathlib.Path(*["step_0000000001", what][: 1 + (what != "folder")])
+    (tmp_path / "disk" / place).rename(tmp_path / "gone")
+    (tmp_path / "disk" / place).symlink_to(tmp_path / "elsewhere" / place)
+    with pytest.raises(DamagedCheckpointError, match="is a link that leads out of"):
+        saved.restore(noise(0), step=1)
+    with pytest.warns(RuntimeWarning, match="STEP 1 IS DAMAGED: .* leads out of"):
+        with pytest.raises(DamagedCheckpointError, match=r"no checkpoint .* is whole.*leads out"):
+            saved.restore(noise(0))
+    for step in (2, 3):
+        saved.save(step, noise(step))
+    saved.close()
+    assert_same_bits(Checkpoints(elsewhere.folder).restore(noise(0)).state, noise(1))
+
+
+DAMAGES = {
+    "empty": b"",
+    "text": b"step",
+    "list": b"[1, 2]",
+    "number": b"7",
+    "cut": b'{"step": 1, "sha',
+    "not UTF-8": b'{"step": "\xff\xfe"}',
+    "deep": b'{"a": ' * 100_000,
+    "not a number": b'{"step": NaN, "sha256": "0"}',
+    "no seal": b'{"step": 1}',
+    "seal of another type": b'{"step": 1, "sha256": [1]}',
+    "digits": b'{"step": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_manifest_that_holds_anything_else_is_damage_in_one_sentence(content, tmp_path):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, noise(1))
+    saved.wait()
+    (tmp_path / "step_0000000001" / "checkpoint.json").write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.json' (is|holds|carries) n"):
+        Checkpoints(tmp_path).restore(noise(1), step=1)
+
+
+def test_a_file_in_a_checkpoints_place_is_damage(tmp_path):
+    (tmp_path / "step_0000000001").write_text("not a folder")
+    with pytest.warns(RuntimeWarning, match="STEP 1 IS DAMAGED: .*Not a directory"):
+        with pytest.raises(DamagedCheckpointError, match="is whole"):
+            Checkpoints(tmp_path).restore(noise(1))
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_killed_while_one_step_replaces_itself_one_of_the_two_is_there(
+    renames, tmp_path, monkeypatch
+):
+    """The old one is moved away, the new one moved in: between the two there is neither."""
+    saved = Checkpoints(tmp_path)
+    saved.save(1, noise(1))
+    saved.wait()
+    rename, done = pathlib.Path.rename, []
+
+    def killed_after_some(path, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt  # Passes through every `except Exception`, as a kill does.
+        done.append(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", killed_after_some)
+    monkeypatch.setattr(store, "_discard", lambda path: None)
+    saved.save(1, noise(2))
+    if renames < 2:
+        with pytest.raises(KeyboardInterrupt):
+            saved.wait()
+    else:
+        saved.wait()
+    monkeypatch.undo()
+    again = Checkpoints(tmp_path)
+    assert_same_bits(again.restore(noise(0)).state, noise(2 if renames == 2 else 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000000001"]
+
+
+def test_a_want_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, noise(1))
+    saved.wait()
+
+    class Full:
+        def __enter__(self):
+            raise MemoryError
+
+        def __exit__(self, *_):
+            pass
+
+    orbax, _ = arrays._orbax()
+    monkeypatch.setattr(arrays, "_orbax", lambda: (orbax, Full()))
+    with pytest.raises(MemoryError):
+        saved.restore(noise(1))
+    assert saved.steps() == [1]
 
 
 def test_asking_for_a_checkpoint_that_is_not_there_says_which_are(tmp_path):

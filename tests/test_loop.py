@@ -4,9 +4,11 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +132,63 @@ def test_a_resumed_run_ends_bit_for_bit_where_one_that_never_stopped_does(
     assert numbers(tmp_path / "part" / "log.jsonl") == numbers(tmp_path / "whole" / "log.jsonl")
     assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
     assert bits(resumed.best_state()) == bits(whole.best_state())
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_a_best_state_that_is_not_whole_any_more_is_told_at_the_resume_and_looked_for_anew(
+    how, run_step, tmp_path
+):
+    """Not at the end of a run of days, which then could not be judged."""
+    scores = {2: 1.0, 4: 3.0, 6: 4.0, 8: 2.0, 10: 5.0}
+
+    def loop():
+        return TrainLoop(
+            run_step,
+            start(),
+            batch_stream(),
+            num_steps=10,
+            evaluation=Evaluation(lambda state: {"loss": scores[int(state.step)]}, every=2),
+            saving=Saving(Checkpoints(tmp_path), every=1),
+        )
+
+    for step, _ in loop():
+        if step == 6:
+            break
+    best = tmp_path / "step_0000000002"
+    if how == "damaged":
+        (best / "checkpoint.json").write_bytes(b"{}")
+    else:
+        shutil.rmtree(best)
+    resumed = loop()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert resumed.resume() == 6
+    said = "\n".join(str(warning.message) for warning in told)
+    assert "THE BEST STATE SO FAR, that of step 2" in said
+    assert ("STEP 2 IS DAMAGED" in said) == (how == "damaged")
+    list(resumed)
+    assert (resumed.best_step, resumed.best_score) == (8, 2.0)
+    assert int(resumed.best_state().step) == 8
+
+
+def test_a_stream_that_was_begun_elsewhere_is_gone_on_with(run_step, tmp_path):
+    """Its position is then not the loop's step, and no damage."""
+
+    def loop():
+        stream = batch_stream()
+        next(stream), next(stream)
+        saving = Saving(Checkpoints(tmp_path), every=2)
+        return TrainLoop(run_step, start(), stream, num_steps=6, saving=saving)
+
+    for step, _ in loop():
+        if step == 4:
+            break
+    resumed = loop()
+    assert resumed.resume() == 4
+    whole = TrainLoop(run_step, start(), batch_stream(), num_steps=6)
+    whole._stream.set_state(whole._stream.get_state() | {"batches": 2})
+    list(resumed), list(whole)
+    assert bits(resumed.state) == bits(whole.state)
 
 
 class Recorded(dict):

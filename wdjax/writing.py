@@ -120,9 +120,31 @@ def unsealed(facts: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str
     seal = bare.pop(SEAL, None)
     if seal is None:
         raise DamagedFileError(f"{str(path)!r} carries no SHA-256 of what was written into it.")
-    if seal != hashlib.sha256(json_bytes(bare)).hexdigest():
+    try:
+        right = seal == hashlib.sha256(json_bytes(bare)).hexdigest()
+    except ValueError:  # NaN, which Python reads and strict JSON has no word for.
+        right = False
+    if not right:
         raise DamagedFileError(f"{str(path)!r} is not what was written (SHA-256).")
     return bare
+
+
+def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object that a file holds, whatever else may have got into it.
+
+    Raises:
+      OSError: if it cannot be read.
+      DamagedFileError: if it holds anything but a JSON object, by `path` and place.
+    """
+    content = pathlib.Path(path).read_bytes()
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:  # Not UTF-8, not JSON, or nested too deep.
+        why = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{str(path)!r} is not valid JSON ({why}).") from error
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{str(path)!r} holds no JSON object: {type(found).__name__}.")
+    return found
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

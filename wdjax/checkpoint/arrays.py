@@ -23,6 +23,7 @@ def read_arrays(folder: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, np
 
     Raises:
       DamagedCheckpointError: if the files cannot be read, or hold something else.
+      MemoryError: if they do not fit.
     """
     empty = {
         path: np.zeros(about["shape"], np.dtype(about["dtype"]))
@@ -44,6 +45,8 @@ def read_arrays(folder: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, np
             found = checkpointer.restore(
                 folder, args=orbax.args.PyTreeRestore(item=stored, restore_args=as_numpy)
             )
+    except MemoryError:
+        raise  # Which says nothing about the files.
     except Exception as error:  # tensorstore's errors have no class of their own.
         raise DamagedCheckpointError(
             f"{str(folder)!r} cannot be read ({first_line(error)})."

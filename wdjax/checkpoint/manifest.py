@@ -1,6 +1,5 @@
 """What a checkpoint says beside its arrays: JSON, sealed by its own SHA-256."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,15 +11,19 @@ from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
+from wdjax.writing import DamagedFileError, json_bytes, read_mapping, unsealed
+
 FORMAT = 1
 FACTS = "checkpoint.json"
+BEGAN = "began_at_batch"
+"""The key in `progress` of the batch, from 0, that a loop's first step took."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written."""
 
 
-class DamagedCheckpointError(CheckpointError):
+class DamagedCheckpointError(CheckpointError, DamagedFileError):
     """What a checkpoint's files hold is not what was written."""
 
 
@@ -69,35 +72,56 @@ def check_same_config(
         )
 
 
-def read_facts(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint's folder says, with its seal checked and taken off.
+def read_facts(root: pathlib.Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` in `root` says, with its seal checked and taken off.
 
     Raises:
-      DamagedCheckpointError: if it is not what was written.
+      DamagedCheckpointError: if it is not what was written, was written for another step than its
+        name says, or is a link that leads elsewhere.
       ValueError: if it was written in a later format, with the version that reads it.
     """
+    folder = root / folder_name(step)
     path = folder / FACTS
+    _check_no_link_out(folder, root)
     try:
-        facts = json.loads(path.read_bytes())
-        seal = facts.pop("sha256")
-        whole = seal == hashlib.sha256(json_bytes(facts)).hexdigest()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        facts = unsealed(read_mapping(path), path)
+    except DamagedFileError as error:
+        raise DamagedCheckpointError(str(error)) from error
+    except OSError as error:
         raise DamagedCheckpointError(
-            f"{str(path)!r} cannot be read ({first_line(error)})."
+            f"{str(path)!r} cannot be read ({error.strerror or first_line(error)})."
         ) from error
-    if not whole:
-        raise DamagedCheckpointError(f"{str(path)!r} is not what was written (SHA-256).")
     if facts["format"] != FORMAT:
         raise ValueError(
             f"{str(path)!r} has format {facts['format']}, and this version of wdjax reads format "
             f"{FORMAT}; read it with wdjax {facts['versions'].get('wdjax')}."
         )
+    if facts["step"] != step:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} is of step {facts['step']}, and its folder is named for step {step}."
+        )
+    taken = batches_taken(facts)
+    if taken is not None and taken != step:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} is of step {step}, and its data stand after {taken} batches."
+        )
     return facts
 
 
-def json_bytes(facts: Mapping[str, Any]) -> bytes:
-    """Strict JSON with sorted keys: the same facts have the same bytes."""
-    return json.dumps(facts, sort_keys=True, allow_nan=False).encode()
+def batches_taken(facts: Mapping[str, Any]) -> int | None:
+    """How many batches a loop had taken of its data when it saved; None where it is not said."""
+    stands, began = facts["data"].get("batches"), facts["progress"].get(BEGAN)
+    return stands - began if isinstance(stands, int) and isinstance(began, int) else None
+
+
+def _check_no_link_out(folder: pathlib.Path, root: pathlib.Path) -> None:
+    """Whoever gives a run away must not have us read, or call ours, what lies elsewhere."""
+    inside = root.resolve()
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise DamagedCheckpointError(
+                f"{str(path)!r} is a link that leads out of {str(root)!r}."
+            )
 
 
 def folder_name(step: int) -> str:
@@ -116,29 +140,9 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 def free_name(path: pathlib.Path) -> pathlib.Path:
     """`path`, or the first of `path-2`, `path-3`, ... that is free."""
     number, free = 1, path
-    while free.exists():
+    while os.path.lexists(free):
         number, free = number + 1, path.with_name(f"{path.name}-{number}")
     return free
-
-
-def write_durably(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that survives a power cut."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Makes a rename survive a power cut; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def first_line(error: BaseException) -> str:

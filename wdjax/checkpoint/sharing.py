@@ -8,12 +8,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from wdjax.checkpoint.leaves import as_leaf, data_of, described, named_leaves
-from wdjax.checkpoint.manifest import (
-    CheckpointError,
-    DamagedCheckpointError,
-    Restored,
-    json_bytes,
-)
+from wdjax.checkpoint.manifest import DamagedCheckpointError, Restored
+from wdjax.writing import json_bytes
 
 
 def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Restored:
@@ -26,7 +22,7 @@ def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Rest
     Raises:
       FileNotFoundError: on every process, if `read` raised one: there is no checkpoint.
       CheckpointError: if `read` raised one; on the other processes a `DamagedCheckpointError` of
-        the same text.
+        the same text. Likewise for any other error of `read`.
       ValueError: if `read` raised one: a checkpoint of another structure.
     """
     from jax.experimental import multihost_utils
@@ -36,7 +32,7 @@ def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Rest
         try:
             found = read()
             head = {"step": found.step, "facts": found.facts}
-        except (CheckpointError, ValueError, FileNotFoundError) as refusal:
+        except Exception as refusal:  # Whatever it is: the others wait for a word.
             error = refusal
             head = {"error": str(refusal), "kind": type(refusal).__name__}
     words = np.frombuffer(json_bytes(head), np.uint8)

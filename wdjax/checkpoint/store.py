@@ -1,6 +1,5 @@
 """A folder of checkpoints: whole ones or none, the newest and the best kept."""
 
-import hashlib
 import math
 import os
 import pathlib
@@ -32,19 +31,17 @@ from wdjax.checkpoint.manifest import (
     first_line,
     folder_name,
     free_name,
-    json_bytes,
     read_facts,
     steps_in,
-    sync_folder,
     versions,
-    write_durably,
 )
 from wdjax.checkpoint.sharing import is_first_process, share_from_first_process
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.extras import check_installed
+from wdjax.writing import json_bytes, sealed, sync_folder, write_whole
 
 _ARRAYS = "arrays"
-_PARTIAL, _DAMAGED = ".partial-", "damaged-"
+_PARTIAL, _REPLACED, _DAMAGED = ".partial-", ".replaced-", "damaged-"
 
 
 class Checkpoints:
@@ -89,8 +86,7 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         if is_first_process():
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f"{_PARTIAL}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._clear_left()
             self._scores = {step: self._read_score(step) for step in self.steps()}
 
     def steps(self) -> list[int]:
@@ -215,39 +211,61 @@ class Checkpoints:
                 if step is not None:
                     raise
                 damage.append(f"step {candidate} ({error})")
-                aside = free_name(self.folder / f"{_DAMAGED}{candidate}")
-                (self.folder / folder_name(candidate)).rename(aside)
-                self._scores.pop(candidate, None)
-                warnings.warn(
-                    f"THE CHECKPOINT OF STEP {candidate} IS DAMAGED: {error} It was set aside as "
-                    f"{aside.name!r}; the one before it is taken.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                self._set_aside(candidate, f"{error}", "the one before it is taken")
         raise DamagedCheckpointError(
             f"no checkpoint in {str(self.folder)!r} is whole: {'; '.join(damage)}. Start anew in "
             "another folder."
+        )
+
+    def is_whole(self, step: int, like: PyTree) -> bool:
+        """Whether a step's checkpoint is there and whole; a damaged one is set aside, loudly.
+
+        Raises:
+          ValueError: if it is of another model or optimiser, by the leaf that differs.
+        """
+        try:
+            self.restore(like, step=step)
+        except FileNotFoundError:
+            return False
+        except DamagedCheckpointError as error:
+            if is_first_process():
+                self._set_aside(step, f"{error}", "it cannot be gone back to")
+            return False
+        return True
+
+    def _set_aside(self, step: int, why: str, then: str) -> None:
+        aside = free_name(self.folder / f"{_DAMAGED}{step}")
+        (self.folder / folder_name(step)).rename(aside)
+        self._scores.pop(step, None)
+        warnings.warn(
+            f"THE CHECKPOINT OF STEP {step} IS DAMAGED: {why} It was set aside as "
+            f"{aside.name!r}; {then}.",
+            RuntimeWarning,
+            stacklevel=4,
         )
 
     def _write(self, step: int, leaves: dict[str, "Leaf"], facts: dict[str, Any]) -> None:
         """In the writing thread. What fails leaves the folder as it was."""
         partial = self.folder / f"{_PARTIAL}{folder_name(step)}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            _discard(partial)
             partial.mkdir(parents=True)
             arrays = {path: leaf.array for path, leaf in leaves.items() if leaf.array.size}
             if arrays:
                 write_arrays(partial / _ARRAYS, arrays)
             facts = facts | {"leaves": {path: leaf.describe() for path, leaf in leaves.items()}}
-            facts["sha256"] = hashlib.sha256(json_bytes(facts)).hexdigest()
-            write_durably(partial / FACTS, json_bytes(facts))
+            write_whole(partial / FACTS, json_bytes(sealed(facts)))
             final = self.folder / folder_name(step)
-            if final.exists():
-                self._remove(step)
+            replaced = self.folder / f"{_REPLACED}{folder_name(step)}"
+            if os.path.lexists(final):
+                _discard(replaced)
+                final.rename(replaced)
             partial.rename(final)
             sync_folder(self.folder)
+            _discard(replaced)
         except Exception as error:  # tensorstore's errors have no class of their own.
-            shutil.rmtree(partial, ignore_errors=True)
+            _discard(partial)
+            self._put_back()
             newest = max(self.steps(), default=None)
             kept = "there is none before it" if newest is None else f"that of step {newest} stays"
             raise CheckpointError(
@@ -262,14 +280,27 @@ class Checkpoints:
     def _remove(self, step: int) -> None:
         """Renamed first: a kill in between must not leave half a checkpoint under its name."""
         doomed = self.folder / f"{_PARTIAL}old-{folder_name(step)}"
-        shutil.rmtree(doomed, ignore_errors=True)
+        _discard(doomed)
         (self.folder / folder_name(step)).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _discard(doomed)
         self._scores.pop(step, None)
+
+    def _clear_left(self) -> None:
+        """Takes away what a killed run left half written, or half replaced."""
+        self._put_back()
+        for left in [*self.folder.glob(f"{_PARTIAL}*"), *self.folder.glob(f"{_REPLACED}*")]:
+            _discard(left)
+
+    def _put_back(self) -> None:
+        """A checkpoint that was to be replaced, where what should replace it never came."""
+        for replaced in self.folder.glob(f"{_REPLACED}*"):
+            final = self.folder / replaced.name.removeprefix(_REPLACED)
+            if not os.path.lexists(final):
+                replaced.rename(final)
 
     def _read_score(self, step: int) -> float:
         try:
-            score = read_facts(self.folder / folder_name(step))["score"]
+            score = read_facts(self.folder, step)["score"]
         except DamagedCheckpointError:  # Never the best; `restore` is who says what is wrong.
             return math.nan
         return math.nan if score is None else score
@@ -277,7 +308,7 @@ class Checkpoints:
     def _read(self, step: int, like: PyTree) -> Restored:
         """In the writing thread, which has no event loop that orbax's own could meet."""
         folder = self.folder / folder_name(step)
-        facts = read_facts(folder)
+        facts = read_facts(self.folder, step)
         wanted = {path: described(leaf) for path, leaf in named_leaves(like)}
         check_same_leaves(facts["leaves"], wanted, f"the checkpoint of step {step}")
         found = read_arrays(folder / _ARRAYS, facts["leaves"])
@@ -292,3 +323,11 @@ class Checkpoints:
             leaves.append(as_leaf(array, leaf))
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, {k: v for k, v in facts.items() if k != "leaves"})
+
+
+def _discard(path: pathlib.Path) -> None:
+    """Of a link the link, never what it leads to."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

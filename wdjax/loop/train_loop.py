@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wdjax.checkpoint import Restored, check_same_config
+from wdjax.checkpoint.manifest import BEGAN
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.stream import as_stream
 from wdjax.loop.settings import Evaluation, Logging, Saving, from_old, is_due
@@ -108,6 +109,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.stopped_early = False
         self.saved_on: int | None = None
         self._worse = 0
+        self._began: int | None = None
         self._best: TrainState | None = None
         self._resumed = False
         self._unsettled: tuple[int, Metrics, bool] | None = None
@@ -116,7 +118,8 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         """Goes to the newest whole checkpoint, as if the run had never stopped; gives its step.
 
         On the devices and with the versions it was saved with, what follows is the same bit for
-        bit; on another number of devices than `saved_on` to rounding.
+        bit; on another number of devices than `saved_on` to rounding. If the best state so far is
+        no longer there whole, the best is looked for anew, with a warning.
 
         Args:
           may_differ: names in `config` that need not be what they were.
@@ -133,7 +136,21 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if found.facts["data"]:
             self._stream.set_state(found.facts["data"])
         self._take_over(found)
+        self._look_for_best()
         return self.step
+
+    def _look_for_best(self) -> None:
+        assert self._saving is not None
+        step = self.best_step
+        if step in (None, self.step) or self._saving.checkpoints.is_whole(step, self.state):
+            return
+        self.best_step, self.best_score = None, math.inf
+        warnings.warn(
+            f"THE BEST STATE SO FAR, that of step {step}, is not there whole any more: the best is "
+            f"looked for anew after step {self.step}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def best_state(self) -> TrainState:
         """The state of the lowest `measure`: of the checkpoint, if there are checkpoints.
@@ -170,6 +187,8 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if self._log is not None:
             # A run killed before its first checkpoint begins anew, and so does its log.
             self._log.cut_after(self.step)
+        stands = self._stream.get_state().get("batches")
+        self._began = stands - self.step if isinstance(stands, int) else None
         with Signals() as signals, self._watchdog or contextlib.nullcontext():
             try:
                 yield from self._steps(signals)
@@ -321,6 +340,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             "empty": self.empty,
             "devices": _num_devices(self.state),
             "stopped_early": self.stopped_early,
+            BEGAN: self._began,
         }
         self._saving.checkpoints.save(
             self.step,

@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import hash_of_array, host_leaves
-from wdjax.checkpoint.manifest import json_bytes
 from wdjax.runners import num_cores
 from wdjax.selection.trials import ProgramFolds
 from wdjax.types import Batch
+from wdjax.writing import json_bytes
 
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 CONFIG = (
