@@ -145,6 +145,34 @@ def test_an_npz_has_no_names_so_its_columns_are_taken_in_order(trained, tmp_path
     assert "in the order of the training data" in said[0]
 
 
+def test_a_scalar_or_ragged_rows_are_no_inputs(trained):
+    predictor = load_predictor(trained[0])
+    with pytest.raises(ValueError, match="`inputs` must have a leading axis of examples"):
+        predictor(3.0)
+    with pytest.raises(ValueError, match="`inputs` must be one array, every row of one shape"):
+        predictor([[1.0, 2.0], [3.0]])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda arrays: arrays.pop("scaling/inputs/scale"), "scaling/inputs/mean"),
+        (lambda arrays: arrays.update({"scaling/inputs/mean": np.zeros(1)}), r"shape \(1,\)"),
+        (lambda arrays: arrays.pop("head/bias"), "head/bias"),
+        (lambda arrays: arrays.update({"head/bias": np.zeros(7)}), "head/bias"),
+    ],
+)
+def test_params_that_are_not_the_models_are_refused_by_name(trained, tmp_path, change, words):
+    shutil.copytree(trained[0], tmp_path / "run")
+    path = tmp_path / "run" / "params.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    change(arrays)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=f"params.npz.*{words}"):
+        load_predictor(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "save, words",
     [

@@ -242,5 +242,5 @@ def test_params_of_another_model_are_refused_by_the_leaf_that_differs(command):
     ):
         load_predictor("run")
     pathlib.Path("run/params.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="run/params.npz' is no .npz file; train again, or put"):
         load_predictor("run")

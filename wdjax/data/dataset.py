@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -74,7 +74,7 @@ def make_dataset(
         another shape, negative, not finite or all zero.
     """
     labelled = has_classes(loss)
-    inputs, targets = _plain_array("inputs", inputs), _plain_array("targets", targets)
+    inputs, targets = plain_array("inputs", inputs), plain_array("targets", targets)
     if len(inputs) == 0:
         raise ValueError("`inputs` holds no examples; give at least one row.")
     if len(inputs) != len(targets):
@@ -93,12 +93,16 @@ def make_dataset(
         kind = "image" if inputs.ndim in (3, 4) else "table"
     check_one_of("kind", kind, ("image", "table", "text"))
     inputs = _checked_inputs(inputs, kind)
+    if targets.size == 0:
+        raise ValueError(
+            f"`targets` has shape {targets.shape} and holds nothing; give one target per example."
+        )
     if not labelled:
         targets = _checked_numbers(targets)
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
         return Dataset(name, inputs, targets, kind, outputs, **more)
     if targets.dtype.kind in "US":
-        words, targets = np.unique(targets.astype(str), return_inverse=True)
+        words, targets = np.unique(_as_words(targets), return_inverse=True)
         class_names = tuple(words.tolist())
     labels, num_outputs = _checked_labels(targets, num_outputs)
     return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names), **more)
@@ -130,7 +134,12 @@ def hash_of(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _plain_array(name: str, values: ArrayLike | Sequence) -> np.ndarray:
+def plain_array(name: str, values: Any) -> np.ndarray:
+    """`values` as one array of numbers or words, with a leading axis of examples.
+
+    Raises:
+      ValueError: for rows of several shapes, Python objects, or a single number.
+    """
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -183,8 +192,18 @@ def _check_finite(name: str, values: np.ndarray) -> None:
         )
 
 
+def _as_words(targets: np.ndarray) -> np.ndarray:
+    try:
+        return targets.astype(str)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`targets` holds words of bytes that are no ASCII text ({error.object!r}); decode "
+            'them first: np.char.decode(targets, "utf-8").'
+        ) from None
+
+
 def _checked_weights(weights: ArrayLike | Sequence, num_examples: int) -> np.ndarray:
-    weights = _plain_array("weights", weights)
+    weights = plain_array("weights", weights)
     if weights.dtype.kind not in "buif":
         raise ValueError(f"`weights` must be real numbers, got dtype {weights.dtype}.")
     if weights.shape != (num_examples,):
@@ -218,8 +237,8 @@ def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.nd
     if targets.dtype.kind not in "bui":
         raise ValueError(
             f"`targets` must be integer labels under loss cross_entropy, got dtype "
-            f"{targets.dtype} ({targets.flat[0]} first); convert them with targets.astype(int), "
-            "or use loss squared_error to predict numbers."
+            f"{targets.dtype} ({str(targets.flat[0])[:60]} first); convert them with "
+            "targets.astype(int), or use loss squared_error to predict numbers."
         )
     if targets.ndim != 1:
         raise ValueError(

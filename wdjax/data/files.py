@@ -3,15 +3,15 @@
 import csv
 import math
 import unicodedata
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from wdjax.checks import nearest
+from wdjax.data.archive import check_file, read_arrays
 from wdjax.loss_kinds import has_classes
 
 
@@ -42,55 +42,10 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The arrays `inputs`, `targets` and, if there, `weights` of a file that `np.savez` wrote.
 
     Raises:
-      ValueError: if the file is missing or damaged, lacks inputs or targets, or pickles objects.
+      ValueError: as `read_arrays`.
     """
-    arrays = read_npz_arrays(path, ("inputs", "targets"), ("weights",))
+    arrays = read_arrays(path, ("inputs", "targets"), ("weights",))
     return arrays["inputs"], arrays["targets"], arrays.get("weights")
-
-
-def read_npz_arrays(
-    path: Path, wanted: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """The arrays of those names in a file that `np.savez` wrote; an `optional` one may be missing.
-
-    Raises:
-      ValueError: if the file is missing or damaged, lacks a wanted array, or pickles objects.
-    """
-    _check_file(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{str(path)!r} is no .npz file; save it with np.savez.")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in wanted:
-                if key not in arrays:
-                    example = ", ".join(f"{key}=..." for key in wanted)
-                    raise ValueError(
-                        f"{str(path)!r} has no array {key!r}, only {', '.join(arrays) or 'none'};"
-                        f" save it with np.savez(path, {example})."
-                    )
-            keys = (*wanted, *(key for key in optional if key in arrays))
-            return {key: _read_array(path, arrays, key) for key in keys}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be read as .npz ({error}); save it again with np.savez."
-        ) from None
-
-
-def _read_array(path: Path, arrays, key: str) -> np.ndarray:
-    try:
-        return arrays[key]
-    except ValueError as error:
-        raise ValueError(
-            f"{str(path)!r}: array {key!r} cannot be read ({error}); it must be plain numbers"
-            f"{' or strings' if key == 'targets' else ''}, not Python objects, which could run "
-            "code when loaded."
-        ) from None
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ValueError(f"data file {str(path)!r} does not exist.{nearest(path.name, siblings)}")
 
 
 def read_csv(path: Path, target: str | None, loss: str) -> Columns:
@@ -164,7 +119,8 @@ def read_csv_inputs(
     inputs = [
         _number_column(path, label(i), [row[i].strip() for _, row in rows], lines) for i in places
     ]
-    others = (n for i, n in enumerate(header) if has_header and i not in places and n != target)
+    taken = {*places} if has_header else {*range(len(header))}
+    others = (n for i, n in enumerate(header) if i not in taken and n != target)
     return Found(np.stack(inputs, axis=1), tuple(others), has_header)
 
 
@@ -175,23 +131,29 @@ def find_columns(what: str, header: Sequence[str], names: Sequence[str]) -> list
       ValueError: if one is missing or stands there twice, by name.
     """
     header = [column_name(name) for name in header]
-    missing = [name for name in names if name not in header]
+    places, known = {name: i for i, name in enumerate(header)}, set(names)
+    missing = [name for name in names if name not in places]
     if missing:
-        free = [name for name in header if name not in names]
+        free = [name for name in header if name not in known]
         raise ValueError(
             f"{what} has no column {named(missing)}, which the model was trained on; its columns "
             f"are {named(header)}.{nearest(missing[0], free)}"
         )
-    twice = [name for name in names if header.count(name) > 1]
+    twice = [name for name in _twice(header) if name in known]
     if twice:
-        raise ValueError(f"{what} has two columns named {twice[0]!r}; rename one.")
-    return [header.index(name) for name in names]
+        raise ValueError(f"{what} has two columns named {quoted(twice[0])}; rename one.")
+    return [places[name] for name in names]
 
 
 def named(names: Sequence[str], most: int = 8) -> str:
     """The names in quotes, one after another; of more than `most` the first, and how many more."""
-    shown = ", ".join(repr(str(name)) for name in names[:most])
+    shown = ", ".join(quoted(str(name)) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """A text of a file as a message shows it: in quotes, escaped, of a long one the beginning."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
 
 
 def column_name(name: object) -> str:
@@ -201,16 +163,54 @@ def column_name(name: object) -> str:
 
 def _read_rows(path: Path, least: int = 2) -> list[tuple[int, list[str]]]:
     """Number and cells of each line that is not empty."""
-    _check_file(path)
+    check_file(path)
+    line = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as UTF-8 .csv ({error}).") from None
+            # Strict: a quote that nothing closes would take the rest of the file into one cell.
+            reader = csv.reader(_without_nul(path, file), strict=True)
+            rows = []
+            for row in reader:
+                line = reader.line_num
+                if any(row):
+                    rows.append((line, row))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as UTF-8 .csv: byte {error.object[error.start]:#04x} "
+            f"after line {line} is none of UTF-8; save it as CSV UTF-8."
+        ) from None
+    except csv.Error as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as UTF-8 .csv: {_words_of(error)}, in the row that "
+            f"begins in line {line + 1}; mend its quotes and commas."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read: {error.strerror or error}; give a file that can."
+        ) from None
     if len(rows) < least:
         raise ValueError(f"{str(path)!r} is empty; give a header and at least one row.")
     return rows
+
+
+def _without_nul(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    """NumPy ends a word at a NUL byte, so two labels would become one."""
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise ValueError(
+                f"{str(path)!r}, line {number} holds a NUL byte, as no text does; save it as "
+                "CSV UTF-8."
+            )
+        yield line
+
+
+def _words_of(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return f"a cell has more than {csv.field_size_limit():,} characters"
+    return {
+        "unexpected end of data": "a quote is never closed",
+        "',' expected after '\"'": "a closing quote is followed by more than a comma",
+    }.get(str(error), str(error))
 
 
 def _check_lengths(path: Path, rows: list[tuple[int, list[str]]], number: int) -> None:
@@ -222,6 +222,10 @@ def _check_lengths(path: Path, rows: list[tuple[int, list[str]]], number: int) -
             )
 
 
+def _twice(header: Sequence[str]) -> list[str]:
+    return [name for name, times in Counter(header).items() if times > 1]
+
+
 def _is_numbers(header: list[str]) -> bool:
     return all(_as_number(cell) is not None for cell in header)
 
@@ -231,15 +235,15 @@ def _check_header(path: Path, header: list[str], target: str | None) -> None:
         raise ValueError(
             f"{str(path)!r} starts with numbers; its first line must name the columns."
         )
-    twice = [name for name in header if header.count(name) > 1]
+    twice = _twice(header)
     if twice:
-        raise ValueError(f"{str(path)!r} has two columns named {twice[0]!r}; rename one.")
+        raise ValueError(f"{str(path)!r} has two columns named {quoted(twice[0])}; rename one.")
     if len(header) < 2:
         raise ValueError(f"{str(path)!r} has one column; give inputs and a target.")
     if target is not None and target not in header:
         raise ValueError(
             f"`target` {target!r} is no column of {str(path)!r}, which has "
-            f"{', '.join(header)}.{nearest(target, header)}"
+            f"{named(header)}.{nearest(target, header)}"
         )
 
 
@@ -247,15 +251,15 @@ def _number_column(path: Path, name: str, cells: list[str], lines: list[int]) ->
     numbers = [_as_number(cell) for cell in cells]
     for number, cell, line in zip(numbers, cells, lines, strict=True):
         if number is None:
-            found = f"{cell!r}" if cell else "nothing"
+            found = quoted(cell) if cell else "nothing"
             raise ValueError(
-                f"{str(path)!r}, column {name!r} must hold numbers, got {found} in line {line}; "
-                "turn it into numbers, leave it out, or name it as the `target`."
+                f"{str(path)!r}, column {quoted(name)} must hold numbers, got {found} in line "
+                f"{line}; turn it into numbers, leave it out, or name it as the `target`."
             )
         if not math.isfinite(number):
             raise ValueError(
-                f"{str(path)!r}, column {name!r} must be finite, got {cell} in line {line}; "
-                "remove or fill such rows first."
+                f"{str(path)!r}, column {quoted(name)} must be finite, got {cell[:60]} in line "
+                f"{line}; remove or fill such rows first."
             )
     return np.array(numbers, np.float64)
 
@@ -265,7 +269,7 @@ def _label_column(path: Path, name: str, cells: list[str], lines: list[int]) -> 
     if "" in cells:
         line = lines[cells.index("")]
         raise ValueError(
-            f"{str(path)!r}, column {name!r} has no label in line {line}; remove the row."
+            f"{str(path)!r}, column {quoted(name)} has no label in line {line}; remove the row."
         )
     numbers = []
     for cell in cells:
@@ -276,8 +280,8 @@ def _label_column(path: Path, name: str, cells: list[str], lines: list[int]) -> 
     for number, line in zip(numbers, lines, strict=True):
         if not number.is_integer() or abs(number) > 2**31:
             raise ValueError(
-                f"{str(path)!r}, column {name!r} must hold labels under loss cross_entropy, got "
-                f"{number:g} in line {line}; use loss squared_error to predict numbers."
+                f"{str(path)!r}, column {quoted(name)} must hold labels under loss cross_entropy, "
+                f"got {number:g} in line {line}; use loss squared_error to predict numbers."
             )
     return np.array(numbers, np.int64)
 

@@ -5,12 +5,11 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from wdjax.data.dataset import hash_of, to_batch
 from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
-from wdjax.jobs.results import read_results
+from wdjax.jobs.results import read_params, read_results
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
@@ -122,7 +121,7 @@ def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
             f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "
             "run it again."
         )
-    params = _read_params(folder / "params.npz", prepared.param_shapes)
+    params = _params_of(folder / "params.npz", prepared.param_shapes)
     return audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
 
 
@@ -133,12 +132,8 @@ def _options(kind: type, config: dict[str, Any]) -> RunOptions:
     return kind(**{name: as_tuple(value) for name, value in config.items() if name in names})
 
 
-def _read_params(path: pathlib.Path, shapes: Params) -> Params:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            saved = dict(archive)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`run`: {str(path)!r} cannot be read ({error}).") from None
+def _params_of(path: pathlib.Path, shapes: Params) -> Params:
+    saved = read_params(path)
 
     def of(leaf_at, shape):
         name = leaf_path(leaf_at)

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdjax.checkpoint import check_same_leaves
-from wdjax.data.dataset import make_dataset
-from wdjax.data.files import find_columns, named, read_csv_inputs, read_npz_arrays
+from wdjax.data.archive import read_arrays
+from wdjax.data.dataset import make_dataset, plain_array
+from wdjax.data.files import find_columns, named, read_csv_inputs
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling
-from wdjax.jobs.results import has_classes_in, named_arrays, read_results
+from wdjax.jobs.results import has_classes_in, named_arrays, read_params, read_results
 from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -65,9 +66,9 @@ class Predictor(NamedTuple):
             header = list(inputs.columns)
             places = find_columns("`inputs`", header, self.column_names)
             inputs = np.stack([np.asarray(inputs[header[i]]) for i in places], axis=1)
-        dataset = make_dataset(
-            inputs, np.zeros(len(np.asarray(inputs))), loss=loss_for(NUMBERS), kind=self.kind
-        )
+        inputs = plain_array("inputs", inputs)
+        nothing = np.zeros(len(inputs))
+        dataset = make_dataset(inputs, nothing, loss=loss_for(NUMBERS), kind=self.kind)
         if self.images_32 and dataset.kind == "image":
             dataset = as_images_32(dataset)
         if dataset.inputs.shape[1:] != self.input_shape:
@@ -120,6 +121,7 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
         params, model_state = jax.eval_shape(network.init, key, example)
         shapes = Fit(params, model_state, {})
         fit, scaling = _read_fit(folder / "params.npz", shapes)
+    _check_scaling(folder / "params.npz", scaling, {"inputs": shape})
 
     outputs_of = jax.jit(_outputs_of(network, fit, scaling, labelled))
 
@@ -245,7 +247,7 @@ def _inputs_of(
     if source.has_arrays:
         if is_table and names:
             say(f"{data!r} names no columns: {_in_order(names)}")
-        return read_npz_arrays(path, ("inputs",))["inputs"]
+        return read_arrays(path, ("inputs",))["inputs"]
     return load_data(data, loss=predictor.loss, data_dir=data_dir).inputs
 
 
@@ -253,20 +255,26 @@ def _in_order(names: tuple[str, ...]) -> str:
     return f"its columns are taken in the order of the training data: {named(names)}."
 
 
+def _check_scaling(
+    path: pathlib.Path, scaling: Mapping[str, Scaling], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """An array of another shape would be broadcast, and the predictions be wrong in silence."""
+    for field, (mean, scale) in scaling.items():
+        wanted = shapes.get(field, mean.shape)
+        if mean.shape != wanted or scale.shape != wanted:
+            raise ValueError(
+                f"{str(path)!r} standardises {field} of shape {mean.shape}, and those of the run "
+                f"have {wanted}; train again, or put back the file that training wrote."
+            )
+
+
 def _read_fit(path: pathlib.Path, shapes: Fit) -> tuple[Fit, dict[str, Scaling]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            saved = dict(archive)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({error}).") from None
-    scaling = {
-        field: Scaling(
-            jnp.asarray(saved.pop(f"scaling/{field}/mean")),
-            jnp.asarray(saved.pop(f"scaling/{field}/scale")),
-        )
-        for field in ("inputs", "targets")
-        if f"scaling/{field}/mean" in saved
-    }
+    saved = read_params(path)
+    scaling = {}
+    for field in ("inputs", "targets"):
+        names = [f"scaling/{field}/{part}" for part in Scaling._fields]
+        if all(name in saved for name in names):
+            scaling[field] = Scaling(*(jnp.asarray(saved.pop(name)) for name in names))
     about = lambda leaf: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     wanted = named_arrays(shapes, {})
     check_same_leaves(

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from wdjax.checkpoint import versions
+from wdjax.data.archive import read_arrays
 from wdjax.data.dataset import hash_of
 from wdjax.data.scale import Scaling
 from wdjax.extras import check_installed
@@ -143,6 +144,16 @@ def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) ->
     beside = out / "params.tmp.npz"
     np.savez(beside, **named_arrays(fit, scaling))
     beside.replace(out / "params.npz")
+
+
+def read_params(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a `params.npz`, by name.
+
+    Raises:
+      ValueError: as `read_arrays`.
+    """
+    way = "train again, or put back the file that training wrote"
+    return read_arrays(path, what="`run`: the file of params", way=way)
 
 
 def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
