@@ -15,8 +15,8 @@ PACKAGE = ROOT / "wdjax"
 # package, never from its neighbours in a row. A longer name stands for itself: `weights.zero` is
 # not the rest of `weights`.
 LAYERS = (
-    ("types", "tables", "moved", "extras", "order", "writing"),
-    ("checks", "interfaces"),
+    ("types", "tables", "moved", "extras", "order", "writing", "printing"),
+    ("checks", "interfaces", "ending"),
     ("parts", "weights.zero"),
     ("losses", "penalties"),
     ("host_checks", "measures", "weights", "decay", "models"),

@@ -12,7 +12,11 @@ import sys
 import time
 import types
 import typing
+import warnings
 from typing import Any, NoReturn
+
+from wdjax.ending import DONE, FAILED, STATUSES, TERMINATED, end, ending_of
+from wdjax.printing import let_go_of_outputs, one_line, printable, write_error, write_out
 
 EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
@@ -24,7 +28,7 @@ EXAMPLES = {
     "report": "wdjax report runs/select-20261122-120000",
 }
 FRESH = "ignore the cache of finished trainings (~/.cache/wdjax/trials)"
-INTERRUPTED = 130
+TRACEBACK = "show where an error came from, beside the sentence"
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -39,63 +43,80 @@ def command() -> int:
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+    warnings.showwarning = _show_warning
     try:
         return main()
+    except KeyboardInterrupt as error:  # Once more, while `main` told of the first.
+        return end(error, with_traceback=False)
     finally:
+        let_go_of_outputs()
         gc.freeze()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 0 if it did what was asked, 2 on a refusal, 130 on Ctrl-C.
+    """Runs the command; its exit status.
 
-    A streamed run gives 143 when it was asked to end by SIGTERM, saved, and 1 when it failed on
-    the way: a loss that is not finite, a full disk. `wdjax audit --strict` gives 1 if there was a
-    warning.
+    - 0 if it did what was asked.
+    - 1 if the system or a file failed it: a full disk, an output that cannot be written, a damaged
+      file, a package that is missing, a loss that is not finite; of `wdjax audit --strict`, if
+      there was a warning. A bug of the package too, which keeps its traceback.
+    - 2 if what was asked cannot be done.
+    - 130 on Ctrl-C, 143 if it was asked to end by SIGTERM, and saved.
+
+    What fails is said in one sentence on the standard error; `--traceback` shows where it came
+    from as well.
 
     Raises:
-      SystemExit: after --help, or on words that are no command (2).
+      SystemExit: after --help (0), and when it was asked to end by SIGTERM (143).
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, with_traceback=_is_given("traceback", words))
+    except SystemExit as error:
+        if ending_of(error) is None or error.code == TERMINATED:
+            raise
+        return end(error, with_traceback=_is_given("traceback", words))
+
+
+def _main(words: list[str]) -> int:
     _set_up_jax(words)
     from wdjax import jobs  # start-up: what JAX is told must be told before it is imported.
     from wdjax.checks import nearest  # start-up: likewise.
 
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
-    try:
-        parsed, unknown = parser.parse_known_args(words)
-        arguments = vars(parsed)
-        job = arguments.pop("job")
-        if unknown:
-            known = [f"--{name.replace('_', '-')}" for name in arguments]
-            raise ValueError(
-                f"unknown argument {unknown[0]!r} of `wdjax {job}`.{nearest(unknown[0], known)}"
-            )
-        if job == "report":
-            print(f"Wrote {jobs.run_report(arguments['run'])}")
-            return 0
-        if job == "predict":
-            say = functools.partial(print, file=sys.stderr)
-            print(f"Wrote {jobs.run_predict(arguments.pop('run'), **arguments, say=say)}")
-            return 0
-        if job == "audit":
-            report = jobs.run_audit(jobs.AuditOptions(**arguments))
-            print(report)
-            return 1 if arguments["strict"] and report.warnings else 0
-        if job == "convert":
-            value, source, target = (arguments.pop(n) for n in ("value", "source", "target"))
-            print(jobs.run_convert(value, source, target, jobs.ConvertOptions(**arguments)))
-            return 0
-        print(jobs.summary(_run(jobs, job, arguments, words)))
-        return 0
-    except ValueError as error:
-        print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (jobs.CheckpointError, jobs.NonFiniteError, ImportError) as error:
-        print(f"wdjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("wdjax: stopped by Ctrl-C.", file=sys.stderr)
-        return INTERRUPTED
+    parsed, unknown = parser.parse_known_args(words)
+    arguments = vars(parsed)
+    job = arguments.pop("job")
+    arguments.pop("traceback", None)
+    if unknown:
+        known = [f"--{name.replace('_', '-')}" for name in arguments]
+        raise ValueError(
+            f"unknown argument {unknown[0]!r} of `wdjax {job}`.{nearest(unknown[0], known)}"
+        )
+    if job == "report":
+        write_out(f"Wrote {jobs.run_report(arguments['run'])}")
+    elif job == "predict":
+        run, data = arguments.pop("run"), arguments.pop("data")
+        write_out(f"Wrote {jobs.run_predict(run, data, **arguments, say=write_error)}")
+    elif job == "audit":
+        report = jobs.run_audit(jobs.AuditOptions(**arguments))
+        write_out(str(report))
+        return FAILED if arguments["strict"] and report.warnings else DONE
+    elif job == "convert":
+        value, source, target = (arguments.pop(n) for n in ("value", "source", "target"))
+        found = jobs.run_convert(value, source, target, jobs.ConvertOptions(**arguments))
+        write_out(str(found))
+    else:
+        write_out(jobs.summary(_run(jobs, job, arguments, words)))
+    return DONE
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Without the line of code that it came from, which looks like a traceback."""
+    del place, more
+    write_error(f"wdjax: warning: {one_line(str(message))}")
 
 
 def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -156,8 +177,9 @@ class _Screen:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Prints above the bar. A terminal that is gone is nothing to end a run for."""
+        with contextlib.suppress(OSError):
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def show(self, what: str, event: Any) -> None:
         """Shows how far a stage is, and how long it will take once that is known."""
@@ -232,6 +254,15 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         # argparse takes -1e-3, -inf and -nan for options; as values they get their own refusal.
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
+        self.add_argument(
+            "--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK
+        )
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help, and all else that argparse prints."""
+        del file
+        if message:
+            write_out(message.rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         from wdjax.checks import nearest  # start-up: likewise.
@@ -248,7 +279,8 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wdjax",
         description="Weight decay for JAX: choose a strength, compare methods, audit, train.",
-        epilog=f"example: {EXAMPLES['select']}",
+        epilog=f"example: {EXAMPLES['select']}\n\n{STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
     for name, options in (
