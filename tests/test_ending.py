@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import sys
 import types
 
@@ -9,7 +10,7 @@ import jax
 import pytest
 
 import wdjax
-from wdjax import jobs
+from wdjax import cli, jobs
 from wdjax.checkpoint import CheckpointError
 from wdjax.cli import main
 from wdjax.ending import ending_of
@@ -134,3 +135,114 @@ def test_on_a_terminal_of_ascii_other_letters_are_escaped(tmp_path, monkeypatch)
         patch.setattr(sys, "stdout", ascii_only)
         write_out("λ = 0.1 ± 0.2")
     assert path.read_text() == "\\u03bb = 0.1 \\xb1 0.2\n"
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # Integers that no array holds, by option.
+        *(
+            (f"{job} --{name} {2**31}", [f"`{name.replace('-', '_')}` must be at most 2147483647"])
+            for job, name in (
+                ("select", "epochs"),
+                ("select", "seeds"),
+                ("select", "folds"),
+                ("select", "batch-size"),
+                ("select", "length"),
+                ("train", "seeds"),
+                ("train", "save-every"),
+                ("train", "evaluate-every"),
+                ("train", "patience"),
+                ("train", "micro-batches"),
+                ("compare", "seeds"),
+                ("convert 0.1 keras_l2 torch_adamw", "batch-size"),
+            )
+        ),
+        (f"select --seeds {10**60}", ["`seeds` must be at most", "a number of 61 digits"]),
+        (f"select --epochs -{2**40}", ["`epochs` must be at least -2147483647"]),
+        (f"select --seed {2**32}", ["`seed` must be at most 4294967295, got seed=4294967296"]),
+        ("convert 0.1 keras_l2 torch_adamw --num-steps 999999999", ["at most 100000000"]),
+        ("train --hang-after 1e300", ["`hang_after` must be at most 1000000000", "1e+300"]),
+        ("train --learning-rate 1e300", ["`learning_rate` must be at most 3.40282e+38"]),
+        ("select --strengths 0 1e39", ["`strengths` must be at most 3.40282e+38, got", "1e+39"]),
+        ("train --example-slope -1e300", ["`example_slope` must be at least -3.40282e+38"]),
+        # What is no number.
+        ("select --devices ²", ["--devices", "must be a whole number; got '²'"]),
+        ("select --devices 1e3", ["--devices", "must be a whole number; got '1e3'"]),
+        ("select --epochs ''", ["--epochs", "must be a whole number; got ''"]),
+        ("train --example-slope=--", ["--example-slope", "`--` is no value"]),
+        ("train --example-slope --", ["--example-slope", "expected one argument"]),
+        # Devices and processes.
+        ("select --devices 100000", ["`devices` must be at most", "4 for each core", "=100000"]),
+        ("train --devices=99999999999", ["`devices` must be at most", "got devices=99999999999"]),
+        *(
+            (f"train --strength 0 --stream --distributed {where}", ["`distributed` must", wrong])
+            for where, wrong in (
+                ("127.0.0.1:abc,1,0", "a port from 1 to 65535; got 'abc'"),
+                ("127.0.0.1:0,1,0", "a port from 1 to 65535; got '0'"),
+                ("127.0.0.1:65536,1,0", "a port from 1 to 65535; got '65536'"),
+                ("127.0.0.1:²,1,0", "a port from 1 to 65535"),
+                (":1234,1,0", "the host ''"),
+                ("'a b:1234,1,0'", "the host 'a b'"),
+                ("127.0.0.1:1234", "got 0 numbers"),
+                ("127.0.0.1:1234,1", "got 1 numbers"),
+                ("127.0.0.1:1234,0,0", "a count from 1 to 65536; got '0'"),
+                ("127.0.0.1:1234,²,0", "a count from 1 to 65536"),
+                ("127.0.0.1:1234,99999999999999,0", "a count from 1 to 65536"),
+                ("127.0.0.1:1234,2,2", "an index from 0 to 1; got '2'"),
+                ("127.0.0.1:1234,2,-1", "an index from 0 to 1; got '-1'"),
+            )
+        ),
+        # Given twice.
+        ("train --epochs 3 --epochs 4", ["argument --epochs is given more than once"]),
+        ("select --strengths 0 --strengths=1", ["argument --strengths is given more than once"]),
+        ("train --overwrite --overwrite", ["argument --overwrite is given more than once"]),
+        # Texts that are no names.
+        *(
+            (f"train --{name} ''", [f"`{name.replace('-', '_')}` must not be empty"])
+            for name in ("out", "name", "data", "data-dir", "model", "loss", "resume")
+        ),
+        ("report ''", ["`run` must not be empty"]),
+        ("predict run ''", ["`data` must not be empty"]),
+        ("predict run new.csv --out ''", ["`out` must not be empty"]),
+        ("report 'a\0b'", ["`run` must not hold a NUL character, got 'a\\x00b'"]),
+        ("train --out 'a\0b'", ["`out` must not hold a NUL character"]),
+        ("train --data 'a\udcff.csv'", ["`data` must be UTF-8, got 'a\\udcff.csv'; rename"]),
+        (f"train --out {LONG}", ["`out` has a name of 300 bytes", "takes 255", "shorter"]),
+        (f"train --data runs/{LONG}.csv", ["`data` has a name of 304 bytes"]),
+        (f"train --model {LONG}.py:make_model", ["`model` has a name of 303 bytes"]),
+        (f"report {LONG}", ["`run` has a name of 300 bytes"]),
+    ],
+)
+def test_what_was_asked_and_cannot_be_done_is_said_with_option_value_and_bound(
+    words, expected, capfd, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(words)) == 2
+    printed, told = capfd.readouterr()
+    assert printed == "" and told.startswith("wdjax: ") and len(told.splitlines()) == 1
+    for part in expected:
+        assert part in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", ["no home", "a file", "a name too long"])
+def test_without_a_place_for_a_cache_it_works_and_says_so(reason, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    folders = {"a file": tmp_path / "file", "a name too long": tmp_path / LONG}
+
+    def cache_folder():
+        if reason == "no home":
+            raise RuntimeError("Could not determine home directory.")
+        return folders[reason] / "wdjax"
+
+    monkeypatch.setattr("wdjax.jobs.folder.cache_folder", cache_folder)
+    said = []
+    assert cli._cache_folder(say=said.append) is None
+    assert said[0].startswith("Without a cache") and "XDG_CACHE_HOME" in said[0]
+    monkeypatch.setattr("wdjax.jobs.folder.cache_folder", lambda: tmp_path / "new/wdjax")
+    assert cli._cache_folder() == tmp_path / "new/wdjax"
+    assert not (tmp_path / "new").exists()

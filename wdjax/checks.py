@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from wdjax.types import Schedule, Strength
+
+MOST_OF_NAMES = 255
+"""Bytes of a file's name that common file systems take."""
 
 
 def is_known(value: Any) -> bool:
@@ -139,6 +143,31 @@ def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None 
     if value < low or (high is not None and value > high):
         bound = f">= {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {bound}, got {name}={value}.")
+
+
+def check_text(name: str, value: str, *, may_be_empty: bool = False) -> None:
+    """Checks that `value` can be a name: it is UTF-8, and no part of a path in it is too long.
+
+    Raises:
+      ValueError: if it is empty, has a NUL character or bytes that are not UTF-8, or a part of
+        more than the 255 bytes that file systems take.
+    """
+    if not value and not may_be_empty:
+        raise ValueError(f"`{name}` must not be empty; leave it out for its default.")
+    if "\0" in value:
+        raise ValueError(f"`{name}` must not hold a NUL character, got {value!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"`{name}` must be UTF-8, got {value!r}; rename what is called so."
+        ) from None
+    longest = max((len(part.encode()) for part in re.split("[/\\\\:,=]", value)), default=0)
+    if longest > MOST_OF_NAMES:
+        raise ValueError(
+            f"`{name}` has a name of {longest} bytes, and a file system takes {MOST_OF_NAMES}; "
+            f"give a shorter one than {value[:20]!r}..."
+        )
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import os
+import pathlib
 import re
 import shlex
 import sys
@@ -13,6 +15,7 @@ import time
 import types
 import typing
 import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wdjax.ending import DONE, FAILED, STATUSES, TERMINATED, end, ending_of
@@ -81,9 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    _check_words(words)
     _set_up_jax(words)
     from wdjax import jobs  # start-up: what JAX is told must be told before it is imported.
-    from wdjax.checks import nearest  # start-up: likewise.
+    from wdjax.checks import check_text, nearest  # start-up: likewise.
 
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
     parsed, unknown = parser.parse_known_args(words)
@@ -95,6 +99,9 @@ def _main(words: list[str]) -> int:
         raise ValueError(
             f"unknown argument {unknown[0]!r} of `wdjax {job}`.{nearest(unknown[0], known)}"
         )
+    for name, value in arguments.items():
+        if job in ("predict", "report") and value is not None:
+            check_text(name, value)
     if job == "report":
         write_out(f"Wrote {jobs.run_report(arguments['run'])}")
     elif job == "predict":
@@ -113,6 +120,20 @@ def _main(words: list[str]) -> int:
     return DONE
 
 
+def _check_words(words: list[str]) -> None:
+    """Refuses what argparse takes in silence, or dies of."""
+    seen: dict[str, str | None] = {}
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag, equals, value = word.partition("=")
+        if not re.fullmatch("--[a-z].*", flag, re.DOTALL):
+            continue
+        if equals and value == "--":
+            raise ValueError(f"argument {flag}: `--` is no value; got {word!r}.")
+        if flag in seen:
+            raise ValueError(f"argument {flag} is given more than once; which of them is meant?")
+        seen[flag] = value
+
+
 def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     """Without the line of code that it came from, which looks like a traceback."""
     del place, more
@@ -121,8 +142,7 @@ def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
 
 def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """Runs `select`, `compare` or `train` under the screen; their results."""
-    from wdjax.jobs.folder import cache_folder  # start-up: after JAX was told, see `main`.
-    from wdjax.runners import join_processes  # start-up: likewise.
+    from wdjax.runners import join_processes  # start-up: after JAX was told, see `_main`.
 
     runs: dict[str, Any] = {
         "select": (jobs.SelectOptions, jobs.run_select),
@@ -132,8 +152,8 @@ def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> di
     kind, run = runs[job]
     if job != "train":
         # What is cached changes no result, so it is the command's to say and in no run's options.
-        fresh = arguments.pop("fresh")
-        run = functools.partial(run, cache=None if fresh else cache_folder() / "trials")
+        cache = None if arguments.pop("fresh") else _cache_folder(say=write_error)
+        run = functools.partial(run, cache=None if cache is None else cache / "trials")
     options = kind(**arguments)
     if job == "train" and options.distributed is not None:
         join_processes(options.distributed)
@@ -149,7 +169,7 @@ class _Screen:
     """Progress on standard error: a live bar on a terminal, else a line now and then."""
 
     def __init__(self):
-        from wdjax.extras import need  # start-up: after JAX was told, see `main`.
+        from wdjax.extras import need  # start-up: after JAX was told, see `_main`.
 
         need("rich", what="the command's progress")
         from rich.console import Console
@@ -158,7 +178,7 @@ class _Screen:
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f} of {task.total:.0f}"),
             TimeElapsedColumn(),
@@ -184,7 +204,7 @@ class _Screen:
     def show(self, what: str, event: Any) -> None:
         """Shows how far a stage is, and how long it will take once that is known."""
         left = "" if event.remaining is None else f"about {event.remaining:.0f} s left"
-        doing = f"{what}: compiling" if event.stage == "compile" else what
+        doing = printable(f"{what}: compiling" if event.stage == "compile" else what)
         if self.bar.disable:
             self._line(doing, event, left)
             return
@@ -209,14 +229,14 @@ def _set_up_jax(words: list[str]) -> None:
     """
     import jax
 
-    from wdjax.jobs.folder import cache_folder  # start-up: after the flags above.
-    from wdjax.runners import num_cores  # start-up: likewise.
+    from wdjax.runners import num_cores  # start-up: imports JAX.
 
     # Two CPU processes of several devices dead-lock on JAX 0.10 when steps queue up.
     default_devices = num_cores() if _value_of("--distributed", words) is None else 1
+    cache = _cache_folder()
     settings = {
         "jax_num_cpu_devices": _devices_wanted(words) or default_devices,
-        "jax_compilation_cache_dir": str(cache_folder() / "jax"),
+        "jax_compilation_cache_dir": None if cache is None else str(cache / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -225,6 +245,23 @@ def _set_up_jax(words: list[str]) -> None:
             # Called from a program that has started JAX, the devices are what they are.
             with contextlib.suppress(RuntimeError):
                 jax.config.update(name, value)
+
+
+def _cache_folder(say: Callable[[str], None] | None = None) -> pathlib.Path | None:
+    """The folder of what need not be done twice; none, which is said, where there can be none."""
+    from wdjax.jobs.folder import cache_folder  # start-up: after JAX was told, see `_main`.
+
+    try:
+        folder = cache_folder()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return folder
+        reason = f"{str(there)!r} is no folder that can be written to"
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder.
+        reason = str(error).rstrip(".")
+    if say is not None:
+        say(f"Without a cache of finished trainings: {reason}; XDG_CACHE_HOME gives another place.")
+    return None
 
 
 def _value_of(name: str, words: list[str]) -> str | None:
@@ -242,9 +279,19 @@ def _is_given(name: str, words: list[str]) -> bool:
 
 
 def _devices_wanted(words: list[str]) -> int | None:
-    """`--devices N` read ahead of the parser: a CPU must be split before JAX starts."""
-    number = _value_of("--devices", words) or ""
-    return int(number) if number.isdigit() and int(number) > 0 else None
+    """`--devices N` read ahead of the parser: a CPU must be split before JAX starts.
+
+    Raises:
+      ValueError: for more than JAX survives.
+    """
+    from wdjax.runners import check_num_devices  # start-up: imports JAX.
+
+    try:
+        number = int(_value_of("--devices", words) or "")
+    except ValueError:
+        return None  # The parser will say so.
+    check_num_devices(number)
+    return number if number > 0 else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -281,6 +328,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         description="Weight decay for JAX: choose a strength, compare methods, audit, train.",
         epilog=f"example: {EXAMPLES['select']}\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
     for name, options in (
@@ -316,6 +364,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         "report",
         help="Draw a run's report.html again from its results.json.",
         epilog=f"example: {EXAMPLES['report']}",
+        allow_abbrev=False,
     )
     report.add_argument("run", metavar="RUN", help="the folder that select or train wrote")
     return parser

@@ -7,6 +7,7 @@ and spares the user's arrays.
 
 import functools
 import os
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from wdjax.interfaces import check_batch
 from wdjax.parts import leaf_path
 from wdjax.step import Metrics, StepFn, TrainState
 from wdjax.types import Batch, is_inexact
+
+DEVICES_A_CORE = 4
+MOST_PROCESSES = 65_536
 
 RunFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 """`run(state, batch) -> (state, metrics)`, compiled."""
@@ -141,24 +145,64 @@ def join_processes(where: str) -> None:
         else `HOST:PORT,COUNT,INDEX`: where process 0 listens, how many there are, which this is.
 
     Raises:
-      ValueError: if `where` is neither, or no process 0 answers in time.
+      ValueError: if `where` is neither, by the part that is wrong, or no process 0 answers in time.
     """
     if where == "auto":
         arguments: dict[str, Any] = {}
     else:
-        address, *numbers = where.split(",")
-        whole = len(numbers) == 2 and all(number.isdigit() for number in numbers)
-        if not whole or ":" not in address or int(numbers[1]) >= int(numbers[0]):
-            raise ValueError(
-                "`distributed` must be auto or HOST:PORT,COUNT,INDEX with INDEX from 0, such as "
-                f"10.0.0.1:1234,2,0; got {where!r}."
-            )
-        count, index = map(int, numbers)
+        address, count, index = _processes_of(where)
         arguments = {"coordinator_address": address, "num_processes": count, "process_id": index}
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"`distributed` = {where!r}: {error}") from error
+
+
+def _processes_of(where: str) -> tuple[str, int, int]:
+    """`HOST:PORT,COUNT,INDEX`: the address, the count and the index.
+
+    What JAX's runtime, which is no Python, would end the whole process for is refused here.
+    """
+    must = "`distributed` must be auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.1:1234,2,0"
+    address, *numbers = where.split(",")
+    host, _, port = address.rpartition(":")
+    counts = [_whole(number) for number in numbers]
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]", host):
+        raise ValueError(f"{must}; got the host {host!r} in {where!r}.")
+    if not 1 <= _whole(port) <= 65535:
+        raise ValueError(f"{must}, with a port from 1 to 65535; got {port!r} in {where!r}.")
+    if len(counts) != 2:
+        raise ValueError(f"{must}; got {len(counts)} numbers after the port in {where!r}.")
+    count, index = counts
+    if not 1 <= count <= MOST_PROCESSES:
+        raise ValueError(
+            f"{must}, with a count from 1 to {MOST_PROCESSES}; got {numbers[0]!r} in {where!r}."
+        )
+    if not 0 <= index < count:
+        raise ValueError(
+            f"{must}, with an index from 0 to {count - 1}; got {numbers[1]!r} in {where!r}."
+        )
+    return address, count, index
+
+
+def _whole(text: str) -> int:
+    """A number of plain digits; -1 for anything else, such as a superscript or one of 20 digits."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+
+
+def check_num_devices(num_devices: int) -> None:
+    """Checks that a CPU can be split into so many devices, before JAX tries.
+
+    Raises:
+      ValueError: for more than 4 a core: each has threads of its own, and far beyond it the
+        process dies of them.
+    """
+    most = DEVICES_A_CORE * num_cores()
+    if num_devices > most:
+        raise ValueError(
+            f"`devices` must be at most {most}, {DEVICES_A_CORE} for each core of this machine "
+            f"({num_cores()}), got devices={num_devices}."
+        )
 
 
 def num_cores() -> int:

@@ -4,19 +4,26 @@ import dataclasses
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.decay import Conversion, explain_conversion
-from wdjax.jobs.options import option
+from wdjax.jobs.options import check_held, option
 from wdjax.recipe.kinds import SCHEDULE_KINDS, default_of
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertOptions:
-    """Say a strength in another codebase's convention."""
+    """Say a strength in another codebase's convention.
+
+    Raises:
+      ValueError: for a number that no array can hold.
+    """
 
     learning_rate: float | None = option(None, "at its peak; needed for timescales")
     schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
-    num_steps: int | None = option(None, "of the run; needed under a schedule")
+    num_steps: int | None = option(None, "of the run; needed under a schedule", high=10**8)
     batch_size: int | None = option(None, "examples a step; needed for timescale_epochs")
     num_examples: int | None = option(None, "examples an epoch; for sklearn, timescale_epochs")
+
+    def __post_init__(self) -> None:
+        check_held(self)
 
 
 def run_convert(value: float, source: str, target: str, options: ConvertOptions) -> Conversion:

@@ -1,9 +1,11 @@
 """What each job can be told: choices and numbers, with the words its help prints."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from wdjax.checks import check_text
 from wdjax.recipe.kinds import (
     AUGMENTATION_KINDS,
     DECAY_KINDS,
@@ -19,25 +21,76 @@ from wdjax.recipe.kinds import (
 )
 from wdjax.selection.choice import RULES
 
+MOST_OF_INTEGERS = 2**31 - 1
+MOST_OF_NUMBERS = 3.4028234663852886e38
+"""What int32 and float32, in which runs compute, can hold; an option with less says so."""
 
-def option(default: Any, text: str, choices: Sequence[str] = (), *, streamed: bool = False) -> Any:
+
+def option(
+    default: Any,
+    text: str,
+    choices: Sequence[str] = (),
+    *,
+    streamed: bool = False,
+    high: int | float | None = None,
+    may_be_empty: bool = False,
+) -> Any:
     """A field of an options class, with the line that the command's help prints.
 
-    One that only a `streamed` run has is shown beside `--stream` alone: help fits a screen.
+    One that only a `streamed` run has is shown beside `--stream` alone: help fits a screen. `high`
+    is the most that it can be, by default what int32 or float32 hold.
     """
     about = {"help": text, "choices": tuple(choices), "streamed": streamed}
+    about |= {"high": high, "may_be_empty": may_be_empty or default == ""}
     return dataclasses.field(default=default, metadata=about)
+
+
+def check_held(options: Any) -> None:
+    """Checks that every option can be held: numbers by an array, text by the name of a file.
+
+    Raises:
+      ValueError: for the first that cannot, with the bound.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, str):
+            check_text(field.name, value, may_be_empty=field.metadata["may_be_empty"])
+        for number in value if isinstance(value, tuple) else (value,):
+            _check_number_held(field.name, number, field.metadata["high"])
+
+
+def _check_number_held(name: str, value: Any, high: int | float | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if high is None:
+        high = MOST_OF_INTEGERS if isinstance(value, int) else MOST_OF_NUMBERS
+    if high < abs(value) < math.inf:  # Infinity has its own refusal, where its range is checked.
+        shown = str(high) if isinstance(high, int) else f"{high:g}"
+        bound = f"at least -{shown}" if value < 0 else f"at most {shown}"
+        raise ValueError(f"`{name}` must be {bound}, got {name}={_short(value)}.")
+
+
+def _short(value: int | float) -> str:
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a number of {int(math.log10(abs(value))) + 1} digits"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What every run needs to know."""
+    """What every run needs to know.
+
+    Raises:
+      ValueError: for a number that no array and a text that no file's name can hold.
+    """
 
     data: str = option("digits", "iris, diabetes, tfds:NAME, FILE.npz, FILE.csv")
     data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
-    target: str | None = option(None, "column of FILE.csv to predict (default the last)")
+    target: str | None = option(
+        None, "column of FILE.csv to predict (default the last)", may_be_empty=True
+    )
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
     model: str = option(
         default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model"
@@ -59,12 +112,15 @@ class RunOptions:
     part_weight_on: str = option("decay", "what it multiplies", PART_WEIGHT_PLACES)
     dropout: float = option(0.0, "rate at which hidden units are dropped")
     label_noise: float = option(0.0, "share of labels made wrong; test labels stay right")
-    seed: int = option(0, "random seed of the split, the folds and every run")
+    seed: int = option(0, "random seed of the split, the folds and every run", high=2**32 - 1)
     out: str | None = option(None, "folder to write (default a new one under runs/)")
     name: str | None = option(None, "the folder's name under runs/, in place of --out")
     overwrite: bool = option(False, "replace an existing folder")
     dtype: str = option("float32", "", DTYPES)
     devices: int | None = option(None, "how many to use (default all; on a CPU its cores)")
+
+    def __post_init__(self) -> None:
+        check_held(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +179,7 @@ class TrainOptions(RunOptions):
         None,
         "seconds without a step that count as a hang (default 600; 0: never)",
         streamed=True,
+        high=10**9,
     )
     on_hang: str | None = option(
         None, "what to do about a hang (default report)", ("report", "end"), streamed=True
