@@ -1,7 +1,6 @@
 """The streaming loop: exact on resume, best kept, logged, and never past a number gone wrong."""
 
 import importlib
-import json
 import math
 import os
 import shutil
@@ -495,18 +494,6 @@ def test_telemetry_sees_the_step_to_come_and_leaves_the_run_as_it_was(run_step, 
     np.testing.assert_allclose(
         [line["telemetry/part/input"] for line in seen], [inputs[i] for i in (0, 3, 6)]
     )
-
-
-def test_a_log_cut_short_by_a_kill_reads_as_far_as_it_is_whole(tmp_path):
-    log = RunLog(tmp_path / "log.jsonl")
-    log.write(1, {"loss": jnp.float32(0.5)})
-    log.write(2, {"loss": math.nan})
-    with open(log.path, "a") as file:
-        file.write('{"step": 3, "lo')
-    assert log.read() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
-    log.cut_after(1)
-    assert [json.loads(line) for line in log.path.read_text().splitlines()] == log.read()
-    assert log.read() == [{"step": 1, "loss": 0.5}]
 
 
 def points_of(folder):

@@ -1,15 +1,22 @@
 """Going on with a run that was stopped: what it was told, and what must be the same again."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import types
+import typing
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from wdjax.checkpoint import CheckpointError
+from wdjax.checkpoint.manifest import read_facts, steps_in
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import clear_earlier
 from wdjax.jobs.setup import Prepared
 from wdjax.recipe.own import check_given_again
+from wdjax.writing import SEAL, DamagedFileError, read_mapping, sealed, unsealed, write_whole
 
 CONFIG = "config.json"
 
@@ -44,6 +51,8 @@ def resumed_options(folder: str, given: Mapping[str, Any]) -> TrainOptions:
 
     Raises:
       ValueError: if the folder holds no saved run, or names a model that was not given.
+      DamagedFileError: if what the run was told cannot be known any more.
+      OSError: if it cannot be read.
     """
     saved = read_config(pathlib.Path(folder))
     names = {field.name for field in dataclasses.fields(TrainOptions)}
@@ -62,28 +71,79 @@ def run_config(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """What the run in a folder was told.
+    """What the run in a folder was told: of its config.json, or else of its newest checkpoint.
 
     Raises:
-      ValueError: if there is none, or it cannot be read.
+      ValueError: if it holds no saved run.
+      DamagedFileError: if it is not what was written, and no checkpoint says what that was.
+      OSError: if it cannot be read.
+
+    Warns:
+      RuntimeWarning: if it is of an earlier version, which did not seal it; or if it is damaged
+        or gone and a checkpoint stands in for it.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return _sealed_or_old(folder / CONFIG)
+    except (FileNotFoundError, NotADirectoryError, DamagedFileError) as error:
+        step, config = _config_of_newest(folder / "checkpoints")
+        if config:
+            why = str(error) if isinstance(error, DamagedFileError) else f"{CONFIG} is gone."
+            warnings.warn(
+                f"{str(folder)!r}: {why} What the run was told is taken from its checkpoint of "
+                f"step {step}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return config
+        if isinstance(error, DamagedFileError):
+            raise DamagedFileError(
+                f"`resume`: {error} No checkpoint says what it was; start the run anew."
+            ) from error
         raise ValueError(
             f"`resume` {str(folder)!r} holds no {CONFIG}; give the folder of a run that was begun "
             "with wdjax train and saved on the way."
         ) from None
-    except ValueError as error:
-        raise ValueError(f"`resume`: {str(folder / CONFIG)!r} is not JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"`resume`: {str(folder / CONFIG)!r} was not written by wdjax train.")
-    return config
+
+
+def _sealed_or_old(path: pathlib.Path) -> dict[str, Any]:
+    found = read_mapping(path)
+    if SEAL in found:
+        return unsealed(found, path)
+    kinds = typing.get_type_hints(TrainOptions)
+    for name, value in found.items():
+        if name not in kinds:
+            raise DamagedFileError(f"{str(path)!r} says {name!r}, which is no option of a run.")
+        if not is_of_kind(value, kinds[name]):
+            raise DamagedFileError(f"{str(path)!r} says {name} = {value!r}, which cannot be.")
+    warnings.warn(
+        f"{str(path)!r} carries no SHA-256: an earlier version wrote it, or it was edited. What "
+        "it says is taken as it stands.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return found
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is one that an options field of this type can have."""
+    if isinstance(kind, types.UnionType):
+        return any(is_of_kind(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        (one, _) = typing.get_args(kind)
+        return isinstance(value, list) and all(is_of_kind(each, one) for each in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return value is None if kind is types.NoneType else type(value) is kind
+
+
+def _config_of_newest(checkpoints: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    for step in reversed(steps_in(checkpoints)):
+        with contextlib.suppress(CheckpointError, ValueError):
+            return step, read_facts(checkpoints, step)["config"]
+    return 0, {}
 
 
 def start_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
     """Takes out what an earlier run left, and writes down what this one was told."""
     clear_earlier(out)
-    beside = out / f"{CONFIG}.tmp"
-    beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    beside.replace(out / CONFIG)
+    write_whole(out / CONFIG, json.dumps(sealed(config), indent=2) + "\n")

@@ -4,20 +4,27 @@ import json
 import math
 import os
 import pathlib
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wdjax.extras import need
+from wdjax.writing import WriteError, json_bytes, write_whole
+
+STEP, CHECK = "step", "check"
+"""The keys of a line's step, and of the CRC-32 of all else that the line says."""
 
 
 class RunLog:
-    """Appends `{"step": ..., "loss": ..., ...}` to a file, one line each, whole at once.
+    """Appends `{"step": ..., "loss": ..., ..., "check": ...}` to a file, one line each.
 
     A number in a tree is named by its path, `telemetry/dense/kernel/norm`; one that is not finite
-    is null, since JSON has no other word. `pandas.read_json(path,
-    lines=True)` reads it.
+    is null, since JSON has no other word. `check` is the CRC-32 of the line without it, as JSON
+    with sorted keys, in hexadecimal: a line that was damaged is passed over, and said, and the
+    others count. `pandas.read_json(path, lines=True)` reads the file.
 
     Args:
       path: the file.
@@ -32,31 +39,78 @@ class RunLog:
     ):
         self.path = pathlib.Path(path)
         self._board = None if board is None else Board(board)
+        self.num_lines = 0
+        """Lines written or kept, as far as this object knows."""
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Adds a line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Adds a line.
+
+        Raises:
+          ValueError: for a number named `step` or `check`, which a line has itself.
+          WriteError: if it could not be written.
+        """
         values = {name: _number(value) for name, value in _flat(numbers)}
-        line = json.dumps({"step": step, **values}, allow_nan=False)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        for name in (STEP, CHECK):
+            if name in values:
+                raise ValueError(f"a number of a log cannot be named {name!r}; rename it.")
+        line = _line({STEP: int(step), **values})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror or str(error), str(self.path)) from error
+        self.num_lines += 1
         if self._board is not None:
             self._board.write(step, values)
 
+    def flush(self) -> None:
+        """What was written survives a power cut from here on.
+
+        Raises:
+          WriteError: if the system refuses.
+        """
+        if not self.path.is_file():
+            return
+        try:
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror or str(error), str(self.path)) from error
+
     def read(self) -> list[dict[str, Any]]:
-        """Every line, without a last one that a kill cut short."""
-        if not self.path.exists():
-            return []
-        *whole, _ = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in whole]
+        """Every whole line, without its check.
+
+        Raises:
+          OSError: if the file cannot be read.
+
+        Warns:
+          RuntimeWarning: once, of lines that are damaged or cut short, by their numbers, which
+            are passed over; or that the log is of an earlier version, whose lines have no check.
+        """
+        found = _read(self.path)
+        found.warn(self.path)
+        return found.lines
 
     def cut_after(self, step: int) -> None:
-        """Takes out what was logged after `step`: a resumed run will log it again."""
-        kept = [line for line in self.read() if line["step"] <= step]
-        if self.path.exists():
-            beside = self.path.with_name(self.path.name + ".tmp")
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            beside.replace(self.path)
+        """Takes out what was logged after `step`: a resumed run will log it again.
+
+        A log with damaged lines is kept beside, as `log-damaged.jsonl`, before they are left out.
+
+        Raises:
+          OSError: if the file cannot be read or written.
+
+        Warns:
+          RuntimeWarning: as `read`.
+        """
+        found = _read(self.path)
+        found.warn(self.path)
+        kept = [line for line in found.lines if line[STEP] <= step]
+        if found.damaged:
+            write_whole(_free(self.path), self.path.read_bytes())
+        if os.path.lexists(self.path):
+            write_whole(self.path, "".join(map(_line, kept)))
+        self.num_lines = len(kept)
         if self._board is not None:
             self._board.begin_with(kept)
 
@@ -64,6 +118,92 @@ class RunLog:
         """Writes out what TensorBoard was not shown yet; a line after that begins a new file."""
         if self._board is not None:
             self._board.close()
+
+
+class _Found(NamedTuple):
+    """What a log's file holds."""
+
+    lines: list[dict[str, Any]]
+    damaged: list[int]
+    """The numbers of the lines that are not what was written, from 1."""
+    is_cut: bool
+    """Whether it ends in the middle of a line, as a kill leaves it."""
+    is_old: bool
+    """Whether it has lines and none has a check."""
+
+    def warn(self, path: pathlib.Path) -> None:
+        """Says what was passed over."""
+        said = []
+        if self.damaged:
+            shown = ", ".join(map(str, self.damaged[:10]))
+            more = f" and {len(self.damaged) - 10} more" if len(self.damaged) > 10 else ""
+            said.append(
+                f"{len(self.damaged)} of its lines are damaged and passed over: {shown}{more}"
+            )
+        if self.is_cut:
+            said.append("its last line is cut short and passed over")
+        if self.is_old:
+            said.append(
+                "an earlier version wrote it, without checks: damage of its numbers is not seen"
+            )
+        if said:
+            warnings.warn(f"{str(path)!r}: {'; '.join(said)}.", RuntimeWarning, stacklevel=4)
+
+
+def _read(path: pathlib.Path) -> _Found:
+    try:
+        *ended, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return _Found([], [], False, False)
+    lines: list[tuple[int, dict[str, Any]]] = []
+    damaged = []
+    for number, content in enumerate(ended, start=1):
+        line = _parsed(content)
+        if line is not None:
+            lines.append((number, line))
+        elif content.strip():
+            damaged.append(number)
+    # A last line whose end alone is lost or damaged is known to be whole by its check.
+    end = next((line for c in (last, last[:-1]) if CHECK in (line := _parsed(c) or {})), None)
+    if end is not None:
+        lines.append((len(ended) + 1, end))
+    has_checks = any(CHECK in line for _, line in lines)
+    if has_checks:
+        damaged += [number for number, line in lines if CHECK not in line]
+        lines = [(number, line) for number, line in lines if CHECK in line]
+    bare = [{name: v for name, v in line.items() if name != CHECK} for _, line in lines]
+    return _Found(bare, sorted(damaged), bool(last) and end is None, bool(bare) and not has_checks)
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """A line, with its check if it has one; None if that, or anything else, is wrong."""
+    try:
+        line = json.loads(content)
+        if not isinstance(line, dict):
+            return None
+        bare = {name: value for name, value in line.items() if name != CHECK}
+        is_right = CHECK not in line or line[CHECK] == _check_of(bare)
+    except (ValueError, RecursionError):
+        return None
+    numbers = all(v is None or type(v) in (int, float) for v in bare.values())
+    return line if is_right and numbers and type(bare.get(STEP)) is int else None
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps({**values, CHECK: _check_of(values)}, allow_nan=False) + "\n"
+
+
+def _check_of(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json_bytes(values)):08x}"
+
+
+def _free(path: pathlib.Path) -> pathlib.Path:
+    """`log-damaged.jsonl`, or the first of `log-damaged-2.jsonl`, ... that is free."""
+    number, free = 1, path.with_name(f"{path.stem}-damaged{path.suffix}")
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-damaged-{number}{path.suffix}")
+    return free
 
 
 class Board:
@@ -105,7 +245,10 @@ class Board:
 def write_tensorboard(log: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Writes a finished log's numbers as TensorBoard events, one curve a name.
 
+    Damaged lines are passed over with a warning, see `RunLog.read`.
+
     Raises:
+      OSError: if the log cannot be read.
       ImportError: if tensorboardX is not installed: `pip install "wdjax[tensorboard]"`.
     """
     board = Board(folder)
@@ -119,7 +262,7 @@ def _flat(numbers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(inner, Mapping):
             yield from ((f"{name}/{below}", number) for below, number in _flat(inner))
         else:
-            yield name, value
+            yield str(name), value
 
 
 def _number(value: Any) -> float | int | None:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C, asked about between two steps instead of striking in the middle of one."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -69,6 +70,7 @@ class Signals:
         del frame
         words = f"{signal.Signals(number).name}: finishing the step; once more ends at once.\n"
         # Not print: the signal may have come in the middle of one.
-        os.write(2, words.encode())
+        with contextlib.suppress(OSError):  # Standard error may be closed: the run goes on.
+            os.write(2, words.encode())
         self._got = number
         signal.signal(number, self._old[number])

@@ -13,6 +13,7 @@ from wdjax.checkpoint import Restored, check_same_config
 from wdjax.checkpoint.manifest import BEGAN
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.stream import as_stream
+from wdjax.loop.log import RunLog
 from wdjax.loop.settings import Evaluation, Logging, Saving, from_old, is_due
 from wdjax.loop.signals import Preempted as Preempted
 from wdjax.loop.signals import Signals
@@ -110,6 +111,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.saved_on: int | None = None
         self._worse = 0
         self._began: int | None = None
+        self._logged: int | None = None
         self._best: TrainState | None = None
         self._resumed = False
         self._unsettled: tuple[int, Metrics, bool] | None = None
@@ -138,6 +140,17 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self._take_over(found)
         self._look_for_best()
         return self.step
+
+    def _look_for_lines(self, log: RunLog) -> None:
+        """A log that was cut or exchanged since the save must not shorten curves unsaid."""
+        logged, self._logged = self._logged, None
+        if logged is not None and log.num_lines < logged:
+            warnings.warn(
+                f"{str(log.path)!r} holds {log.num_lines} lines up to step {self.step}, of which "
+                f"{logged} were written: the run is not touched, but its curves have gaps.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _look_for_best(self) -> None:
         assert self._saving is not None
@@ -176,6 +189,10 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
           CheckpointError: if a save failed, at the next step.
           Preempted: after SIGTERM, saved.
           KeyboardInterrupt: after Ctrl-C, saved.
+          WriteError: if a line could not be logged.
+
+        Warns:
+          RuntimeWarning: if lines of the log are damaged or missing.
         """
         fresh = self.step == 0 and not self._resumed
         saved = None if self._saving is None else self._saving.checkpoints
@@ -187,6 +204,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         if self._log is not None:
             # A run killed before its first checkpoint begins anew, and so does its log.
             self._log.cut_after(self.step)
+            self._look_for_lines(self._log)
         stands = self._stream.get_state().get("batches")
         self._began = stands - self.step if isinstance(stands, int) else None
         with Signals() as signals, self._watchdog or contextlib.nullcontext():
@@ -341,7 +359,10 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             "devices": _num_devices(self.state),
             "stopped_early": self.stopped_early,
             BEGAN: self._began,
+            "logged": None if self._log is None else self._log.num_lines,
         }
+        if self._log is not None:
+            self._log.flush()
         self._saving.checkpoints.save(
             self.step,
             self.state,
@@ -360,6 +381,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.best_score = math.inf if self.best_step is None else progress["best_score"]
         self._worse, self.skipped = progress["worse"], progress["skipped"]
         self.empty = progress.get("empty", 0)
+        self._logged = progress.get("logged")
         self.stopped_early = progress["stopped_early"]
 
 

@@ -1,5 +1,6 @@
 """A watchdog for a run: when no step finishes for too long, it dumps the stacks of all threads."""
 
+import contextlib
 import faulthandler
 import os
 import pathlib
@@ -90,7 +91,7 @@ class HangWatch:
                 left = self._seconds if begun is None else begun + bound - time.monotonic()
                 if left > 0:
                     # Nobody notifies at `begin`, which every step calls: a look at times will do.
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
                     continue
                 self._said = True
                 waited, step, doing = bound - left, self._step, self._doing
@@ -112,11 +113,15 @@ class HangWatch:
             where = f"the stacks could not be written ({error.strerror})"
         _say(f"wdjax: {words}; {where}. {'It ends.' if self._ends else 'It is left to run.'}")
         if self._tell is not None:
-            self._tell(step, waited)
+            try:
+                self._tell(step, waited)
+            except OSError as error:  # Of the run itself the same disk will be told.
+                _say(f"wdjax: that could not be logged: {error}")
         if self._ends:
             os._exit(FAILED)
 
 
 def _say(words: str) -> None:
     # Not print: the thread that hangs may be in the middle of one.
-    os.write(2, (words + "\n").encode())
+    with contextlib.suppress(OSError):  # Standard error may be closed.
+        os.write(2, (words + "\n").encode(errors="backslashreplace"))
