@@ -58,8 +58,8 @@ def names():
     """A section for each group of names that `wdjax/__init__.py` imports under a comment."""
     lines, heading = [], ""
     for line in pathlib.Path(wdjax.__file__).read_text(encoding="utf-8").splitlines():
-        if line.startswith("# "):
-            heading = line[2:]
+        if line.strip().startswith("# "):
+            heading = line.strip()[2:]
         elif imported := re.fullmatch(r" *from wdjax\S* import \w+ as ([a-zA-Z]\w*)", line):
             name = imported[1]
             if heading:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "wdjax"
 # not the rest of `weights`.
 LAYERS = (
     ("types", "tables", "moved", "extras", "order", "writing", "printing"),
-    ("checks", "interfaces", "ending"),
+    ("checks", "interfaces", "ending", "screen"),
     ("parts", "weights.zero"),
     ("losses", "penalties"),
     ("host_checks", "measures", "weights", "decay", "models"),

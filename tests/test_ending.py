@@ -1,9 +1,15 @@
 """How the command ends when something fails: a sentence and a status, or a bug that says it is."""
 
+import contextlib
 import json
+import os
 import pathlib
+import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -16,6 +22,8 @@ from wdjax.cli import main
 from wdjax.ending import ending_of
 from wdjax.jobs import NonFiniteError
 from wdjax.printing import printable, write_error, write_out
+from wdjax.screen import Screen
+from wdjax.selection import Progress
 from wdjax.writing import DamagedFileError, WriteError
 
 NO_SUCH = FileNotFoundError(2, "No such file or directory", "mine.csv")
@@ -246,3 +254,123 @@ def test_without_a_place_for_a_cache_it_works_and_says_so(reason, tmp_path, monk
     monkeypatch.setattr("wdjax.jobs.folder.cache_folder", lambda: tmp_path / "new/wdjax")
     assert cli._cache_folder() == tmp_path / "new/wdjax"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_on_a_full_disk_is_said_and_ends_with_1(monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", open("/dev/full", "w", buffering=1))
+        assert main(["convert", "0.1", "keras_l2", "torch_adamw"]) == 1
+        assert main(["--help"]) == 1
+        with pytest.raises(OSError):
+            sys.stdout.close()
+    _, told = capfd.readouterr()
+    line = "wdjax: the standard output could not be written: No space left on device; give it"
+    assert [row.startswith(line) for row in told.splitlines()] == [True, True]
+
+
+def test_a_closed_pipe_ends_the_command_without_a_word(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = os.fdopen(writer, "w")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", closed)
+            assert main(["convert", "0.1", "keras_l2", "torch_adamw"]) == 1
+            patch.setattr(sys, "stderr", closed)
+            assert main(["report", "nowhere"]) == 2
+            with Screen() as screen:
+                screen.say("Training goes on.")
+                screen.say("And on.")
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_in_names_that_steer_a_terminal_is_escaped(capfd):
+    screen = Screen()
+    screen.say("\x1b[2J[bold]data[/bold]")
+    screen.show("\x1b]0;method\x07", Progress("compile", 0, 3, 0.0, None, None))
+    told = capfd.readouterr().err
+    assert told.splitlines()[0] == "\\x1b[2J[bold]data[/bold]"
+    assert "\\x1b]0;method\\x07: compiling" in told and "\x1b" not in told
+
+
+# As a process: what Python itself says at its exit.
+
+CONVERT = "convert 0.1 keras_l2 torch_adamw"
+
+
+def shell(line, **more):
+    """What a line of the shell ends with, in which `wdjax` is the command."""
+    command = f"{shlex.quote(sys.executable)} -m wdjax.cli"
+    kept = {name: v for name, v in os.environ.items() if not name.startswith(("JAX_", "PYTEST_"))}
+    return subprocess.run(
+        ["bash", "-c", line.replace("wdjax", command)],
+        env=kept | {"PYTHONPATH": str(pathlib.Path(wdjax.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "told"),
+    [
+        (f"wdjax {CONVERT} > /dev/full", 1, "wdjax: the standard output could not be written: "),
+        (f"wdjax {CONVERT} | true; exit ${{PIPESTATUS[0]}}", 1, ""),
+        pytest.param(f"wdjax {CONVERT} >&-", 0, "", marks=pytest.mark.slow),
+        pytest.param("wdjax report nowhere 2>&-", 2, "", marks=pytest.mark.slow),
+        pytest.param(
+            f"unset HOME XDG_CACHE_HOME; wdjax {CONVERT} > /dev/null", 0, "", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_at_the_exit_of_the_process_nothing_more_is_said(line, status, told):
+    done = shell(line)
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert done.stderr.startswith(told) and len(done.stderr.splitlines()) == bool(told)
+
+
+LISTENING = """
+import gc, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from wdjax.cli import command
+assert "jax" not in sys.modules
+gc.freeze = lambda: print("listening", flush=True)  # The next thing it does.
+sys.exit(command())
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.8])
+def test_ctrl_c_while_importing_ends_in_one_line(seconds, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", LISTENING, *"select --data digits --epochs 9000".split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(wdjax.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "listening\n"
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert (child.returncode, told) == (130, "wdjax: stopped by Ctrl-C.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_public_name_is_imported_when_it_is_asked_for_and_is_the_one_that_editors_see():
+    """What stands under `TYPE_CHECKING` in `__init__.py`, and what is found at run time."""
+    text = pathlib.Path(wdjax.__file__).read_text(encoding="utf-8")
+    seen = re.findall(r"^ +from (wdjax\S*) import (\w+) as (\w+)$", text, re.MULTILINE)
+    assert all(name == same for _, name, same in seen)
+    assert {name: home for home, name, _ in seen} == wdjax._HOMES and len(seen) > 50
+    assert wdjax.losses.cross_entropy is wdjax.cross_entropy
+    with pytest.raises(AttributeError, match="no attribute 'losess'"):
+        _ = wdjax.losess

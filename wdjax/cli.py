@@ -10,16 +10,17 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
-import time
 import types
 import typing
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from wdjax.ending import DONE, FAILED, STATUSES, TERMINATED, end, ending_of
-from wdjax.printing import let_go_of_outputs, one_line, printable, write_error, write_out
+from wdjax.ending import DONE, FAILED, INTERRUPTED, STATUSES, TERMINATED, end, ending_of
+from wdjax.printing import let_go_of_outputs, one_line, write_error, write_out
+from wdjax.screen import Screen
 
 EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
@@ -32,7 +33,6 @@ EXAMPLES = {
 }
 FRESH = "ignore the cache of finished trainings (~/.cache/wdjax/trials)"
 TRACEBACK = "show where an error came from, beside the sentence"
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def command() -> int:
@@ -44,6 +44,9 @@ def command() -> int:
     Raises:
       SystemExit: as `main`.
     """
+    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if listens:
+        signal.signal(signal.SIGINT, _leave_at_once)
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     warnings.showwarning = _show_warning
@@ -52,6 +55,8 @@ def command() -> int:
     except KeyboardInterrupt as error:  # Once more, while `main` told of the first.
         return end(error, with_traceback=False)
     finally:
+        if listens:  # What is left is the exit, and nothing that Python could tell of there.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         let_go_of_outputs()
         gc.freeze()
 
@@ -89,6 +94,8 @@ def _main(words: list[str]) -> int:
     from wdjax import jobs  # start-up: what JAX is told must be told before it is imported.
     from wdjax.checks import check_text, nearest  # start-up: likewise.
 
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
     parsed, unknown = parser.parse_known_args(words)
     arguments = vars(parsed)
@@ -118,6 +125,16 @@ def _main(words: list[str]) -> int:
     else:
         write_out(jobs.summary(_run(jobs, job, arguments, words)))
     return DONE
+
+
+def _leave_at_once(*_: object) -> None:
+    """On Ctrl-C while importing: nothing is begun yet, and half imported libraries are not asked.
+
+    Some of them would make another error of it.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, b"wdjax: stopped by Ctrl-C.\n")
+    os._exit(INTERRUPTED)
 
 
 def _check_words(words: list[str]) -> None:
@@ -160,66 +177,9 @@ def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> di
     if job == "train" and options.resume is not None:
         given = {n: v for n, v in arguments.items() if _is_given(n, words)}
         options = jobs.resumed_options(options.resume, given)
-    with _Screen() as screen:
+    with Screen() as screen:
         command = shlex.join(["wdjax", *words])
         return run(options, say=screen.say, on_progress=screen.show, command=command)
-
-
-class _Screen:
-    """Progress on standard error: a live bar on a terminal, else a line now and then."""
-
-    def __init__(self):
-        from wdjax.extras import need  # start-up: after JAX was told, see `_main`.
-
-        need("rich", what="the command's progress")
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f} of {task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.last_line = 0.0
-
-    def __enter__(self) -> "_Screen":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def say(self, text: str) -> None:
-        """Prints above the bar. A terminal that is gone is nothing to end a run for."""
-        with contextlib.suppress(OSError):
-            self.console.print(printable(text), markup=False, soft_wrap=True)
-
-    def show(self, what: str, event: Any) -> None:
-        """Shows how far a stage is, and how long it will take once that is known."""
-        left = "" if event.remaining is None else f"about {event.remaining:.0f} s left"
-        doing = printable(f"{what}: compiling" if event.stage == "compile" else what)
-        if self.bar.disable:
-            self._line(doing, event, left)
-            return
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(doing, total=event.total, left="")
-        left = left if event.done < event.total else ""
-        self.bar.update(self.tasks[what], description=doing, completed=event.done, left=left)
-
-    def _line(self, doing: str, event: Any, left: str) -> None:
-        now = time.monotonic()
-        first_or_last = event.remaining is None or event.done == event.total
-        if first_or_last or now - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            counted = f"{doing}: {event.done} of {event.total}, {event.elapsed:.0f} s"
-            self.say(", ".join(filter(None, [counted, left])))
 
 
 def _set_up_jax(words: list[str]) -> None:
