@@ -213,7 +213,7 @@ def test_a_file_that_is_missing_or_fails_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no file '.*none.py'; give FILE.py:FUNCTION"):
         load_make_model(f"{tmp_path}/none.py:make_model")
     (tmp_path / "bad.py").write_text("1 / 0\n")
-    with pytest.raises(ValueError, match="running the file failed: ZeroDivisionError"):
+    with pytest.raises(ValueError, match="running the file failed: line 1: ZeroDivisionError"):
         load_make_model(f"{tmp_path}/bad.py:make_model")
     (tmp_path / "notes.txt").write_text("hello\n")
     with pytest.raises(ValueError, match="is not a Python file"):

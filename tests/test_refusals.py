@@ -68,7 +68,7 @@ COMMANDS = {
     "select --model cnn --optimizer adamw": ["`optimizer` must be one of"],
     "select --model none.py:make_model": ["there is no file 'none.py'", "FILE.py:FUNCTION"],
     "select --model mine.py:make_modle": ["no function 'make_modle'", "'make_model'?"],
-    "select --model mine.py:broken": ["must return a wdjax Model(init, apply), got int"],
+    "select --model mine.py:broken": ["must return a wdjax Model(init, apply), got 3 of int"],
     "select --model mine.py:make_model --dropout 0.1": ["`dropout` = 0.1", "add the keyword"],
     "select --model rnn --data wine": ["`model` rnn reads sequences and images", "use mlp"],
     "select --model cnn --data wine": ["only images", "choose a model for table data"],

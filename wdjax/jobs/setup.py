@@ -1,6 +1,7 @@
 """From options to data, recipe and devices: everything refused here costs nothing."""
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ from wdjax.recipe.kinds import (
     ModelDefaults,
     ModelKind,
 )
-from wdjax.recipe.own import check_own, load_own
+from wdjax.recipe.own import check_is_model, check_own, check_own_model, is_own, load_own
 from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds, kfold
@@ -251,23 +252,31 @@ def _of_what_is_weighed(options: Any, option: str, default: dict[str, Any]) -> d
 
 def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
     model = recipe.make_model(recipe.num_outputs)
-    if not isinstance(getattr(model, "init", None), Callable):
+    check_is_model(options.model, model)
+    if options.dropout and not _takes_dropout(recipe.make_model):
         raise ValueError(
-            f"`model` {options.model!r} must return a wdjax Model(init, apply), got "
-            f"{type(model).__name__}; wrap a flax module with from_linen or from_nnx."
+            f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
+            f"{options.model!r}; add the keyword or leave the option out."
         )
-    if options.dropout:
-        try:
-            recipe.make_model(recipe.num_outputs, dropout=options.dropout)
-        except TypeError:
-            raise ValueError(
-                f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
-                f"{options.model!r}; add the keyword or leave the option out."
-            ) from None
-    one, key = dataset.inputs[:1], jax.random.key(0)
-    params, model_state = jax.eval_shape(lambda: recipes.recipe_model(recipe).init(key, one))
+    one, key = take(dataset, np.arange(1)), jax.random.key(0)
+    if is_own(options.model):
+        check_own_model(options.model, model, recipe, to_batch(one))
+        if options.dropout:
+            model = recipe.make_model(recipe.num_outputs, dropout=options.dropout)
+            check_own_model(options.model, model, recipe, to_batch(one))
+    params, model_state = jax.eval_shape(lambda: recipes.recipe_model(recipe).init(key, one.inputs))
     named_arrays(Fit(params, model_state, {}), {})  # Refuses what params.npz could not hold.
     return params
+
+
+def _takes_dropout(make_model: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(make_model).bind(1, dropout=0.0)
+    except TypeError:
+        return False
+    except ValueError:  # No signature to look at.
+        return True
+    return True
 
 
 def _mesh(num_devices: int | None) -> Mesh:

@@ -14,7 +14,6 @@ import optax
 
 from wdjax.checks import check_one_of
 from wdjax.data.augment import (
-    Augmentation,
     additive_noise,
     cutout,
     random_brightness,
@@ -30,7 +29,7 @@ from wdjax.measures import Measure
 from wdjax.models import make_cnn, make_mlp, make_rnn
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.selection.choice import RULES, Rule
-from wdjax.types import Model, Parts, PenaltyFn, Schedule
+from wdjax.types import Model, Schedule
 from wdjax.weights.examples import augment_strength, confidence, example_loss_of, margin
 from wdjax.weights.part_features import (
     PartFeature,
@@ -43,6 +42,11 @@ from wdjax.weights.part_features import (
 
 DTYPES = ("float32", "bfloat16", "float64")
 PART_WEIGHT_PLACES = ("decay", "loss", "update")
+
+
+def _check_callable(name: str, value: Any, form: str) -> None:
+    if not callable(value):
+        raise ValueError(f"`{name}` must be a function {form}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,11 @@ class DecayKind:
       strengths: the smallest and the largest that a selection tries by default.
 
     Raises:
-      ValueError: unless exactly one of `rate` and `penalty` is given.
+      ValueError: unless exactly one of `rate` and `penalty` is given, and is a function.
     """
 
-    rate: Callable[..., Any] | None = None
-    penalty: Callable[[Any, Parts], PenaltyFn] | None = None
+    rate: Any = None
+    penalty: Any = None
     strengths: tuple[float, float] = (1e-6, 1e-1)
 
     def __post_init__(self):
@@ -70,6 +74,10 @@ class DecayKind:
             raise ValueError(
                 "a DecayKind is a `rate` beside the update or a `penalty` in the loss: give one."
             )
+        name, form = ("penalty", "(strength, parts) -> (params -> scalar)")
+        if self.rate is not None:
+            name, form = ("rate", "(strength, learning_rate, multiplier, peak) -> rate")
+        _check_callable(name, getattr(self, name), form)
 
     @property
     def has_rate(self) -> bool:
@@ -182,12 +190,24 @@ class ModelKind:
       reads: the kinds of data it takes: image, table, text.
       images_32: whether it wants images as `[32, 32, 3]`: others are resized, and what is no image
         is refused there.
+
+    Raises:
+      ValueError: if `make` is not callable, or another field is of another kind.
     """
 
-    make: Callable[..., Model]
-    defaults: ModelDefaults = ModelDefaults()
-    reads: tuple[str, ...] = ("image", "table", "text")
+    make: Any
+    defaults: Any = ModelDefaults()
+    reads: Any = ("image", "table", "text")
     images_32: bool = False
+
+    def __post_init__(self):
+        _check_callable("make", self.make, "make(num_outputs) -> Model")
+        if not isinstance(self.defaults, ModelDefaults):
+            raise ValueError(f"`defaults` must be a ModelDefaults, got {self.defaults!r}.")
+        if not isinstance(self.reads, tuple | list) or not self.reads:
+            raise ValueError(f"`reads` must be a tuple of kinds of data, got {self.reads!r}.")
+        for kind in self.reads:
+            check_one_of("reads", kind, ("image", "table", "text"))
 
 
 MODEL_KINDS: dict[str, ModelKind] = {
@@ -208,10 +228,16 @@ class AugmentationKind:
     Args:
       make: from the shorter side of the images, in pixels.
       channels: how many an image must have; None for any.
+
+    Raises:
+      ValueError: if `make` is not callable.
     """
 
-    make: Callable[[int], Augmentation]
+    make: Any
     channels: int | None = None
+
+    def __post_init__(self):
+        _check_callable("make", self.make, "make(side) -> Augmentation")
 
 
 AUGMENTATION_KINDS: dict[str, AugmentationKind] = {
