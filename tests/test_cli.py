@@ -19,6 +19,7 @@ from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.diagnostics.telemetry import PartTelemetry
 from wdjax.jobs import select, setup, train, verdict
+from wdjax.jobs.folder import mark
 from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
@@ -186,6 +187,8 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         pathlib.Path("run", name).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path("run", name).write_text("an earlier run's")
     pathlib.Path("run/mine.txt").write_text("not wdjax's")
+    pathlib.Path("run/predictions-a.csv.sha256").write_text("of an earlier run")
+    mark(pathlib.Path("run"))
 
     def interrupted(*args, progress=None, **options):
         grid = grid_product(strength=[0.0, 0.1], learning_rate=[3e-3])
@@ -278,6 +281,7 @@ def test_one_program_runs_the_grid_and_one_the_refits(command, caplog, tmp_path)
     XLA compiles the trial program once."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/old").write_text("")
+    mark(tmp_path / "run")
     strengths = " ".join(f"{i / 10:g}" for i in range(13))
     words = f"select {TINY} --strengths {strengths} --learning-rates 0.01 0.1 --decay coupled"
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):

@@ -24,7 +24,8 @@ from wdjax.checkpoint import Checkpoints
 from wdjax.data.dataset import Dataset, make_dataset
 from wdjax.data.stream import make_stream, prefetch_to_device
 from wdjax.data.tfds import open_tfds
-from wdjax.jobs.folder import LOCK, locked, run_folder
+from wdjax.jobs.folder import run_folder
+from wdjax.jobs.lock import LOCK, locked
 from wdjax.jobs.options import TrainOptions
 from wdjax.loop import RunLog, TrainLoop
 from wdjax.losses import cross_entropy, regularized_loss
@@ -262,7 +263,7 @@ def test_no_secret_of_the_environment_gets_into_what_a_run_writes(tmp_path):
 
 def test_a_second_run_in_a_folder_is_refused_and_a_dead_ones_lock_is_no_lock(tmp_path):
     code = (
-        "import sys, time; from wdjax.jobs.folder import locked\n"
+        "import sys, time; from wdjax.jobs.lock import locked\n"
         f"with locked({str(tmp_path)!r}): print('in', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -73,6 +73,7 @@ def test_saved_as_often_as_asked_it_is_still_the_run(whole, tmp_path):
 
 def test_a_run_that_is_done_in_a_minute_leaves_nothing_but_its_results(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
+        ".run.json",
         "params.npz",
         "report.html",
         "results.json",

@@ -1,7 +1,8 @@
 """One process reads, all of them get what it read."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,10 +36,7 @@ def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Rest
         except Exception as refusal:  # Whatever it is: the others wait for a word.
             error = refusal
             head = {"error": str(refusal), "kind": type(refusal).__name__}
-    words = np.frombuffer(json_bytes(head), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
-    words = words if is_first_process() else np.zeros(length, np.uint8)
-    head = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes())
+    head = facts_of_first_process(head)
     if "error" in head:
         kinds = {kind.__name__: kind for kind in (FileNotFoundError, ValueError)}
         raise error or kinds.get(head["kind"], DamagedCheckpointError)(head["error"])
@@ -55,6 +53,16 @@ def share_from_first_process(read: Callable[[], Restored], like: PyTree) -> Rest
         leaves.append(as_leaf(np.frombuffer(sent.tobytes(), dtype).reshape(shape), leaf))
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Restored(head["step"], state, head["facts"])
+
+
+def facts_of_first_process(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, plain JSON, that process 0 was called with, on every process."""
+    from jax.experimental import multihost_utils
+
+    words = np.frombuffer(json_bytes(facts), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
+    words = words if is_first_process() else np.zeros(length, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes())
 
 
 def is_first_process() -> bool:

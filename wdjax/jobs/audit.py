@@ -32,7 +32,7 @@ def run_audit(options: AuditOptions) -> AuditReport:
     """
     if options.run is not None:
         return _audit_saved(pathlib.Path(options.run), options)
-    prepared = prepare(options, writes=False)
+    prepared = prepare(options)
     hparams = hparams_of(options)
     data = to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
@@ -115,7 +115,7 @@ def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
     check_given_again(f"`run` {str(folder)!r}", results["config"], given)
     own = {sort: given[sort] for sort in OWN_SORTS if is_own(results["config"].get(sort))}
     options = _options(kinds[results["kind"]], results["config"] | own)
-    prepared = prepare(options, writes=False)
+    prepared = prepare(options)
     if hash_of(prepared.choose_data) != results["data"]["sha256"]:
         raise ValueError(
             f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from typing import Any
 
 import jax
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
+from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import OnProgress, Say
-from wdjax.jobs.results import Clock, clear_earlier, header, write_json
+from wdjax.jobs.results import Clock, header, write_json
 from wdjax.jobs.select import say_cached
 from wdjax.jobs.setup import (
     check_choose_by,
@@ -60,15 +62,29 @@ def run_compare(
       The results, as in `results.json`; `results["comparison"]` prints as a table.
 
     Raises:
-      ValueError: for any bad option or bad data, before anything is compiled or written.
+      ValueError: for any bad option or bad data, before anything is compiled; a folder that
+        another run is in. Nothing is left then.
+      WriteError: if a file cannot be written; what was whole before stays.
     """
+    with claimed(options) as out:
+        return _compare(options, out, say, on_progress, command, cache)
+
+
+def _compare(
+    options: CompareOptions,
+    out: pathlib.Path,
+    say: Say,
+    on_progress: OnProgress | None,
+    command: str,
+    cache: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
     clock = Clock()
     check_one_of("vary", options.vary, COMPARED)
     names = COMPARED[options.vary] if options.among is None else options.among
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"`among` must name at least two, each once; got {' '.join(names)}.")
     singles = {name: _single(options, name) for name in names}
-    prepared = {name: prepare(single) for name, single in singles.items()}
+    prepared = {name: prepare(single, out) for name, single in singles.items()}
     grids = {name: strength_grid(singles[name], prepared[name]) for name in names}
     num_seeds = options.seeds
     if num_seeds is None:  # Seeds are paired, so all have the same number.

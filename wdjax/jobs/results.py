@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,54 +14,13 @@ from wdjax.checkpoint import versions
 from wdjax.data.archive import read_arrays
 from wdjax.data.dataset import hash_of
 from wdjax.data.scale import Scaling
-from wdjax.extras import check_installed
-from wdjax.jobs.folder import run_folder
 from wdjax.jobs.options import RunOptions
 from wdjax.loss_kinds import CLASSES, has_classes
 from wdjax.parts import leaf_path
 from wdjax.parts.rules import check_distinct_paths
 from wdjax.tables import to_json
 from wdjax.types import Fit
-
-_WRITTEN = (
-    *("results.json", "report.html", "params.npz", "predictions-*.csv"),
-    *("config.json", "log.jsonl", "stacks*.txt"),
-)
-"""The files that jobs write into a run's folder."""
-
-
-def checked_out(options: RunOptions) -> pathlib.Path:
-    """The output folder, not yet made: refused if it exists or could not be written.
-
-    Raises:
-      ValueError: if it holds files and may not be overwritten, is a file, or is named twice.
-      ImportError: if the report could not be drawn at the end: `pip install "wdjax[cli]"`.
-    """
-    kind = type(options).__name__.removesuffix("Options").lower()
-    if kind != "compare":  # Whose table is printed; the others end with a page.
-        check_installed("matplotlib", what=f"the report of `wdjax {kind}`")
-    if options.out is not None and options.name is not None:
-        raise ValueError("`out` and `name` both say where to write; give one.")
-    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = run_folder("runs", name) if options.out is None else pathlib.Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`out` {str(out)!r} is a file; give a folder.")
-    if out.exists() and any(out.iterdir()) and not options.overwrite:
-        raise ValueError(
-            f"`out` {str(out)!r} exists and is not empty; choose another or pass --overwrite."
-        )
-    parent = out.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        # The one sure way to know: a nameless file there, gone at once.
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ValueError(
-            f"`out` {str(out)!r} cannot be written: {error.strerror} in {str(parent)!r}; choose "
-            "another folder."
-        ) from None
-    return out
+from wdjax.writing import write_whole
 
 
 def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[str, Any]:
@@ -103,18 +60,6 @@ def has_classes_in(results: Mapping[str, Any]) -> bool:
     return has_classes(results["config"]["loss"]) if targets is None else targets == CLASSES
 
 
-def clear_earlier(out: pathlib.Path) -> None:
-    """Takes out what an earlier run left, under --overwrite, just before the first new file.
-
-    Else its params would lie beside another run's results, or its checkpoints be resumed from.
-    """
-    for folder in ("checkpoints", "tensorboard"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    for pattern in _WRITTEN:
-        for path in out.glob(pattern):
-            path.unlink(missing_ok=True)
-
-
 def stopped(results: dict[str, Any], how_far: str, out: pathlib.Path, *, writes: bool) -> str:
     """Says in the results of a run that was stopped and saved how it goes on, and writes them."""
     results["headline"] = f"Stopped after {how_far}. Go on with: wdjax train --resume {out}"
@@ -124,11 +69,12 @@ def stopped(results: dict[str, Any], how_far: str, out: pathlib.Path, *, writes:
 
 
 def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:
-    """Whole or not at all: written beside, then renamed."""
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out / "results.json.tmp"
-    beside.write_text(to_json(results) + "\n", encoding="utf-8")
-    beside.replace(out / "results.json")
+    """Whole or not at all.
+
+    Raises:
+      WriteError: if it cannot be written; what stood there before stays.
+    """
+    write_whole(out / "results.json", to_json(results) + "\n")
 
 
 def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) -> None:
@@ -140,10 +86,8 @@ def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) ->
     Raises:
       ValueError: if two leaves have one path, see `named_arrays`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out / "params.tmp.npz"
-    np.savez(beside, **named_arrays(fit, scaling))
-    beside.replace(out / "params.npz")
+    arrays = named_arrays(fit, scaling)
+    write_whole(out / "params.npz", lambda file: np.savez(file, **arrays))
 
 
 def read_params(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from wdjax.checkpoint import CheckpointError
 from wdjax.checkpoint.manifest import read_facts, steps_in
+from wdjax.jobs.folder import clear_earlier
 from wdjax.jobs.options import TrainOptions
-from wdjax.jobs.results import clear_earlier
 from wdjax.jobs.setup import Prepared
 from wdjax.recipe.own import check_given_again
 from wdjax.writing import SEAL, DamagedFileError, read_mapping, sealed, unsealed, write_whole

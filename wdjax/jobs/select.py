@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import threading
 from typing import Any
 
@@ -12,9 +13,10 @@ from jaxtyping import Array
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
+from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions
 from wdjax.jobs.refit import OnProgress, Say, refit_runs
-from wdjax.jobs.results import Clock, clear_earlier, finish, header, write_json, write_params
+from wdjax.jobs.results import Clock, finish, header, write_json, write_params
 from wdjax.jobs.setup import (
     Prepared,
     check_choose_by,
@@ -56,11 +58,25 @@ def run_select(
       The results, as in `results.json`.
 
     Raises:
-      ValueError: for any bad option or bad data, before anything is compiled or written.
+      ValueError: for any bad option or bad data, before anything is compiled; a folder that
+        another run is in. Nothing is left then.
+      WriteError: if a file cannot be written; what was whole before stays.
       KeyboardInterrupt: on Ctrl-C, after the partial result was written.
     """
+    with claimed(options) as out:
+        return _select(options, out, say, on_progress, command, cache)
+
+
+def _select(
+    options: SelectOptions,
+    out: pathlib.Path,
+    say: Say,
+    on_progress: OnProgress | None,
+    command: str,
+    cache: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
     clock = Clock()
-    prepared = prepare(options)
+    prepared = prepare(options, out)
     grid = strength_grid(options, prepared)
     num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)

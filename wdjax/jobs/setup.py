@@ -19,7 +19,7 @@ from wdjax.data.named import find_source
 from wdjax.data.split import add_label_noise, check_folds
 from wdjax.jobs.bound import check_fits
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
-from wdjax.jobs.results import checked_out, named_arrays
+from wdjax.jobs.results import named_arrays
 from wdjax.parts import resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -125,18 +125,17 @@ def as_resumed(options: Any) -> Any:
 
 def prepare(
     options: RunOptions,
+    out: pathlib.Path = pathlib.Path(),
     *,
-    writes: bool = True,
     load: Callable[[RunOptions, str], tuple[Dataset, Dataset]] = load_parts,
 ) -> Prepared:
     """Checks the options, loads and splits the data, finds the devices.
 
-    Without `writes` the output folder is not looked at.
+    `out`, the folder that was claimed, is not looked at.
 
     Raises:
       ValueError: for any option or data that cannot run, in one sentence.
     """
-    out = checked_out(options) if writes else pathlib.Path()
     model = load_own("model", options.model)
     default_loss = find_source(options.data).loss
     loss = options.loss or default_loss

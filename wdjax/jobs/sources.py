@@ -1,6 +1,7 @@
 """What a streamed run reads: data in memory, or TFDS sets that stay on the disk."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,18 +32,22 @@ class Sources(NamedTuple):
     """How inputs and targets were standardised, by name: by the choosing part."""
 
 
-def open_sources(options: TrainOptions) -> tuple[Prepared, Sources]:
+def open_sources(
+    options: TrainOptions, out: pathlib.Path = pathlib.Path()
+) -> tuple[Prepared, Sources]:
     """Checks the options, and opens the data they name; both ways the examples are the same.
 
     Raises:
       ValueError: as `prepare`.
     """
-    return (_on_disk if find_source(options.data).on_disk else in_memory)(options)
+    return (_on_disk if find_source(options.data).on_disk else in_memory)(options, out)
 
 
-def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
+def in_memory(
+    options: TrainOptions, out: pathlib.Path = pathlib.Path()
+) -> tuple[Prepared, Sources]:
     """All of the data at once, standardised on the host."""
-    prepared = prepare(options)
+    prepared = prepare(options, out)
     scaling = recipes.recipe_scaling(prepared.recipe, to_batch(prepared.choose_data))
     train, test = (_scaled(part, scaling) for part in (prepared.choose_data, prepared.test_data))
     if options.patience is None:
@@ -51,7 +56,7 @@ def in_memory(options: TrainOptions) -> tuple[Prepared, Sources]:
     return prepared, Sources(train, held_out, test, scaling)
 
 
-def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
+def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Sources]:
     """The set stays on the disk; a sample of it stands for it where only shapes are asked.
 
     Where an example's target decides what becomes of it (a stratified split, wrong labels,
@@ -70,7 +75,7 @@ def _on_disk(options: TrainOptions) -> tuple[Prepared, Sources]:
         few = dataset_of(whole, inputs, targets, loss)
         return few, few
 
-    prepared = prepare(options, load=sample)
+    prepared = prepare(options, out, load=sample)
     recipe, is_regression = prepared.recipe, not prepared.loss.has_classes
     choose, judge = None, None
     if not has_test or options.patience is not None or options.label_noise or is_regression:

@@ -16,8 +16,9 @@ from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.data.dataset import Dataset, hash_of
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
+from wdjax.extras import check_installed
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.folder import locked
+from wdjax.jobs.folder import claimed
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, start_anew
@@ -55,71 +56,73 @@ def run_stream(
 
     Raises:
       ValueError: for any bad option or data, a folder that another run is in, or a resume under
-        another config, naming each field.
+        another config, naming each field. Nothing is left then, and nothing lost.
+      WriteError: if a file cannot be written; what was whole before stays.
       NonFiniteError: if the loss became infinite or NaN, see `non_finite`.
       CheckpointError: if a checkpoint could not be written.
       Preempted: on SIGTERM, saved.
       KeyboardInterrupt: on Ctrl-C, saved.
     """
+    options = as_resumed(options)
+    _check(options)
+    with claimed(options) as out:
+        return _stream(options, out, say, on_progress, command)
+
+
+def _stream(
+    options: TrainOptions,
+    out: pathlib.Path,
+    say: Callable[[str], None],
+    on_progress: Callable[[str, Progress], None] | None,
+    command: str,
+) -> dict[str, Any]:
     clock = Clock()
     is_first = jax.process_index() == 0
     say, on_progress = (say, on_progress) if is_first else (lambda text: None, None)
-    options = as_resumed(options)
-    _check(options)
     hparams = hparams_of(options)
-    prepared, sources = open_sources(options)
+    prepared, sources = open_sources(options, out)
     check_streamable(prepared.recipe)
     num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)
-    # Every process must have found the folder free, or to be resumed, before one writes to it.
-    _wait_for_all("wdjax-prepared")
-    with locked(prepared.out) if is_first else contextlib.nullcontext():
-        config = run_config(options, prepared)
-        _open_folder(options, prepared.out, config, is_first)
-        results = header("train", options, prepared, command)
-        results["data"]["sha256"] = _fingerprint(sources.train)
-        clock.lap("data")
-        log = _log(options, prepared.out)
-        hang = _hang_watch(options, prepared.out, log)
-        loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
-        done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
-        how = f"Training on {num_train} batch by batch, {loop.num_steps} steps, in {prepared.out}."
-        say(f"{prepared.describe('train')} {how}")
-        try:
-            _run(loop, done, on_progress)
-        except (Preempted, KeyboardInterrupt):
-            how_far = f"step {loop.step} of {loop.num_steps}"
-            say(stopped(results, how_far, prepared.out, writes=is_first))
-            raise
-        clock.lap("training")
-        state = loop.best_state() if options.patience is not None else loop.state
-        with hang or contextlib.nullcontext():
-            scores = {
-                f"{part}_{name}": [value]
-                for part, source in (("test", sources.test), ("train", sources.train))
-                for name, value in evaluate(source)(state).items()
-            }
-        run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
-        results["telemetry"] = telemetry_results(*read_telemetry(prepared.out / LOG), prepared)
-        clock.lap("judge")
-        fit = jax.device_get(Fit(state.params, state.model_state, {}))
-        results |= {"refit": {"chosen": run}, "status": "complete"}
-        results["headline"] = _headline(options, loop, run)
-        if is_first:
-            results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
-            write_params(prepared.out, fit, sources.scaling)
-            finish(prepared.out, results, clock)
-    return results
-
-
-def _open_folder(
-    options: TrainOptions, out: pathlib.Path, config: dict[str, Any], is_first: bool
-) -> None:
+    config = run_config(options, prepared)
     if options.resume is not None:
         check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
-    elif is_first:
-        start_anew(out, config)
-    _wait_for_all("wdjax-folder")
+    # Every process must have read the data, and what is to be resumed, before one writes.
+    _wait_for_all("wdjax-prepared")
+    results = header("train", options, prepared, command)
+    results["data"]["sha256"] = _fingerprint(sources.train)
+    clock.lap("data")
+    log = _log(options, prepared.out)
+    hang = _hang_watch(options, prepared.out, log)
+    loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
+    done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
+    how = f"Training on {num_train} batch by batch, {loop.num_steps} steps, in {prepared.out}."
+    say(f"{prepared.describe('train')} {how}")
+    try:
+        _run(loop, done, on_progress)
+    except (Preempted, KeyboardInterrupt):
+        how_far = f"step {loop.step} of {loop.num_steps}"
+        say(stopped(results, how_far, prepared.out, writes=is_first))
+        raise
+    clock.lap("training")
+    state = loop.best_state() if options.patience is not None else loop.state
+    with hang or contextlib.nullcontext():
+        scores = {
+            f"{part}_{name}": [value]
+            for part, source in (("test", sources.test), ("train", sources.train))
+            for name, value in evaluate(source)(state).items()
+        }
+    run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
+    results["telemetry"] = telemetry_results(*read_telemetry(prepared.out / LOG), prepared)
+    clock.lap("judge")
+    fit = jax.device_get(Fit(state.params, state.model_state, {}))
+    results |= {"refit": {"chosen": run}, "status": "complete"}
+    results["headline"] = _headline(options, loop, run)
+    if is_first:
+        results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
+        write_params(prepared.out, fit, sources.scaling)
+        finish(prepared.out, results, clock)
+    return results
 
 
 def _check(options: TrainOptions) -> None:
@@ -136,9 +139,17 @@ def _check(options: TrainOptions) -> None:
     for name in ("save_every", "evaluate_every", "patience", "micro_batches"):
         if getattr(options, name) is not None:
             check_positive_int(name, getattr(options, name))
+    parts = options.micro_batches
+    if parts is not None and options.batch_size % parts:
+        raise ValueError(
+            f"`micro_batches` = {parts} does not divide `batch_size` = {options.batch_size}; take "
+            "one that does."
+        )
     check_one_of("non_finite", options.non_finite or "stop", ("stop", "skip"))
     check_one_of("on_hang", options.on_hang or "report", ("report", "end"))
     check_number("hang_after", _hang_after(options), low=0.0)
+    check_installed("grain", what="a streamed run")
+    check_installed("orbax", what="a checkpoint")
     if options.tensorboard:
         Board(options.out or ".")
 
@@ -170,9 +181,14 @@ def _build(
     )
     every = options.evaluate_every
     every = -(-num_steps // recipe.num_epochs) if every is None else every
+    state = jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed))
+    # Only now, when all that can be refused was: what an earlier run left is gone then.
+    if options.resume is None and jax.process_index() == 0:
+        start_anew(prepared.out, config)
+    _wait_for_all("wdjax-folder")
     loop = TrainLoop(
         jit_step(guarded) if sharding is None else shard_step(guarded, mesh),
-        jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed)),
+        state,
         prefetch_to_device(stream, sharding=sharding),
         num_steps=num_steps,
         non_finite=options.non_finite or "stop",

@@ -1,6 +1,5 @@
 """The job `train`: one strength, judged on a test part."""
 
-import contextlib
 import functools
 import pathlib
 import time
@@ -15,7 +14,7 @@ from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
-from wdjax.jobs.folder import locked
+from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.refit import (
     OnProgress,
@@ -25,7 +24,7 @@ from wdjax.jobs.refit import (
     repeated_keys,
     run_results,
 )
-from wdjax.jobs.results import Clock, clear_earlier, finish, header, stopped, write_params
+from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import (
     MAY_DIFFER,
     check_not_streamed,
@@ -69,8 +68,9 @@ def run_train(
     `resume` it goes on from there, bit for bit. With `stream` it is `run_stream`.
 
     Raises:
-      ValueError: for any bad option or bad data, or no strength, before anything is compiled or
-        written; or if every run diverged.
+      ValueError: for any bad option or bad data, or no strength, before anything is compiled; a
+        folder that another run is in; or if every run diverged. Nothing is left then.
+      WriteError: if a file cannot be written; what was whole before stays.
       CheckpointError: if a checkpoint could not be written or read.
       Preempted: on SIGTERM, saved.
       KeyboardInterrupt: on Ctrl-C, saved.
@@ -78,9 +78,20 @@ def run_train(
     if options.stream:
         return run_stream(options, say=say, on_progress=on_progress, command=command)
     check_not_streamed(options)
-    clock = Clock()
     options = as_resumed(options)
-    prepared = prepare(options)
+    with claimed(options) as out:
+        return _train(options, out, say, on_progress, command)
+
+
+def _train(
+    options: TrainOptions,
+    out: pathlib.Path,
+    say: Say,
+    on_progress: OnProgress | None,
+    command: str,
+) -> dict[str, Any]:
+    clock = Clock()
+    prepared = prepare(options, out)
     check_positive_int("seeds", options.seeds)
     if options.save_every is not None:
         check_positive_int("save_every", options.save_every)
@@ -91,35 +102,34 @@ def run_train(
     clock.lap("data")
     num_epochs = prepared.recipe.num_epochs
     training = Training(options, prepared, hparams, data)
-    with training:
-        if options.resume is not None:
-            say(training.resume())
-        say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
-        try:
-            run, fit = training.run(on_progress)
-        except (Preempted, KeyboardInterrupt):
-            if training.saved:
-                how_far = f"epoch {training.done} of {num_epochs}"
-                say(stopped(results, how_far, prepared.out, writes=True))
-            raise
-        clock.lap("training")
-        results["headline"] = _headline(options, run)
-        results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
-        results |= {"refit": {"chosen": run}, "status": "complete"}
-        num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
-        steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
-        results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
-        if not training.has_folder:  # Else it was cleared at the first save, or is gone on in.
-            clear_earlier(prepared.out)
-        write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
-        finish(prepared.out, results, clock)
+    if options.resume is not None:
+        say(training.resume())
+    say(f"{prepared.describe('train')} Training {num_epochs} epochs, {options.seeds} seeds.")
+    try:
+        run, fit = training.run(on_progress)
+    except (Preempted, KeyboardInterrupt):
+        if training.saved:
+            how_far = f"epoch {training.done} of {num_epochs}"
+            say(stopped(results, how_far, prepared.out, writes=True))
+        raise
+    clock.lap("training")
+    results["headline"] = _headline(options, run)
+    results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
+    results |= {"refit": {"chosen": run}, "status": "complete"}
+    num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
+    steps = [num_steps * epoch + 1 for epoch in range(num_epochs)]
+    results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
+    if not training.has_folder:  # Else it was cleared at the first save, or is gone on in.
+        clear_earlier(prepared.out)
+    write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
+    finish(prepared.out, results, clock)
     return results
 
 
 class Training:
     """A run in memory in pieces of whole epochs, all seeds side by side; saved between two.
 
-    The pieces are one compiled program. The folder is touched, and locked, at the first save.
+    The pieces are one compiled program. What an earlier run left goes at the first save.
     """
 
     def __init__(
@@ -135,7 +145,6 @@ class Training:
         self._keys = repeated_keys(jax.random.key(options.seed), options.seeds, 1)
         self._states, self._history = None, None
         self._checkpoints: Checkpoints | None = None
-        self._open = contextlib.ExitStack()
         self.done = 0
         """Epochs."""
         self.saved = False
@@ -144,12 +153,6 @@ class Training:
     def has_folder(self) -> bool:
         """Whether the run's folder holds it already: a run that goes on, or was saved."""
         return self._checkpoints is not None
-
-    def __enter__(self) -> "Training":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def resume(self) -> str:
         """Goes to the newest checkpoint of the folder, and says so.
@@ -315,7 +318,6 @@ class Training:
         if self._checkpoints is not None:
             return
         out: pathlib.Path = self._prepared.out
-        self._open.enter_context(locked(out))
         if self._options.resume is None:
             start_anew(out, run_config(self._options, self._prepared))
         self._checkpoints = Checkpoints(out / "checkpoints")

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from wdjax.report.sweep import (
 )
 from wdjax.report.telemetry import read_telemetry, telemetry_figures, telemetry_table
 from wdjax.tables import Table, format_number, to_plain
+from wdjax.writing import write_whole
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fffefa; --ink: #1c1c1a; --muted: #63635d;
@@ -104,8 +104,12 @@ def render_report(results: Mapping[str, Any]) -> str:
 
 
 def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes `render_report(results)` to `path`, in UTF-8."""
-    pathlib.Path(path).write_text(render_report(results), encoding="utf-8")
+    """Writes `render_report(results)` to `path`, in UTF-8, whole or not at all.
+
+    Raises:
+      WriteError: if it cannot be written; what stood there before stays.
+    """
+    write_whole(path, render_report(results))
 
 
 def _opening(results: Mapping[str, Any], title: str) -> Iterable[str]:
