@@ -1,0 +1,89 @@
+"""Bad input of every kind ends in one sentence that names it, and writes nothing."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .cases import case_of
+from .known import KNOWN
+from .words import options
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run_fuzz(folder: pathlib.Path, *words: str, timeout: float = 1500) -> list[dict]:
+    """`python -m tests.fuzz` in a process of its own, without the tests' settings of JAX."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PYTEST_"))}
+    command = [sys.executable, "-m", "tests.fuzz", "--json", str(folder / "results.json"), *words]
+    done = subprocess.run(
+        command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=timeout
+    )
+    # Whatever killed it, its last words say at which case.
+    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-1000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, worker_id):
+    """The cases of the fast suite by their seeds, run once for all workers."""
+    here = tmp_path_factory.getbasetemp()
+    folder = (here if worker_id == "master" else here.parent) / "fuzz"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not (folder / "results.json").exists():
+            time.sleep(0.5)  # Another worker runs them; the test's own limit ends a wait in vain.
+        return {case["seed"]: case for case in json.loads((folder / "results.json").read_text())}
+    return {case["seed"]: case for case in run_fuzz(folder, "--count", "200", "--cheap")}
+
+
+def failed_of(results) -> list[str]:
+    return [f"{case['case']}: {'; '.join(case['faults'])}" for case in results if case["faults"]]
+
+
+def test_every_known_case_is_refused_in_one_sentence_or_runs(results):
+    named = {known.case.seed: name for name, known in KNOWN.items()}
+    assert len(named) == len(KNOWN) >= 100
+    failed = [
+        f"{named[case['seed']]}: {case}"
+        for case in results.values()
+        if case["seed"] < 0 and case["faults"]
+    ]
+    assert len(failed) <= 80, "\n".join(failed)
+
+
+def test_bad_input_drawn_by_chance_is_refused_in_one_sentence_or_runs(results):
+    drawn = [case for case in results.values() if case["seed"] >= 0]
+    assert len(drawn) == 200
+    failed = failed_of(drawn)
+    assert len(failed) <= 60, "\n".join(failed)
+    assert sum(case["outcome"] == "refused" for case in drawn) > 100
+
+
+def test_a_case_is_a_function_of_its_seed():
+    assert [case_of(seed) for seed in range(50)] == [case_of(seed) for seed in range(50)]
+    assert len({case_of(seed).words for seed in range(50)}) > 40
+
+
+def test_every_option_of_every_command_is_drawn():
+    """A new option is fuzzed without being named here."""
+    drawn = {
+        (case.words[0], word.partition("=")[0])
+        for case in map(case_of, range(6000))
+        if case.words
+        for word in case.words
+    }
+    for command, known in options().items():
+        missing = [o.name for o in known if not o.positional and (command, o.name) not in drawn]
+        assert not missing, (command, missing)
+
+
+@pytest.mark.slow
+def test_two_thousand_bad_inputs_are_refused_in_one_sentence_or_run(tmp_path):
+    failed = failed_of(run_fuzz(tmp_path, "--count", "2000", "--first", "100000"))
+    assert not failed, "\n".join(failed)
