@@ -33,7 +33,7 @@ TINY = "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --batch-size 32 --data 
 
 
 @pytest.fixture
-def command(capfd, tmp_path, monkeypatch):
+def command(capfd, tmp_path, monkeypatch, shared_programs):
     """`command("select --seeds 1") -> (status, printed, told)` in a folder of its own.
 
     What the environment has set, the command leaves alone: here the tests' cache, two devices."""
@@ -159,6 +159,16 @@ def test_the_report_needs_no_network_and_can_be_drawn_again(finished, command):
     status, printed, _ = command(f"report {folder / 'run'}")
     assert status == 0 and "report.html" in printed
     assert page.read_text() == first
+
+
+@pytest.mark.parametrize("words", ["train --stream", "train", "select", "compare", "audit"])
+def test_help_is_printed_whatever_signs_an_options_line_holds(words, command, capfd):
+    with pytest.raises(SystemExit) as ended:
+        command(f"{words} --help")
+    assert ended.value.code == 0
+    printed = capfd.readouterr().out
+    assert "usage: wdjax" in printed
+    assert ("on a 10 % hold-out" in " ".join(printed.split())) == ("--stream" in words)
 
 
 def test_an_existing_folder_is_refused_and_left_as_it_was(finished, command):

@@ -368,7 +368,8 @@ def _argument(field: Any, options: type) -> dict[str, Any]:
     argument = {
         "default": field.default,
         "type": {float: _number, int: _integer, str: str}[base],
-        "help": "; ".join(filter(None, words)) + default,
+        # argparse formats it with `%`: "10 % hold-out" would end the help in a TypeError.
+        "help": ("; ".join(filter(None, words)) + default).replace("%", "%%"),
         "metavar": {float: "X", int: "N", str: "NAME"}[base],
     }
     if several:

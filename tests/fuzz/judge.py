@@ -43,6 +43,7 @@ class Result(NamedTuple):
             "seed": self.case.seed,
             "case": str(self.case),
             "damage": self.how,
+            "seconds": self.done.seconds,
             "outcome": self.outcome,
             "faults": list(self.faults),
             "told": self.done.told[-2000:],
