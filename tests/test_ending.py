@@ -9,8 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+import warnings
 
 import jax
 import pytest
@@ -55,6 +57,11 @@ def failing(monkeypatch, function):
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying.\nmore"),
             1,
             "memory ran out (RESOURCE_EXHAUSTED: Out of memory while trying)",
+        ),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': none is here\nmore"),
+            1,
+            "Unable to initialize backend 'tpu': none is here; see JAX_PLATFORMS.",
         ),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C."),
     ],
@@ -143,6 +150,31 @@ def test_on_a_terminal_of_ascii_other_letters_are_escaped(tmp_path, monkeypatch)
         patch.setattr(sys, "stdout", ascii_only)
         write_out("λ = 0.1 ± 0.2")
     assert path.read_text() == "\\u03bb = 0.1 \\xb1 0.2\n"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "is_bug"), [(ImportError("it needs matplotlib"), False), (KeyError("k"), True)]
+)
+def test_what_fails_in_a_thread_is_told_alike(error, is_bug, monkeypatch, capfd):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", cli._end_of_thread)
+    thread = threading.Thread(target=fails)
+    thread.start()
+    thread.join()
+    told = capfd.readouterr().err
+    assert told.startswith("Traceback") == is_bug and ("bug of wdjax" in told) == is_bug
+    assert is_bug or told == "wdjax: it needs matplotlib\n"
+
+
+def test_a_warning_shows_no_line_of_code(monkeypatch, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", cli._show_warning)
+        warnings.warn("\x1b[1mslow\nindeed", stacklevel=1)
+    assert capfd.readouterr().err == "wdjax: warning: \\x1b[1mslow indeed\n"
 
 
 LONG = "n" * 300

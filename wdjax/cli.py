@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import types
 import typing
 import warnings
@@ -50,6 +51,7 @@ def command() -> int:
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     warnings.showwarning = _show_warning
+    threading.excepthook = _end_of_thread
     try:
         return main()
     except KeyboardInterrupt as error:  # Once more, while `main` told of the first.
@@ -127,6 +129,12 @@ def _main(words: list[str]) -> int:
     return DONE
 
 
+def _end_of_thread(thread: threading.ExceptHookArgs) -> None:
+    """What fails beside the run is told as what fails in it, and ends nothing."""
+    if isinstance(thread.exc_value, Exception):
+        end(thread.exc_value, with_traceback=False)
+
+
 def _leave_at_once(*_: object) -> None:
     """On Ctrl-C while importing: nothing is begun yet, and half imported libraries are not asked.
 
@@ -186,8 +194,15 @@ def _set_up_jax(words: list[str]) -> None:
     """CPU devices for the cores, and a cache that spares the second run its compilation.
 
     Only what the environment leaves open, and before JAX starts its first device.
+
+    Raises:
+      ImportError: if JAX cannot be imported.
+      ValueError: for more devices than JAX survives.
     """
-    import jax
+    try:
+        import jax
+    except Exception as error:  # A broken installation, or a variable that it cannot read.
+        raise ImportError(f"JAX cannot be imported: {error}", name="jax") from error
 
     from wdjax.runners import num_cores  # start-up: imports JAX.
 

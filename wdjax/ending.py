@@ -52,8 +52,8 @@ def ending_of(error: BaseException) -> Ending | None:
     - 2: a `ValueError` that the package raised in a statement of its own (one that Python, NumPy
       or JAX raised below it is a bug: it says nothing of what was asked), or anything that a
       user's own file raised.
-    - 1: the system (`OSError`, `MemoryError`, a package that is missing, a device's memory) or
-      what a file holds (every other exception class that the package defines).
+    - 1: the system (`OSError`, `MemoryError`, a package or a device that is missing, a device's
+      memory) or what a file holds (every other exception class that the package defines).
     - 130: Ctrl-C.
     """
     if isinstance(error, KeyboardInterrupt):
@@ -64,6 +64,8 @@ def ending_of(error: BaseException) -> Ending | None:
         return Ending(one_line(str(error)), REFUSED)
     if type(error).__module__.partition(".")[0] == "wdjax" and not isinstance(error, ValueError):
         return Ending(one_line(str(error)), FAILED)
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
+        return Ending(one_line(f"{_first_line(error)}; see JAX_PLATFORMS."), FAILED)
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return Ending(one_line(_about_memory(error)), FAILED)
     place = _place_in_own_file(error.__traceback__)
