@@ -20,12 +20,11 @@ os.environ.setdefault("XLA_FLAGS", quick)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("wdjax", "beartype.beartype")
+install_import_hook("wdjax", "checked.lazily")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
@@ -52,23 +51,15 @@ def own_cache(tmp_path_factory, request, monkeypatch):
     monkeypatch.setattr("wdjax.jobs.folder.cache_folder", lambda: folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def shared_programs(tmp_path_factory, worker_id):
-    """What one test of the command has compiled, the next reads from the disk, as users do."""
+    """What one test has compiled, the next, and the other worker's, reads from the disk."""
     here = tmp_path_factory.getbasetemp()
     folder = (here if worker_id == "master" else here.parent) / "programs"
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.05,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for settings in (names, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is names:
-            yield
+    # Of operations that run one by one each is compiled in less: to store them takes as long.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "wdjax"
 # package, never from its neighbours in a row. A longer name stands for itself: `weights.zero` is
 # not the rest of `weights`.
 LAYERS = (
-    ("types", "tables", "moved", "extras", "order", "writing", "printing"),
+    ("types", "tables", "moved", "extras", "order", "writing", "printing", "memory"),
     ("checks", "interfaces", "ending", "screen"),
     ("parts", "weights.zero"),
     ("losses", "penalties"),

@@ -33,7 +33,7 @@ TINY = "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --batch-size 32 --data 
 
 
 @pytest.fixture
-def command(capfd, tmp_path, monkeypatch, shared_programs):
+def command(capfd, tmp_path, monkeypatch):
     """`command("select --seeds 1") -> (status, printed, told)` in a folder of its own.
 
     What the environment has set, the command leaves alone: here the tests' cache, two devices."""

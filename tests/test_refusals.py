@@ -87,7 +87,7 @@ COMMANDS = {
     "select --data negative.npz": ["`targets` must be labels 0..", "got -1 at row 0"],
     "select --data gaps.npz": ["no example has label 1"],
     "select --data fractions.npz": ["`targets` must be integer labels", "squared_error"],
-    "select --data words.csv --target b": ["`target` 'b' is no column", "has a, label"],
+    "select --data words.csv --target b": ["`target` 'b' is no column", "has 'a', 'label'"],
     "select --data text.csv": ["column 'a' must hold numbers, got 'x' in line 2"],
     "select --data objects.npz": ["not Python objects"],
     "select --data tiny.npz --folds 3": ["has 2 examples and needs 3"],

@@ -17,6 +17,7 @@ from wdjax.data.images import as_images_32
 from wdjax.data.load import load_choose_and_test
 from wdjax.data.named import find_source
 from wdjax.data.split import add_label_noise, check_folds
+from wdjax.jobs.bound import check_fits
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import named_arrays
 from wdjax.parts import resolve_parts
@@ -180,6 +181,8 @@ def prepare(
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
     check_own(recipe, to_batch(take(dataset, np.arange(1))))
+    parts = dataset, test_data
+    check_fits(options, recipe, mesh, shapes, model.defaults.num_seeds, parts)
     sizes = len(dataset.inputs), len(test_data.inputs)
     return Prepared(recipe, model, dataset, test_data, mesh, out, shapes, *sizes)
 
