@@ -110,10 +110,10 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_and_one_that_may_is_
     """The bound by hand; optimisers count their steps too, in less than 100 bytes."""
     at(monkeypatch, NEEDED[job] - 1)
     with pytest.raises(ValueError, match="this needs at least .* GiB of memory") as refused:
-        setup.prepare(OPTIONS[job], writes=False)
+        setup.prepare(OPTIONS[job])
     assert "and there are" in str(refused.value) and "smaller model" in str(refused.value)
     at(monkeypatch, NEEDED[job] + 100)
-    setup.prepare(OPTIONS[job], writes=False)
+    setup.prepare(OPTIONS[job])
 
 
 def test_the_numbers_are_in_gib(monkeypatch):
@@ -121,7 +121,7 @@ def test_the_numbers_are_in_gib(monkeypatch):
     at(monkeypatch, 8 * GIB)
     options = TrainOptions(strength=0.0, data="iris", epochs=1, seeds=10_000_000)
     with pytest.raises(ValueError) as refused:
-        setup.prepare(options, writes=False)
+        setup.prepare(options)
     found = str(refused.value)
     assert "there are 8 GiB" in found and "fewer --seeds or --devices" in found
     state = (STATE + 4) * 10_000_000 / GIB
@@ -132,4 +132,4 @@ def test_more_steps_than_int32_counts_are_refused():
     """Iris has 135 examples to train on or fewer: at batch 4 at least 2 steps an epoch."""
     options = TrainOptions(strength=0.0, data="iris", epochs=2**31 - 1, batch_size=4)
     with pytest.raises(ValueError, match="`epochs` must be at most .* steps an epoch 2147483647"):
-        setup.prepare(options, writes=False)
+        setup.prepare(options)
