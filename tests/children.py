@@ -121,20 +121,57 @@ def scores_of_a_grid(num_devices=None, **options):
     ).values
 
 
+def select(folder, num_devices=None):
+    """`wdjax select` on a small table: all scores, and the weights that it leaves."""
+    from wdjax.jobs import SelectOptions, run_select
+
+    options = SelectOptions(
+        data="iris",
+        epochs=1,
+        batch_size=20,
+        folds=2,
+        seeds=1,
+        strengths=(0.0, 0.1, 1.0),
+        devices=num_devices,
+        out=folder,
+    )
+    scores = run_select(options, say=lambda _: None)["scores"]
+    found = {f"scores/{name}": np.array(values) for name, values in scores.items()}
+    with np.load(f"{folder}/params.npz") as params:
+        return found | {path: params[path] for path in params.files}
+
+
 def agree(out):
     """Everything that must not depend on devices or processes, into one file a process."""
-    found = {}
-    for name in ("sgd", "sgd64", "adam"):
-        found |= {f"{name}/{path}": array for path, array in train(name).items()}
-    found |= {f"score/{name}": np.asarray(v) for name, v in scores_of_a_grid().items()}
+    found = agreed()
     # Each process has a folder of its own, as machines have: only the first one's counts.
     folder, events = f"{out.format(index=jax.process_index())}.cache", []
     for _ in range(2):
         scores = scores_of_a_grid(cache=folder, progress=events.append)
-    found |= {f"cached/{name}": np.asarray(v) for name, v in scores.items()}
+    found |= nested("cached", scores)
     found["events"] = np.array([event.cached for event in events])
     found["keeps"] = np.array(pathlib.Path(folder).exists())
     np.savez(out.format(index=jax.process_index()), **found)
+
+
+def agree_on_devices(out, counts):
+    """The same on so many of one process' devices, one number of them after another."""
+    found = {}
+    for count in counts:
+        selected = select(f"{out}.select-{count}", count)
+        found |= nested(count, agreed(count) | nested("select", selected))
+    np.savez(out, **found)
+
+
+def agreed(num_devices=None):
+    found = nested("score", scores_of_a_grid(num_devices))
+    for name in ("sgd", "sgd64", "adam"):
+        found |= nested(name, train(name, num_devices))
+    return found
+
+
+def nested(name, arrays):
+    return {f"{name}/{path}": np.asarray(array) for path, array in arrays.items()}
 
 
 def run_loop(folder, num_steps=40, save_every=4, tell=False, slow=0.0, device_batch=8):
@@ -233,7 +270,7 @@ def stall(folder, chained=False):
 
 PROGRAMS = {
     function.__name__: function
-    for function in (agree, run_loop, save_again_and_again, fill_the_disk, stall)
+    for function in (agree, agree_on_devices, run_loop, save_again_and_again, fill_the_disk, stall)
 }
 
 
