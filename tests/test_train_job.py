@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from wdjax import jobs
+from wdjax.checkpoint import Checkpoints
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.resume import resumed_options
 from wdjax.loop import Preempted
@@ -117,3 +118,48 @@ def test_a_run_that_goes_on_keeps_its_checkpoints_until_its_results_are_written(
         resume(out)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
     assert (out / "config.json").exists()
+
+
+def test_a_resume_on_other_data_of_the_same_name_and_shape_is_refused(tmp_path):
+    """Its folder and its options say nothing of what a file held."""
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(size=(40, 2)), np.arange(40) % 2])
+    path = tmp_path / "my.csv"
+    told = {"data": str(path), "epochs": 2, "batch_size": 8, "seeds": 1, "save_every": 4}
+
+    def write(rows):
+        np.savetxt(path, rows, delimiter=",", header="a,b,kind", comments="", fmt="%.6f,%.6f,%d")
+
+    write(rows)
+    train(tmp_path / "run", **told)
+    rows[7, 0] += 1
+    write(rows)
+    with pytest.raises(ValueError, match="was begun on other data than '.*my.csv' holds now"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("before", [True, False])
+def test_two_ctrl_cs_promise_a_resume_only_of_what_is_there(stream, before, tmp_path, monkeypatch):
+    out, said = tmp_path / "run", []
+    told = {**CHOICES, "seeds": 1, "save_every": 4, "stream": stream}
+    save = Checkpoints.save
+
+    def impatient(*arguments, **named):
+        if not before:
+            save(*arguments, **named)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # Which strikes, here.
+
+    monkeypatch.setattr(Checkpoints, "save", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_train(TrainOptions(**told, out=str(out)), say=said.append)
+    monkeypatch.undo()
+    if before:
+        assert "Stopped before anything was saved" in said[-1] and "resume" not in said[-1]
+        assert not (out / "results.json").exists()
+    else:
+        how_far = "step 4 of 16" if stream else "epoch 1 of 4"
+        assert said[-1] == f"Stopped after {how_far}. Go on with: wdjax train --resume {out}"
+        results, said = resume(out)
+        assert said[0].startswith("Resumed after") and results["status"] == "complete"

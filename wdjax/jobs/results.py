@@ -60,8 +60,18 @@ def has_classes_in(results: Mapping[str, Any]) -> bool:
     return has_classes(results["config"]["loss"]) if targets is None else targets == CLASSES
 
 
-def stopped(results: dict[str, Any], how_far: str, out: pathlib.Path, *, writes: bool) -> str:
-    """Says in the results of a run that was stopped and saved how it goes on, and writes them."""
+def stopped(
+    results: dict[str, Any], how_far: str | None, out: pathlib.Path, *, writes: bool
+) -> str:
+    """Says in the results of a run that was stopped and saved how it goes on, and writes them.
+
+    Of one that was not saved (`how_far` is None) nothing is written, and no resume is promised.
+    """
+    if how_far is None:
+        return (
+            f"Stopped before anything was saved in {out}: there is nothing to go on with. Begin "
+            "anew, with --overwrite or in another folder."
+        )
     results["headline"] = f"Stopped after {how_far}. Go on with: wdjax train --resume {out}"
     if writes:
         write_json(out, results)

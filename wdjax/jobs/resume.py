@@ -143,6 +143,11 @@ def _config_of_newest(checkpoints: pathlib.Path) -> tuple[int, dict[str, Any]]:
     return 0, {}
 
 
+def saved_step(out: pathlib.Path) -> int | None:
+    """The step of the newest checkpoint that a run can go on from; None if it has saved none."""
+    return max(steps_in(out / "checkpoints"), default=None)
+
+
 def start_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
     """Takes out what an earlier run left, and writes down what this one was told."""
     clear_earlier(out)

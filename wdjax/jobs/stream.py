@@ -21,7 +21,7 @@ from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import claimed
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
-from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, start_anew
+from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, saved_step, start_anew
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
 from wdjax.jobs.sources import Sources, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
@@ -101,7 +101,8 @@ def _stream(
     try:
         _run(loop, done, on_progress)
     except (Preempted, KeyboardInterrupt):
-        how_far = f"step {loop.step} of {loop.num_steps}"
+        step = saved_step(prepared.out)
+        how_far = None if step is None else f"step {step} of {loop.num_steps}"
         say(stopped(results, how_far, prepared.out, writes=is_first))
         raise
     clock.lap("training")

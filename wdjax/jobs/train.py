@@ -1,5 +1,6 @@
 """The job `train`: one strength, judged on a test part."""
 
+import contextlib
 import functools
 import pathlib
 import time
@@ -10,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.checkpoint import Checkpoints, check_same_config
+from wdjax.checkpoint import CheckpointError, Checkpoints, check_same_config
 from wdjax.checks import check_positive_int
-from wdjax.data.dataset import to_batch
+from wdjax.data.dataset import hash_of, to_batch
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import TrainOptions
@@ -30,6 +31,7 @@ from wdjax.jobs.resume import (
     check_not_streamed,
     read_config,
     run_config,
+    saved_step,
     start_anew,
 )
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, hparams_of, prepare
@@ -108,8 +110,11 @@ def _train(
     try:
         run, fit = training.run(on_progress)
     except (Preempted, KeyboardInterrupt):
-        if training.saved:
-            how_far = f"epoch {training.done} of {num_epochs}"
+        if training.has_folder:
+            training.settle()
+            step = saved_step(prepared.out)
+            num_steps = steps_per_epoch(data, prepared.recipe.batch_size)
+            how_far = None if step is None else f"epoch {step // num_steps} of {num_epochs}"
             say(stopped(results, how_far, prepared.out, writes=True))
         raise
     clock.lap("training")
@@ -145,9 +150,9 @@ class Training:
         self._keys = repeated_keys(jax.random.key(options.seed), options.seeds, 1)
         self._states, self._history = None, None
         self._checkpoints: Checkpoints | None = None
+        self._data_hash = hash_of(prepared.choose_data)
         self.done = 0
         """Epochs."""
-        self.saved = False
 
     @property
     def has_folder(self) -> bool:
@@ -158,7 +163,8 @@ class Training:
         """Goes to the newest checkpoint of the folder, and says so.
 
         Raises:
-          ValueError: if the folder holds no saved run, or one that was told something else.
+          ValueError: if the folder holds no saved run, or one that was told something else or
+            was begun on other data.
           DamagedCheckpointError: if no checkpoint is whole.
         """
         out = self._prepared.out
@@ -171,10 +177,21 @@ class Training:
         except FileNotFoundError:
             return "Nothing was saved yet: begins again."
         check_same_config(found.facts["config"], config, may_differ=MAY_DIFFER)
+        if found.facts["data"].get("sha256", self._data_hash) != self._data_hash:
+            raise ValueError(
+                f"`resume` {str(out)!r} was begun on other data than {self._options.data!r} holds "
+                "now; give the data back as they were, or start a new run."
+            )
         self._states = found.state["states"]
         self._history = jax.tree.map(np.array, found.state["history"])
         self.done = found.step // self._steps_per_epoch
         return f"Resumed after epoch {self.done} of {self._recipe.num_epochs}."
+
+    def settle(self) -> None:
+        """Waits for the save under way, if there is one, whether or not it comes to be."""
+        if self._checkpoints is not None:
+            with contextlib.suppress(CheckpointError):
+                self._checkpoints.wait()
 
     def run(self, on_progress: OnProgress | None) -> tuple[dict[str, Any], Fit]:
         """Trains to the end: what `results.json` says of it, and the fit of the first seed.
@@ -328,9 +345,9 @@ class Training:
         self._checkpoints.save(
             self.done * self._steps_per_epoch,
             {"states": self._states, "history": self._history},
+            data={"sha256": self._data_hash},
             config=run_config(self._options, self._prepared),
         )
-        self.saved = True
 
 
 def _kept(history: dict[str, Any]) -> dict[str, Any]:
