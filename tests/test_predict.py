@@ -1,6 +1,7 @@
 """`wdjax predict`: columns by their names, whatever their order; nothing lost in the writing."""
 
 import csv
+import io
 import json
 import pathlib
 import shutil
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from wdjax.cli import main
+from wdjax.data.files import text_cell
 from wdjax.jobs import TrainOptions, load_predictor, run_predict, run_train
+from wdjax.jobs.predict import Predictor, _as_csv
 
 COLUMNS = ("height, cm", "bréadth", 'the "depth"', "weight")
 CLASSES = ("a, b", 'the "third"', "é")
@@ -268,3 +271,30 @@ def test_the_command_says_on_standard_error_what_it_passed_over(trained, tmp_pat
     assert main([*arguments, str(tmp_path / "o.csv")]) == 0
     printed, told = capfd.readouterr()
     assert printed == f"Wrote {pathlib.Path(tmp_path / 'o.csv')}\n" and "'id'" in told
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b"])
+def test_a_class_that_a_spreadsheet_would_run_is_written_behind_an_apostrophe(sign):
+    """`=HYPERLINK(...)` in a prediction's cell would be run by whoever opens the file."""
+    name = f"{sign}cmd|' /C calc'!A0"
+    predictor = Predictor(np.asarray, (1,), "table", "cross_entropy", (name, "dog"), {})
+    rows = list(csv.reader(io.StringIO(_as_csv(np.eye(2), predictor), newline="")))
+    assert rows[1:] == [[f"'{name}", "1.0", "0.0"], ["dog", "0.0", "1.0"]]
+    assert rows[0] == ["prediction", f"probability of {name}", "probability of dog"]
+
+
+@pytest.mark.parametrize("number", ["-1", "+2.5", "-1e-3", "7", "-inf"])
+def test_numbers_and_classes_called_by_numbers_stay_as_they_are(number):
+    assert text_cell(number) == number
+    predictor = Predictor(np.asarray, (1,), "table", "squared_error", (), {})
+    text = _as_csv(np.array([-1.5, 2.0], np.float32), predictor)
+    assert text == "prediction\n-1.5\n2.0\n"
+
+
+def test_every_name_of_a_class_is_read_back_by_the_rule_that_is_written_down():
+    names = ["=a", "'=a", "''=a", "a", "'a", "-1", "'-1", "-1-1", "", "'", "\t", "@", "a=b", "+x"]
+    cells = [text_cell(name) for name in names]
+    assert len(set(cells)) == len(names)
+    signs = tuple("=+-@\t\r\n")
+    back = [c[1:] if c[:1] == "'" and c.lstrip("'").startswith(signs) else c for c in cells]
+    assert back == names

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tfds_folders as folders
 from tfds_folders import CIFAR10, image_rows, images, write_folder
 
 from wdjax.checkpoint import store
@@ -244,3 +245,27 @@ def test_params_of_another_model_are_refused_by_the_leaf_that_differs(command):
     pathlib.Path("run/params.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match="run/params.npz' is no .npz file; train again, or put"):
         load_predictor("run")
+
+
+def test_without_grain_a_streamed_run_is_refused_before_it_has_a_folder(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    status, _, told = command(f"{IRIS} --out run")
+    assert status == 1 and "needs grain, which is not installed: pip install" in told
+    assert not pathlib.Path("run").exists()
+
+
+def test_a_part_whose_first_examples_are_damaged_is_refused_before_there_is_a_folder(
+    command, tmp_path
+):
+    """The test part, which is not read before the first epoch has ended."""
+    rows = folders.image_rows(*folders.images(20, (28, 28, 1)))
+    splits = {"train": rows, "test": rows}
+    folder = folders.write_folder(tmp_path / "data", "mnist", "3.0.1", folders.MNIST, splits)
+    for path in folder.glob("mnist-test*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    status, _, told = command(
+        f"train --stream --data tfds:mnist --data-dir {tmp_path}/data --strength 0 --epochs 1 "
+        "--batch-size 4 --devices 1 --out run"
+    )
+    assert status == 2 and "mnist-test" in told and "is damaged or missing" in told, told
+    assert not pathlib.Path("run").exists()

@@ -1,6 +1,7 @@
 """TFDS sets: real folders, written here, read without TensorFlow; what is damaged is found."""
 
 import importlib.util
+import json
 import pickle
 import shutil
 import subprocess
@@ -254,6 +255,83 @@ def test_a_torn_description_is_refused(own_copy):
     (own_copy / "mnist" / "3.0.1" / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="description that cannot be read"):
         load_data("tfds:mnist", data_dir=own_copy)
+
+
+def evil_features(folder, name):
+    path = folder / "mnist" / "3.0.1" / "features.json"
+    description = json.loads(path.read_text())
+    description["featuresDict"]["features"]["image"]["pythonClassName"] = name
+    path.write_text(json.dumps(description))
+
+
+def test_tfds_imports_any_module_that_a_folder_names(own_copy, tmp_path, monkeypatch):
+    """Why `check_features` looks first; if TFDS stops doing it, that can go."""
+    (tmp_path / "named_by_a_folder.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    evil_features(own_copy, "named_by_a_folder.Image")
+    with pytest.raises(SystemExit, match="it was run"):
+        tfds.builder_from_directory(own_copy / "mnist" / "3.0.1")
+
+
+@pytest.mark.parametrize("name", ["tfds:mnist", "folder"])
+def test_a_folder_is_not_trusted_to_name_code(own_copy, tmp_path, monkeypatch, name):
+    (tmp_path / "named_by_a_folder.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    evil_features(own_copy, "named_by_a_folder.Image")
+    name = f"tfds:{own_copy / 'mnist' / '3.0.1'}" if name == "folder" else name
+    with pytest.raises(ValueError, match="features.json' names the class 'named_by_a_folder.Imag"):
+        load_data(name, data_dir=own_copy)
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[1]", b"{}", b"[" * 20_000, b'{"a":' * 5_000, b"\xff\xfe", None],
+    ids=["empty", "cut", "null", "list", "bare", "deep list", "deep object", "bytes", "folder"],
+)
+def test_a_description_of_any_nonsense_is_refused(own_copy, file, content):
+    path = own_copy / "mnist" / "3.0.1" / file
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="tfds:mnist' (has a description that cannot|is not in)"
+    ) as e:
+        load_data("tfds:mnist", data_dir=own_copy)
+    assert len(str(e.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "where, words",
+    [
+        ("mnist/3.0.1/features.json", "`data_dir` '.*features.json' is a file; point data_dir"),
+        ("/dev/zero", "`data_dir` '/dev/zero' is a file"),
+        ("x" * 300, "`data_dir` 'x+' cannot be read: File name too long"),
+        ("~nobody_of_this_name/x", "cannot be read: Could not determine home directory"),
+        ("a\0b", "cannot be read: embedded null byte"),
+    ],
+)
+def test_what_is_no_folder_of_data_is_refused_by_name(own_copy, monkeypatch, where, words):
+    monkeypatch.chdir(own_copy)
+    with pytest.raises(ValueError, match=words):
+        load_data("tfds:mnist", data_dir=where)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("x" * 300, "description that cannot be read .*too long"),
+        ("mnist@train[5:5]", "has no example in 'train\\[5:5\\]'; choose another split"),
+        (f"mnist@{'[' * 5000}", r"has no split '\[+\.\.\.'"),
+        ("mnist@", ""),
+    ],
+)
+def test_a_name_that_names_nothing_is_refused_in_a_sentence(own_copy, name, words):
+    if not words:
+        assert len(load_data(f"tfds:{name}", data_dir=own_copy).inputs)
+        return
+    with pytest.raises(ValueError, match=words) as found:
+        load_data(f"tfds:{name}", data_dir=own_copy)
+    assert len(str(found.value)) < 1000
 
 
 # ------------------------------------------------------------------ prepared by TFDS itself

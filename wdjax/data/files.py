@@ -14,6 +14,9 @@ from wdjax.checks import nearest
 from wdjax.data.archive import check_file, read_arrays
 from wdjax.loss_kinds import has_classes
 
+_FORMULA_SIGNS = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
+_FORMULA_SIGNS += "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+
 
 class Columns(NamedTuple):
     """What a `.csv` file holds."""
@@ -154,6 +157,19 @@ def named(names: Sequence[str], most: int = 8) -> str:
 def quoted(text: str, most: int = 60) -> str:
     """A text of a file as a message shows it: in quotes, escaped, of a long one the beginning."""
     return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
+
+
+def text_cell(text: str) -> str:
+    """A text as a cell of a `.csv`: behind an apostrophe if a spreadsheet would run it.
+
+    Those that begin with `=`, `+`, `-`, `@`, a tab or the end of a line may be formulas, which
+    can fetch, send and start things; a number is none and stays as it is. To read a cell back,
+    take one apostrophe off those where a sign of these follows the first ones: so that no two
+    texts become one, a text that begins like that itself gets one more.
+    """
+    bare = text.lstrip("'")
+    is_formula = bare[:1] in _FORMULA_SIGNS and (bare != text or _as_number(text) is None)
+    return f"'{text}" if bare and is_formula else text
 
 
 def column_name(name: object) -> str:

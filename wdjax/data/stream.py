@@ -93,15 +93,24 @@ def make_stream(
     num_examples = len(source.inputs) if isinstance(source, Dataset) else len(source)
     if num_examples == 0:
         raise ValueError("the data to stream hold no examples; give at least one.")
+    check_divided(batch_size, process_count)
+    loader = _Loader(
+        source, num_examples, batch_size, seed, num_epochs, process_index, process_count
+    )
+    return GrainStream(loader, num_threads, num_workers)
+
+
+def check_divided(batch_size: int, process_count: int) -> None:
+    """Checks that each process gets as many rows of a batch as every other.
+
+    Raises:
+      ValueError: if not, with the next batch size that does.
+    """
     if batch_size % process_count:
         raise ValueError(
             f"`batch_size` = {batch_size} must be divisible by the {process_count} processes; "
             f"take {-(-batch_size // process_count) * process_count}."
         )
-    loader = _Loader(
-        source, num_examples, batch_size, seed, num_epochs, process_index, process_count
-    )
-    return GrainStream(loader, num_threads, num_workers)
 
 
 def as_stream(

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from wdjax.checks import check_positive_int, nearest
+from wdjax.data.features import FEATURES, UntrustedError, check_features
 from wdjax.data.raw_sets import (
     RAW_SETS,
     check_connection,
@@ -145,8 +147,7 @@ def open_tfds(
         `pip install "wdjax[cli]"`.
     """
     name, _, split = name.partition("@")
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-    info = _find_or_prepare(name, data_dir.expanduser(), download)
+    info = _find_or_prepare(name, _data_folder(data_dir), download)
     return _open_split(info, split or DEFAULT_SPLIT, length)
 
 
@@ -156,8 +157,7 @@ def split_sizes(name: str, *, data_dir: str | os.PathLike | None = None) -> dict
     Raises:
       ValueError: if the set is not there.
     """
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-    info = _find_or_prepare(name.partition("@")[0], data_dir.expanduser(), download=False)
+    info = _find_or_prepare(name.partition("@")[0], _data_folder(data_dir), download=False)
     return {split: info.splits[split].num_examples for split in info.splits}
 
 
@@ -181,6 +181,23 @@ def read_tfds(source: TfdsSource) -> tuple[np.ndarray, np.ndarray]:
     """All examples of a source in memory, images as bytes: `(inputs, targets)`."""
     inputs, targets = zip(*source, strict=True) if len(source) else ((), ())
     return np.array(inputs), np.array(targets)
+
+
+def _data_folder(data_dir: str | os.PathLike | None) -> Path:
+    """Where TFDS keeps its sets; it need not be there yet, and is no file."""
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    way = "point data_dir (--data-dir) at a folder of TFDS"
+    try:
+        folder = folder.expanduser()
+        is_other = not stat.S_ISDIR(os.stat(folder).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return folder
+    except (OSError, RuntimeError, ValueError) as error:  # No home, a name too long, a NUL byte.
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"`data_dir` {str(folder)!r} cannot be read: {reason}; {way}.") from None
+    if is_other:
+        raise ValueError(f"`data_dir` {str(folder)!r} is a file; {way}.")
+    return folder
 
 
 def _find_or_prepare(name: str, data_dir: Path, download: bool) -> Any:
@@ -208,21 +225,33 @@ def _find_or_prepare(name: str, data_dir: Path, download: bool) -> Any:
 def _find(name: str, data_dir: Path) -> Any:
     """The `DatasetInfo` of a prepared set, or None."""
     import tensorflow_datasets as tfds
-    from google.protobuf import json_format
     from tensorflow_datasets.core import read_only_builder
-    from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
     try:
         if (Path(name) / "dataset_info.json").is_file():
+            check_features(Path(name) / FEATURES)
             return tfds.builder_from_directory(name).info
+        base = data_dir / re.split("[:/]", name)[0]
+        for path in (*base.glob(f"*/{FEATURES}"), *base.glob(f"*/*/{FEATURES}")):
+            check_features(path)
         return read_only_builder.builder_from_files(name, data_dir=data_dir).info
-    except tfds.core.DatasetNotFoundError:
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError):
         return None
-    except (DatasetInfoFileError, json_format.Error, NotADirectoryError, ValueError) as error:
+    except UntrustedError:
+        raise
+    except Exception as error:  # TFDS's own, those of JSON, of protocol buffers, of the system.
         raise ValueError(
-            f"data 'tfds:{name}' has a description that cannot be read "
-            f"({str(error).splitlines()[0]}); fetch or prepare it again."
+            f"data 'tfds:{_short(name)}' has a description that cannot be read "
+            f"({_first_line(error)}); fetch or prepare it again."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return _short((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _prepare_with_tfds(name: str, base: str, data_dir: Path) -> Any:
@@ -245,6 +274,11 @@ def _prepare_with_tfds(name: str, base: str, data_dir: Path) -> Any:
         raise ValueError(
             f"data 'tfds:{name}' is no set that TFDS knows.{_nearest_set(base)}"
         ) from None
+    except Exception as error:  # The set's own program, the network's and the disk's errors.
+        raise ValueError(
+            f"data 'tfds:{name}' could not be prepared in {str(data_dir)!r} "
+            f"({type(error).__name__}: {_first_line(error)}); prepare it with `tfds build {name}`."
+        ) from error
     return builder.info
 
 
@@ -268,10 +302,15 @@ def _open_split(info: Any, split: str, length: int | None) -> TfdsSource:
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise ValueError(
-            f"data 'tfds:{info.full_name}' has no split {split!r}, only "
+            f"data 'tfds:{info.full_name}' has no split {_short(split)!r}, only "
             f"{', '.join(info.splits)} and slices of them such as train[:10%] "
-            f"({str(error).splitlines()[0]}).{nearest(split, info.splits)}"
+            f"({_first_line(error)}).{nearest(split, info.splits)}"
         ) from None
+    if not sum(piece.take for piece in slices):
+        raise ValueError(
+            f"data 'tfds:{info.full_name}' has no example in {split!r}; choose another split or a "
+            "wider slice."
+        )
     keys, kind = _input_and_target(info)
     if kind == "image":
         check_installed("PIL", what=f"reading the images of 'tfds:{info.full_name}'")
@@ -311,9 +350,15 @@ def _records(info: Any, split: str, slices: Sequence[Slice]) -> Any:
         )
     if file_format == "array_record":
         check_installed("array_record", what=f"reading 'tfds:{info.full_name}'")
-    builder: Any = tfds.builder_from_directory(info.data_dir)
     method = tfds.decode.DeserializeMethod.RAW_BYTES
-    records = builder.as_data_source(split=split, deserialize_method=method)
+    try:
+        builder: Any = tfds.builder_from_directory(info.data_dir)
+        records = builder.as_data_source(split=split, deserialize_method=method)
+    except Exception as error:  # Each reader has its own kind.
+        raise ValueError(
+            f"data {str(info.data_dir)!r} cannot be read ({_first_line(error)}); fetch or prepare "
+            "it again."
+        ) from error
     if len(records) != sum(piece.take for piece in slices):
         # TFDS 4.9.10 reads whole parquet files, whatever the slice.
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from wdjax.checkpoint import check_same_leaves
 from wdjax.data.archive import read_arrays
 from wdjax.data.dataset import make_dataset, plain_array
-from wdjax.data.files import find_columns, named, read_csv_inputs
+from wdjax.data.files import find_columns, named, read_csv_inputs, text_cell
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
@@ -178,7 +178,8 @@ def run_predict(
     The columns of a `.csv` are found by the names they had in training, in any order; others are
     passed over and named. Where there are no names (a file without a header, an `.npz`, a run on
     arrays) they are taken in order, as many as in training. Numbers are written so that they read
-    back to the last bit.
+    back to the last bit. A class's name that a spreadsheet would take for a formula is written
+    behind an apostrophe, see `text_cell`.
 
     Args:
       run: the folder of a finished run.
@@ -208,19 +209,24 @@ def run_predict(
 
 def _as_csv(outputs: np.ndarray, predictor: Predictor) -> str:
     """`str` of a NumPy number is the shortest text that its dtype reads back unchanged."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
     if has_classes(predictor.loss):
         names = predictor.class_names or tuple(str(c) for c in range(outputs.shape[-1]))
-        rows.writerow(["prediction", *(f"probability of {name}" for name in names)])
-        for row in outputs:
-            rows.writerow([names[int(np.argmax(row))], *map(str, row)])
-        return text.getvalue()
-    several = outputs.reshape(len(outputs), -1)
-    one = several.shape[1] == 1
-    rows.writerow(["prediction"] if one else [f"prediction {i}" for i in range(several.shape[1])])
-    rows.writerows(map(str, row) for row in several)
-    return text.getvalue()
+        cells = [text_cell(name) for name in names]
+        header = ["prediction", *(f"probability of {name}" for name in names)]
+        rows = ([cells[int(np.argmax(row))], *map(str, row)] for row in outputs)
+    else:
+        several = outputs.reshape(len(outputs), -1)
+        one = several.shape[1] == 1
+        header = ["prediction"] if one else [f"prediction {i}" for i in range(several.shape[1])]
+        rows = (list(map(str, row)) for row in several)
+    return "".join(map(_csv_line, [header, *rows]))
+
+
+def _csv_line(cells: list[str]) -> str:
+    """The `csv` module quotes an end of line of either kind only if its own lines end in both."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _inputs_of(

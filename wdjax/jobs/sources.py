@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from wdjax.data.dataset import Dataset, to_batch
@@ -12,14 +13,19 @@ from wdjax.data.images import SIDE
 from wdjax.data.named import check_predictable, dataset_of, find_source
 from wdjax.data.scale import Scaling, apply_scaling, measure_scaling
 from wdjax.data.split import add_label_noise, split_off_test
-from wdjax.data.tfds import TfdsSource, open_tfds, split_sizes
+from wdjax.data.stream import check_divided
+from wdjax.data.tfds import TfdsSource, check_labels, open_tfds, split_sizes
 from wdjax.data.views import View, list_rows, measure_inputs
+from wdjax.extras import check_installed
 from wdjax.jobs.options import RunOptions, TrainOptions
 from wdjax.jobs.setup import Prepared, prepare
 from wdjax.recipe import build as recipes
 
 SAMPLE = 256
 """Examples of a set that is streamed, which stand for all where only shapes are asked."""
+
+FIRST = 8
+"""Examples of each part that are read before a run begins."""
 
 
 class Sources(NamedTuple):
@@ -38,9 +44,28 @@ def open_sources(
     """Checks the options, and opens the data they name; both ways the examples are the same.
 
     Raises:
-      ValueError: as `prepare`.
+      ValueError: as `prepare`; for a batch that the processes do not divide, or a first batch of
+        any part that cannot be read.
+      ImportError: if grain is not installed, before anything is read or written.
     """
-    return (_on_disk if find_source(options.data).on_disk else in_memory)(options, out)
+    check_installed("grain", what="streaming from a source", extra="data")
+    check_divided(options.batch_size, jax.process_count())
+    opened = _on_disk if find_source(options.data).on_disk else in_memory
+    prepared, sources = opened(options, out)
+    for source in (sources.train, sources.valid, sources.test):
+        if not isinstance(source, Dataset):
+            _read_first(source)
+    return prepared, sources
+
+
+def _read_first(source: Any) -> None:
+    """A few examples, as the run will read them: what is damaged there ends it before it began."""
+    rows = np.arange(min(FIRST, len(source)))
+    if isinstance(source, View):
+        source.arrays_at(rows)
+        return
+    _, targets = zip(*source.__getitems__(rows.tolist()), strict=True)
+    check_labels(np.array(targets), source, rows)
 
 
 def in_memory(
