@@ -207,6 +207,8 @@ def test_a_known_number_of_classes_bounds_the_labels_and_forgives_absent_ones():
         ("iris", {"download": True}, "`download` = True does not apply.*only to a TFDS set"),
         ("iris", {"data_dir": "here"}, "`data_dir` = 'here' does not apply"),
         ("iris", {"length": 5}, "`length` = 5 does not apply.*only to texts"),
+        ("iris", {"length": 0}, "`length` must be >= 1, got length=0"),
+        ("stdlib", {"length": 0}, "`length` must be >= 1, got length=0"),
         ("stdlib", {"loss": "squared_error"}, "targets are bytes; use cross_entropy"),
         ("nowhere/my.npz", {}, "'nowhere/my.npz' does not exist"),
         ("nowhere/my.csv", {}, "'nowhere/my.csv' does not exist"),

@@ -2,6 +2,7 @@
 
 import os
 
+from wdjax.checks import check_positive_int
 from wdjax.data.dataset import Dataset
 from wdjax.data.named import find_source
 from wdjax.data.split import split_off_test
@@ -41,15 +42,17 @@ def load_data(
 
     Raises:
       ValueError: for an unknown name or column (with the nearest), an option that does not apply
-        to the data, a file that is missing or cannot be read, or arrays that `make_dataset`
-        refuses.
+        to the data, a `length` below 1, a file that is missing or cannot be read, or arrays that
+        `make_dataset` refuses.
     """
     has_classes(loss)
+    if length is not None:
+        check_positive_int("length", length)
     name = os.fspath(name_or_path)
     source = find_source(name)
     given = {"target": target, "data_dir": data_dir, "download": download, "length": length}
     for option, value in given.items():
-        if value not in (None, False) and option not in source.options:
+        if value is not None and value is not False and option not in source.options:
             raise ValueError(
                 f"`{option}` = {value!r} does not apply to data {name!r}, only to "
                 f"{_WHERE_OPTIONS_APPLY[option]}; leave it out."
