@@ -250,7 +250,7 @@ def test_params_of_another_model_are_refused_by_the_leaf_that_differs(command):
 def test_without_grain_a_streamed_run_is_refused_before_it_has_a_folder(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     status, _, told = command(f"{IRIS} --out run")
-    assert status == 1 and "needs grain, which is not installed: pip install" in told
+    assert status == 1 and 'needs grain, which is not installed: pip install "wdjax[data]"' in told
     assert not pathlib.Path("run").exists()
 
 

@@ -149,7 +149,7 @@ def _check(options: TrainOptions) -> None:
     check_one_of("non_finite", options.non_finite or "stop", ("stop", "skip"))
     check_one_of("on_hang", options.on_hang or "report", ("report", "end"))
     check_number("hang_after", _hang_after(options), low=0.0)
-    check_installed("grain", what="a streamed run")
+    check_installed("grain", what="a streamed run", extra="data")
     check_installed("orbax", what="a checkpoint")
     if options.tensorboard:
         Board(options.out or ".")
