@@ -13,6 +13,7 @@ from wdjax.cli import main
 from wdjax.data.files import text_cell
 from wdjax.jobs import TrainOptions, load_predictor, run_predict, run_train
 from wdjax.jobs.predict import Predictor, _as_csv
+from wdjax.jobs.results import write_json
 
 COLUMNS = ("height, cm", "bréadth", 'the "depth"', "weight")
 CLASSES = ("a, b", 'the "third"', "é")
@@ -237,7 +238,7 @@ def test_a_run_that_kept_no_names_takes_columns_by_count_and_no_column_more(trai
     shutil.copytree(trained[0], folder)
     results = json.loads((folder / "results.json").read_text())
     del results["data"]["column_names"], results["data"]["target_name"]
-    (folder / "results.json").write_text(json.dumps(results))
+    write_json(folder, results)
     old = (folder, *trained[1:])
     table, said = predict(old, tmp_path, COLUMNS, trained[1].T)
     np.testing.assert_array_equal(probabilities(table), trained[2])

@@ -20,6 +20,7 @@ from wdjax.jobs import (
     run_select,
     run_train,
 )
+from wdjax.jobs.results import write_json
 from wdjax.jobs.setup import slope_axes, slopes_of
 from wdjax.models import make_mlp
 from wdjax.recipe import Recipe, recipe_fit, recipe_part_weights, recipe_tx
@@ -171,10 +172,7 @@ def test_a_saved_run_is_audited_at_its_own_options(selected):
 
 def test_a_run_of_other_data_is_not_audited(selected, tmp_path):
     _, results = selected
-    from wdjax.tables import to_json
-
-    other = json.loads(to_json(results)) | {"data": results["data"] | {"sha256": "0"}}
-    (tmp_path / "results.json").write_text(to_json(other))
+    write_json(tmp_path, results | {"data": results["data"] | {"sha256": "0"}})
     with pytest.raises(ValueError, match="made from other data"):
         run_audit(AuditOptions(run=str(tmp_path)))
     with pytest.raises(ValueError, match="holds no results.json"):

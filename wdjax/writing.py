@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -155,3 +156,46 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+DIGEST = ".sha256"
+"""How the name of a file ends that holds the SHA-256 of the one beside it."""
+
+
+def write_digest(path: str | os.PathLike[str]) -> None:
+    """Writes the SHA-256 of a file beside it, as `sha256sum -c` reads it.
+
+    Raises:
+      OSError: if the file cannot be read, or its digest not be written.
+    """
+    path = pathlib.Path(path)
+    name = path.name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    line = f"{sha256_of(path)}  {name}\n"
+    write_whole(_beside(path), os.fsencode(line if name == path.name else f"\\{line}"))
+
+
+def check_digest(path: str | os.PathLike[str], digest: str | None = None) -> None:
+    """Checks that a file is what was written.
+
+    Args:
+      path: the file.
+      digest: its SHA-256, by default that of the file beside it.
+
+    Raises:
+      DamagedFileError: if it is another, by `path`.
+      OSError: if one of them cannot be read.
+    """
+    if digest is None:
+        found = re.match(rb"\\?([0-9a-f]{64})  ", _beside(path).read_bytes())
+        if found is None:
+            raise DamagedFileError(f"{str(_beside(path))!r} holds no SHA-256 of {str(path)!r}.")
+        digest = found.group(1).decode()
+    if sha256_of(path) != digest:
+        raise DamagedFileError(
+            f"{str(path)!r} is not what was written (SHA-256); write it again, or put it back."
+        )
+
+
+def _beside(path: str | os.PathLike[str]) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path.with_name(path.name + DIGEST)

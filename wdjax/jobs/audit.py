@@ -9,7 +9,7 @@ import jax
 from wdjax.data.dataset import hash_of, to_batch
 from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
-from wdjax.jobs.results import read_params, read_results
+from wdjax.jobs.results import PARAMS, opened_results, read_params
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
@@ -29,6 +29,7 @@ def run_audit(options: AuditOptions) -> AuditReport:
     Raises:
       ValueError: for any bad option, no strength (a saved run has its own), or a folder that holds
         no finished run of today's data, or names a user's own file that was not given again.
+      DamagedFileError: if its results or its params are not what was written.
     """
     if options.run is not None:
         return _audit_saved(pathlib.Path(options.run), options)
@@ -107,10 +108,21 @@ def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
 
 
 def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
-    results = read_results(folder)
+    with opened_results(folder) as results:
+        return _audit_results(folder, results, told)
+
+
+def _audit_results(
+    folder: pathlib.Path, results: dict[str, Any], told: AuditOptions
+) -> AuditReport:
+    kinds = {"select": SelectOptions, "train": TrainOptions}
+    if results["kind"] not in kinds:
+        raise ValueError(
+            f"`run` {str(folder)!r} holds a {results['kind']!r}, which keeps no params to audit; "
+            "give the folder that `wdjax select` or `wdjax train` wrote."
+        )
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} was stopped before it ended; nothing to audit.")
-    kinds = {"select": SelectOptions, "train": TrainOptions}
     given = dataclasses.asdict(told)
     check_given_again(f"`run` {str(folder)!r}", results["config"], given)
     own = {sort: given[sort] for sort in OWN_SORTS if is_own(results["config"].get(sort))}
@@ -121,7 +133,7 @@ def _audit_saved(folder: pathlib.Path, told: AuditOptions) -> AuditReport:
             f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "
             "run it again."
         )
-    params = _params_of(folder / "params.npz", prepared.param_shapes)
+    params = _params_of(folder, results, prepared.param_shapes)
     return audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
 
 
@@ -132,8 +144,8 @@ def _options(kind: type, config: dict[str, Any]) -> RunOptions:
     return kind(**{name: as_tuple(value) for name, value in config.items() if name in names})
 
 
-def _params_of(path: pathlib.Path, shapes: Params) -> Params:
-    saved = read_params(path)
+def _params_of(folder: pathlib.Path, results: dict[str, Any], shapes: Params) -> Params:
+    saved, path = read_params(folder, results), folder / PARAMS
 
     def of(leaf_at, shape):
         name = leaf_path(leaf_at)

@@ -17,7 +17,7 @@ from wdjax.checkpoint.sharing import facts_of_first_process, is_first_process
 from wdjax.extras import check_installed
 from wdjax.jobs.lock import EXCLUSIVE, LOCK, locked
 from wdjax.jobs.options import RunOptions
-from wdjax.writing import PARTIAL, json_bytes, remove_partial, sealed, unsealed, write_whole
+from wdjax.writing import DIGEST, PARTIAL, json_bytes, remove_partial, sealed, unsealed, write_whole
 
 MARKER = ".run.json"
 """Says that a folder is a run's: only such a one is ever cleared."""
@@ -32,8 +32,6 @@ _CHECKPOINTS = re.compile(r"step_\d{10,}|damaged-.*|\.partial-.*|\.replaced-.*")
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 _PREDICTIONS = re.compile(r"predictions-.*\.csv")
 _PREDICTIONS_BEGIN = re.compile(rb"prediction( 0)?[,\n]")
-DIGEST = ".sha256"
-"""How the name of a file ends that holds the SHA-256 of the one beside it."""
 
 
 def cache_folder() -> pathlib.Path:

@@ -1,5 +1,6 @@
 """From a finished run to predictions: on arrays, or from the shell on files."""
 
+import contextlib
 import csv
 import io
 import os
@@ -19,12 +20,14 @@ from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling
-from wdjax.jobs.results import has_classes_in, named_arrays, read_params, read_results
+from wdjax.jobs.lock import locked
+from wdjax.jobs.results import PARAMS, has_classes_in, named_arrays, opened_results, read_params
 from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
 from wdjax.recipe.own import is_own, load_own
 from wdjax.types import Fit, Model
+from wdjax.writing import DIGEST, write_digest, write_whole
 
 ROWS_AT_ONCE = 256
 
@@ -91,9 +94,22 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     Raises:
       ValueError: if the run did not end, its model was not given, or its arrays are not those of
         the model, by name.
+      DamagedFileError: if its results or its arrays are not what was written.
+
+    Warns:
+      RuntimeWarning: if they carry no SHA-256: an earlier version wrote them.
     """
     folder = pathlib.Path(run)
-    results = read_results(folder)
+    with opened_results(folder) as results:
+        return _predictor_of(folder, results, model)
+
+
+def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | None) -> Predictor:
+    if results["kind"] == "compare":
+        raise ValueError(
+            f"`run` {str(folder)!r} holds a comparison, which keeps no params to predict with; "
+            "give the folder that `wdjax select` or `wdjax train` wrote."
+        )
     if results.get("status") != "complete":
         raise ValueError(f"`run` {str(folder)!r} did not end; it has no params to predict with.")
     config, data = results["config"], results["data"]
@@ -120,8 +136,8 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
         key = jax.eval_shape(lambda: jax.random.key(0))
         params, model_state = jax.eval_shape(network.init, key, example)
         shapes = Fit(params, model_state, {})
-        fit, scaling = _read_fit(folder / "params.npz", shapes)
-    _check_scaling(folder / "params.npz", scaling, {"inputs": shape})
+        fit, scaling = _read_fit(folder, results, shapes)
+    _check_scaling(folder / PARAMS, scaling, {"inputs": shape})
 
     outputs_of = jax.jit(_outputs_of(network, fit, scaling, labelled))
 
@@ -135,12 +151,21 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
                 blocks.append(np.asarray(outputs_of(filled))[: len(rows)])
         return np.concatenate(blocks)
 
-    names, columns = (tuple(data.get(n) or ()) for n in ("class_names", "column_names"))
+    names, columns = (_names_in(data, n) for n in ("class_names", "column_names"))
+    if names and len(names) != data["num_outputs"]:
+        raise TypeError(f"class_names has {len(names)} of {data['num_outputs']}")
     target = data.get("target_name") or config.get("target")
     kind = data["kind"]
     return Predictor(
         apply, shape, kind, loss, names, config, columns, target, kind_of_model.images_32
     )
+
+
+def _names_in(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = data.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise TypeError(f"{name} is {found!r}")
+    return tuple(found)
 
 
 def _outputs_of(
@@ -175,6 +200,8 @@ def run_predict(
 ) -> pathlib.Path:
     """Predicts every example of `data` and writes a `.csv`, one row each; gives its path.
 
+    Beside it goes its SHA-256, `NAME.csv.sha256`, which `run_report` and `sha256sum -c` check.
+
     The columns of a `.csv` are found by the names they had in training, in any order; others are
     passed over and named. Where there are no names (a file without a header, an `.npz`, a run on
     arrays) they are taken in order, as many as in training. Numbers are written so that they read
@@ -191,19 +218,25 @@ def run_predict(
 
     Raises:
       ValueError: as `load_predictor` and `load_data`; if a column is missing or there twice, by
-        name, or the data have another shape.
+        name, or the data have another shape; if another run is in the folder.
+      DamagedFileError: as `load_predictor`.
+      WriteError: if the file cannot be written; what stood there before stays.
     """
     predictor = load_predictor(run, model=model)
     inputs = _inputs_of(data, predictor, data_dir, say)
     outputs = predictor(inputs)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in pathlib.Path(data).stem)
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        beside.write_text(_as_csv(outputs, predictor), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise ValueError(f"`out` {str(path)!r} cannot be written: {error.strerror}.") from None
+    if path.is_dir():
+        raise ValueError(f"`out` {str(path)!r} is a folder; give the name of a file.")
+    is_in_run = path.parent.resolve() == pathlib.Path(run).resolve()
+    with locked(run) if is_in_run else contextlib.nullcontext():
+        digest = path.with_name(path.name + DIGEST)
+        if path.exists() and digest.exists():
+            digest.unlink()  # Of what is there now: never beside what comes.
+        write_whole(path, _as_csv(outputs, predictor))
+        if path.is_file():
+            write_digest(path)
     return path
 
 
@@ -274,8 +307,10 @@ def _check_scaling(
             )
 
 
-def _read_fit(path: pathlib.Path, shapes: Fit) -> tuple[Fit, dict[str, Scaling]]:
-    saved = read_params(path)
+def _read_fit(
+    folder: pathlib.Path, results: dict[str, Any], shapes: Fit
+) -> tuple[Fit, dict[str, Scaling]]:
+    saved, path = read_params(folder, results), folder / PARAMS
     scaling = {}
     for field in ("inputs", "targets"):
         names = [f"scaling/{field}/{part}" for part in Scaling._fields]

@@ -1,10 +1,12 @@
 """What a job writes: results.json, params.npz, report.html, each whole or not at all."""
 
+import contextlib
 import dataclasses
-import json
 import pathlib
+import re
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,20 +16,37 @@ from wdjax.checkpoint import versions
 from wdjax.data.archive import read_arrays
 from wdjax.data.dataset import hash_of
 from wdjax.data.scale import Scaling
+from wdjax.ending import ending_of
+from wdjax.jobs.lock import locked
 from wdjax.jobs.options import RunOptions
 from wdjax.loss_kinds import CLASSES, has_classes
 from wdjax.parts import leaf_path
 from wdjax.parts.rules import check_distinct_paths
-from wdjax.tables import to_json
+from wdjax.tables import to_json, to_plain
 from wdjax.types import Fit
-from wdjax.writing import write_whole
+from wdjax.writing import (
+    DIGEST,
+    SEAL,
+    DamagedFileError,
+    check_digest,
+    read_mapping,
+    sealed,
+    sha256_of,
+    unsealed,
+    write_whole,
+)
+
+RESULTS, PARAMS = "results.json", "params.npz"
+
+SCHEMA = 2
+"""Of `results.json`; since 2 it is sealed, and says in `files` what `params.npz` must be."""
 
 
 def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[str, Any]:
     """What every results file says first: what ran, on what, with which versions."""
     data = prepared.choose_data
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": kind,
         "status": "partial",
         "headline": "",
@@ -78,36 +97,58 @@ def stopped(
     return results["headline"]
 
 
-def write_json(out: pathlib.Path, results: dict[str, Any]) -> None:
-    """Whole or not at all.
+def write_json(out: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """`results.json`, whole or not at all, sealed by its own SHA-256.
 
     Raises:
       WriteError: if it cannot be written; what stood there before stays.
     """
-    write_whole(out / "results.json", to_json(results) + "\n")
+    text = to_json(sealed(to_plain(results))) + "\n"
+    # A name that is not Unicode (Linux has such) is written by its escapes.
+    lone = lambda found: f"\\u{ord(found.group()):04x}"
+    write_whole(out / RESULTS, re.sub("[\ud800-\udfff]", lone, text))
 
 
-def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) -> None:
+def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, str]:
     """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled.
 
     The model's state, if it has one, is under `model_state/`, and how inputs and targets were
     standardised, if they were, under `scaling/`: a prediction needs them as well.
 
+    Returns:
+      `{"params.npz": its SHA-256}`, for the `files` of the results that vouch for it.
+
     Raises:
       ValueError: if two leaves have one path, see `named_arrays`.
+      WriteError: if it cannot be written; what stood there before stays.
     """
     arrays = named_arrays(fit, scaling)
-    write_whole(out / "params.npz", lambda file: np.savez(file, **arrays))
+    path = out / PARAMS
+    write_whole(path, lambda file: np.savez(file, **arrays))
+    return {PARAMS: sha256_of(path)}
 
 
-def read_params(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a `params.npz`, by name.
+def read_params(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a run's `params.npz`, by name, once it is found to be what was written.
 
     Raises:
+      DamagedFileError: if it is not; results of earlier versions do not say.
       ValueError: as `read_arrays`.
     """
+    check_files(folder, results)
     way = "train again, or put back the file that training wrote"
-    return read_arrays(path, what="`run`: the file of params", way=way)
+    return read_arrays(folder / PARAMS, what="`run`: the file of params", way=way)
+
+
+def check_files(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Checks the files that the results vouch for, of those that are there.
+
+    Raises:
+      DamagedFileError: for the first that is not what was written.
+    """
+    for name, digest in dict(results.get("files") or {}).items():
+        if name == PARAMS and (folder / name).exists():
+            check_digest(folder / name, digest)
 
 
 def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
@@ -141,52 +182,97 @@ def finish(out: pathlib.Path, results: dict[str, Any], clock: "Clock") -> None:
     clock.timing["total"] = clock.total()
     results["timing"] = clock.timing
     write_json(out, results)
-    run_report(str(out))
+    with opened_results(out) as written:
+        _draw(out, written)
 
 
 def run_report(folder: str) -> pathlib.Path:
-    """Draws `report.html` again from a run's `results.json`.
+    """Draws `report.html` again from a run's `results.json`; checks what lies beside it.
 
     Raises:
-      ValueError: if the folder holds no readable results.
+      ValueError: if the folder holds no readable results, or another run is in it.
+      DamagedFileError: if results, params or predictions are not what was written.
+      WriteError: if the page cannot be written.
     """
+    run = pathlib.Path(folder)
+    with opened_results(run) as results:
+        if results["kind"] == "compare":
+            raise ValueError(
+                f"`run` {folder!r} holds a comparison, which has no page: its table is printed by "
+                "`wdjax compare` and stands in results.json."
+            )
+        check_files(run, results)
+        for path in sorted(run.glob(f"*.csv{DIGEST}")):
+            written = path.with_name(path.name.removesuffix(DIGEST))
+            if written.exists():
+                check_digest(written)
+        with locked(run):
+            return _draw(run, results)
+
+
+def _draw(folder: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
     from wdjax.report import write_report  # start-up: what draws is imported by then.
 
-    results = read_results(pathlib.Path(folder))
-    if results["kind"] == "compare":
-        raise ValueError(
-            f"`run` {folder!r} holds a comparison, which has no page: its table is printed by "
-            "`wdjax compare` and stands in results.json."
-        )
-    path = pathlib.Path(folder) / "report.html"
+    path = folder / "report.html"
     write_report(results, path)
     return path
 
 
-def read_results(folder: pathlib.Path) -> dict[str, Any]:
-    """A run's `results.json`.
+@contextlib.contextmanager
+def opened_results(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """A run's `results.json`, for as long as it is used.
+
+    Its SHA-256 is checked. Versions before wrote none: then it is warned of, and whatever it holds
+    that cannot be used is an error about the file.
 
     Raises:
-      ValueError: if the folder holds no readable results.
+      ValueError: if the folder holds no readable results; or, of unsealed ones, if they cannot be
+        used.
+      DamagedFileError: if it is not what was written.
+
+    Warns:
+      RuntimeWarning: if it carries no SHA-256.
     """
-    path = folder / "results.json"
+    results, is_sealed = _read_results(folder)
+    if not is_sealed:
+        warnings.warn(
+            f"{str(folder / RESULTS)!r} carries no SHA-256: an earlier version wrote it, or it was "
+            "edited. What it says is taken as it stands.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        yield results
+    except Exception as error:  # Whatever it holds, of whatever type, at whatever depth.
+        if is_sealed or ending_of(error) is not None:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"`run` {str(folder)!r}: results.json cannot be used ({what}), and carries no SHA-256 "
+            "that says it is what was written; run it again, or put back the file."
+        ) from error
+
+
+def _read_results(folder: pathlib.Path) -> tuple[dict[str, Any], bool]:
+    """The results, and whether they were sealed."""
+    path = folder / RESULTS
+    try:
+        results = read_mapping(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"`run` {str(folder)!r} holds no results.json; give the folder that `wdjax select` or "
             "`wdjax train` wrote."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"`run` {str(folder)!r}: results.json is not valid JSON ({error})."
-        ) from None
-    if not isinstance(results, dict) or "kind" not in results:
+    if SEAL in results:
+        return unsealed(results, path), True
+    if "kind" not in results:
         raise ValueError(
             f"`run` {str(folder)!r}: results.json was not written by `wdjax select` or "
             "`wdjax train`."
         )
-    return results
+    if results.get("schema") != 1:
+        raise DamagedFileError(f"{str(path)!r} is not what was written: its SHA-256 is gone.")
+    return results, False
 
 
 class Clock:

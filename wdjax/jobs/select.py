@@ -118,7 +118,7 @@ def _select(
             say(f"Stopped. What had finished is in {prepared.out}.")
         raise
     results["status"] = "complete"
-    write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
+    results["files"] = write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
     finish(prepared.out, results, clock)
     return results
 

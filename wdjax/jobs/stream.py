@@ -121,7 +121,7 @@ def _stream(
     results["headline"] = _headline(options, loop, run)
     if is_first:
         results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
-        write_params(prepared.out, fit, sources.scaling)
+        results["files"] = write_params(prepared.out, fit, sources.scaling)
         finish(prepared.out, results, clock)
     return results
 

@@ -126,7 +126,9 @@ def _train(
     results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
     if not training.has_folder:  # Else it was cleared at the first save, or is gone on in.
         clear_earlier(prepared.out)
-    write_params(prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data))
+    results["files"] = write_params(
+        prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data)
+    )
     finish(prepared.out, results, clock)
     return results
 
