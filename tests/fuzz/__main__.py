@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,6 +15,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What is compiled here runs once: see tests/conftest.py.
 quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    quick += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", quick)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for name in ("XDG_CACHE_HOME", "TFDS_DATA_DIR"):
@@ -38,7 +41,10 @@ def main() -> int:
     )
     parser.add_argument("--slow", type=float, help="name the cases that take longer, in seconds")
     parser.add_argument("--json", help="the file to write all results to")
+    parser.add_argument("--functions", action="store_true", help="the public functions instead")
     given = parser.parse_args()
+    if given.functions:
+        return _functions()
     with tempfile.TemporaryDirectory(prefix="wdjax-fuzz-") as root:
         results = Run(pathlib.Path(root), given).results()
     print(summary(results))
@@ -48,6 +54,19 @@ def main() -> int:
     if failed:
         print(f"Again: python -m tests.fuzz {' '.join(f'--seed {seed}' for seed in failed)}")
     return 1 if failed else 0
+
+
+def _functions() -> int:
+    """Calls the public functions with odd arguments, in a folder of its own; 1 if one failed."""
+    from .functions import all_faults
+
+    place = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="wdjax-fuzz-") as folder:
+        os.chdir(folder)
+        number, faults = all_faults()
+        os.chdir(place)
+    print("\n".join([*faults, f"{number} calls, {len(faults)} failed"]))
+    return 1 if faults else 0
 
 
 class Run:
