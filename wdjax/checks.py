@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,10 @@ from wdjax.types import Schedule, Strength
 
 MOST_OF_NAMES = 255
 """Bytes of a file's name that common file systems take."""
+
+
+LARGEST_COUNT = 2**31 - 1
+"""What a compiled program can count to: its integers have 32 bits."""
 
 
 def is_known(value: Any) -> bool:
@@ -143,6 +148,19 @@ def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None 
     if value < low or (high is not None and value > high):
         bound = f">= {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {bound}, got {name}={value}.")
+
+
+def check_path(name: str, value: Any) -> str:
+    """`value`, a path, as text: one that `check_text` takes.
+
+    Raises:
+      ValueError: if it is no text and no path, or as `check_text`.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"`{name}` must be a path, got {value!r} of {type(value).__name__}.")
+    text = os.fsdecode(value)
+    check_text(name, text)
+    return text
 
 
 def check_text(name: str, value: str, *, may_be_empty: bool = False) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from wdjax.checks import check_positive_int, check_weights, is_known
+from wdjax.checks import LARGEST_COUNT, check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_examples, check_hparams, check_loss_of_labels
 from wdjax.interfaces import check_batch
 from wdjax.measures import ScoreFn
@@ -87,8 +87,7 @@ def make_fit(
         integer >= 1, or part weights are given twice; in `fit`, as `fit_run`, and if the loss
         finds a known label out of range.
     """
-    check_positive_int("num_epochs", num_epochs)
-    check_positive_int("batch_size", batch_size)
+    check_positive_int("num_epochs", num_epochs, high=LARGEST_COUNT)
     make = functools.partial(
         make_run,
         model,
@@ -222,6 +221,7 @@ def fit_run(
     """
     train, num_examples = _checked(hparams, train, num_examples)
     train = jax.tree.map(jnp.asarray, train)
+    check_positive_int("num_epochs", num_epochs, high=LARGEST_COUNT)
     num_steps = steps_per_epoch(train, batch_size)
     state, history = advance(
         run,
@@ -344,8 +344,9 @@ def steps_per_epoch(train: Batch, batch_size: int) -> int:
     """How many whole batches the training part holds.
 
     Raises:
-      ValueError: if it holds none.
+      ValueError: if it holds none, or `batch_size` is no integer >= 1.
     """
+    check_positive_int("batch_size", batch_size)
     num_examples = train.weights.shape[0]
     if batch_size > num_examples:
         raise ValueError(

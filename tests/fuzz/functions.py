@@ -180,7 +180,10 @@ def fault_of(call: Call) -> str | None:
         call.run()
     except (ValueError, TypeError) as error:
         sentence = str(error)
-        if not is_named(call.argument, sentence) and not is_named(str(call.value), sentence):
+        names = call.argument, call.argument.replace("_", " ")
+        if not any(is_named(name, sentence) for name in names) and not is_named(
+            str(call.value), sentence
+        ):
             return f"{type(error).__name__} that does not say `{call.argument}`: {sentence[:150]!r}"
         return None
     except OSError as error:  # A folder or a file that the system refuses.

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from .cases import case_of
+from .functions import LEFT_OUT, calls_that_work, public_functions
 from .known import KNOWN
 from .words import options
 
@@ -81,6 +82,27 @@ def test_every_option_of_every_command_is_drawn():
     for command, known in options().items():
         missing = [o.name for o in known if not o.positional and (command, o.name) not in drawn]
         assert not missing, (command, missing)
+
+
+def test_every_public_function_is_called_with_odd_arguments_or_left_out_for_a_reason():
+    called, left_out = set(calls_that_work()), set(LEFT_OUT)
+    assert called | left_out == set(public_functions())
+    assert not called & left_out
+
+
+@pytest.mark.slow
+def test_odd_arguments_of_public_functions_are_refused_by_name_or_taken():
+    """As a user calls them: without the tests' types."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--functions"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PYTEST_"))},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert int(done.stdout.split("calls,")[0].split()[-1]) > 500
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from wdjax.checkpoint.manifest import (
     versions,
 )
 from wdjax.checkpoint.sharing import is_first_process, share_from_first_process
-from wdjax.checks import check_one_of, check_positive_int
+from wdjax.checks import check_one_of, check_path, check_positive_int
 from wdjax.extras import check_installed
 from wdjax.writing import json_bytes, sealed, sync_folder, write_whole
 
@@ -79,7 +79,7 @@ class Checkpoints:
         check_installed("orbax", what="a checkpoint")
         check_positive_int("keep_last", keep_last)
         check_one_of("on_error", on_error, ("stop", "continue"))
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = pathlib.Path(check_path("folder", folder)).absolute()
         self._keep_last, self._keep_best, self._on_error = keep_last, keep_best, on_error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="wdjax-checkpoint")
         self._pending: Future | None = None

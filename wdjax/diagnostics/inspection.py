@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from wdjax.checks import check_positive_int
+from wdjax.checks import LARGEST_COUNT, check_positive_int
 from wdjax.diagnostics.description import LeafDecay, leaf_decay, leaf_table
 from wdjax.diagnostics.equilibrium import equilibrium
 from wdjax.diagnostics.measurement import (
@@ -127,7 +127,7 @@ def _check_arguments(
 ) -> None:
     for name, count in (("num_steps", num_steps), ("steps_per_epoch", steps_per_epoch)):
         if count is not None:
-            check_positive_int(name, count)
+            check_positive_int(name, count, high=LARGEST_COUNT)
     if loss_fn is not None and batch is None:
         raise ValueError("`batch` is needed to measure `loss_fn`: give a batch of examples.")
     if loss_fn is not None and any(map(is_shape, jax.tree.leaves(params))):

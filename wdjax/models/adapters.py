@@ -43,7 +43,7 @@ def from_linen(module: nn.Module, *, train_argument: str = "train") -> Model:
             f"`module` must be an instance of a flax.linen module, got {what(module)}; write "
             f"{way_to_model(module)}."
         )
-    if train_argument not in _TRAIN_ARGUMENTS:
+    if train_argument not in [*_TRAIN_ARGUMENTS]:
         raise ValueError(
             f"`train_argument` must be one of {', '.join(_TRAIN_ARGUMENTS)}; got "
             f"{train_argument!r}. Wrap the module in one that takes `train`."

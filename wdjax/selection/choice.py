@@ -250,7 +250,7 @@ class Judged(NamedTuple):
                 "largest strengths, or check the data."
             )
         best = int(np.argmin(means))
-        axis = np.asarray(self.grid[simpler]) if simpler in self.grid else None
+        axis = np.asarray(self.grid[simpler]) if simpler in [*self.grid] else None
         index = int(RULES[rule].pick(means, errors, axis))
         sign = -1.0 if self.higher_is_better else 1.0
         choice = Choice(

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import data_of
-from wdjax.checks import check_positive_int, check_weights, is_known
+from wdjax.checks import LARGEST_COUNT, check_positive_int, check_weights, is_known
 from wdjax.host_checks import check_given
 from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
@@ -125,7 +125,7 @@ def cross_validate(
     start = time.perf_counter()
     num_rows = _checked_num_rows(grid)
     _check_data(fit_and_score, grid, data, folds, groups)
-    check_positive_int("num_seeds", num_seeds)
+    check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
     at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # The padding of every fold behind its rows, as in the programs and their scores.
     folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
@@ -314,7 +314,7 @@ def cross_validate_pure(
     num_rows = _checked_num_rows(grid)
     check_given(fit_and_score, grid, data)
     _check_folds(data, folds)
-    check_positive_int("num_seeds", num_seeds)
+    check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     row, seed = np.divmod(np.arange(num_rows * num_seeds, dtype=np.int32), np.int32(num_seeds))
 

@@ -54,6 +54,7 @@ def kfold(
       >>> sorted(folds.valid.ravel().tolist())
       [0, 1, 2, 3, 4, 5]
     """
+    check_positive_int("num_examples", num_examples)
     check_positive_int("num_folds", num_folds, low=2, high=num_examples)
     classes = None if stratify is None else _checked_classes(stratify, num_examples, num_folds)
     train, valid = _deal(key, classes, num_examples, num_folds)

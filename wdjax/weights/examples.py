@@ -44,6 +44,7 @@ def sigmoid_weight(x: ArrayLike, slope: Strength) -> Array:
       ['0.119', '0.500', '0.881']
     """
     check_number("slope", slope)
+    slope = float(slope) if isinstance(slope, int) else slope  # One beyond int32 as well.
     return jax.nn.sigmoid(jnp.asarray(slope) * jnp.asarray(x))
 
 
