@@ -146,7 +146,8 @@ def check_positive_int(name: str, value: Any, *, low: int = 1, high: int | None 
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise ValueError(f"`{name}` must be an integer, got {value!r}.")
     if value < low or (high is not None and value > high):
-        bound = f">= {low}" if high is None else f"between {low} and {high}"
+        too_low = high is None or (high == LARGEST_COUNT and value < low)
+        bound = f">= {low}" if too_low else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {bound}, got {name}={value}.")
 
 

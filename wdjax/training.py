@@ -88,6 +88,7 @@ def make_fit(
         finds a known label out of range.
     """
     check_positive_int("num_epochs", num_epochs, high=LARGEST_COUNT)
+    check_positive_int("batch_size", batch_size)
     make = functools.partial(
         make_run,
         model,

@@ -77,9 +77,7 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     losses = {"loss": np.array([[[1.0], [2.0]], [[2.0], [3.0]]])}
     scores = wdjax.Scores(wdjax.grid_product(strength=[0.0, 1.0]), losses)
     validation = {"data": batch, "folds": folds, "key": key}
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     of = lambda *places, **names: (places, names)
-    flax, nnx = _modules()
     return {
         "Checkpoints": of(folder="checkpoints", keep_last=2, keep_best=True, on_error="stop"),
         "Measure": of(function=error, higher_is_better=False, per_example=True),
@@ -105,6 +103,21 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "elastic_net_penalty": of(l1=0.1, l2=0.1, parts=None),
         "fit_run": of(run=run, hparams={"learning_rate": 0.1}, train=batch, key=key, **sizes),
         "folds_from_splits": of(pairs=[(np.arange(4), np.arange(4, 8))] * 2),
+    } | _calls_of_small_things(key, model, batch, state, step, loss)
+
+
+def _calls_of_small_things(key, model, batch, state, step, loss) -> dict[str, Any]:
+    of = lambda *places, **names: (places, names)
+    flax, nnx = _modules()
+    sgd, error, params = optax.sgd(0.1), wdjax.cross_entropy, state.params
+    x, labels = batch.inputs, batch.targets
+    make_tx = lambda h: optax.sgd(h["learning_rate"])
+    sizes = {"num_epochs": 1, "batch_size": 4}
+    fit = wdjax.make_fit(model, error, make_tx=make_tx, **sizes)
+    score = wdjax.make_score(model, loss=error)
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    model_state = state.model_state
+    return {
         "from_linen": of(module=flax, train_argument="train"),
         "from_nnx": of(make_module=nnx),
         "grid_product": of(strength=[0.0, 1.0], learning_rate=[0.1]),
