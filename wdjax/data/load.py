@@ -48,6 +48,8 @@ def load_data(
     has_classes(loss)
     if length is not None:
         check_positive_int("length", length)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"`name_or_path` must be a name or a path, got {name_or_path!r}.")
     name = os.fspath(name_or_path)
     source = find_source(name)
     given = {"target": target, "data_dir": data_dir, "download": download, "length": length}
