@@ -12,6 +12,9 @@ from wdjax.checks import check_one_of, check_weights
 from wdjax.loss_kinds import has_classes
 from wdjax.types import Batch
 
+_ROWS_AT_ONCE = 4096
+"""Of a data set, where a copy of all would take too much."""
+
 
 class Dataset(NamedTuple):
     """Host arrays with their meaning, before any split; `make_dataset` checks and builds one.
@@ -51,6 +54,7 @@ def make_dataset(
     num_outputs: int | None = None,
     class_names: Sequence[str] = (),
     weights: ArrayLike | Sequence | None = None,
+    keep_bytes: bool = False,
 ) -> Dataset:
     """Checks arrays and gives them their meaning.
 
@@ -67,6 +71,8 @@ def make_dataset(
       class_names: what label 0, 1, ... is called.
       weights: `[example]`, how much each counts, finite and >= 0, one of them above 0. Rows of
         weight 0 are left out, unread, as if they were not there: they may hold anything.
+      keep_bytes: images of bytes stay what they are, a quarter of the memory: for who divides them
+        later, a batch at a time (`as_floats`).
 
     Raises:
       ValueError: for empty data, different lengths, objects or words among the inputs, values
@@ -92,7 +98,7 @@ def make_dataset(
     if kind is None:
         kind = "image" if inputs.ndim in (3, 4) else "table"
     check_one_of("kind", kind, ("image", "table", "text"))
-    inputs = _checked_inputs(inputs, kind)
+    inputs = _checked_inputs(inputs, kind, keep_bytes)
     if targets.size == 0:
         raise ValueError(
             f"`targets` has shape {targets.shape} and holds nothing; give one target per example."
@@ -106,6 +112,13 @@ def make_dataset(
         class_names = tuple(words.tolist())
     labels, num_outputs = _checked_labels(targets, num_outputs)
     return Dataset(name, inputs, labels, kind, num_outputs, tuple(class_names), **more)
+
+
+def as_floats(images: Any) -> Any:
+    """Bytes, of NumPy or JAX, as float32 in [0, 1]: divided by 255; other numbers as they are."""
+    if images.dtype != np.uint8:
+        return images
+    return images.astype(np.float32) / np.float32(255)
 
 
 def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
@@ -124,13 +137,19 @@ def to_batch(dataset: Dataset) -> Batch:
 
 
 def hash_of(dataset: Dataset) -> str:
-    """The SHA-256 of the arrays: dtypes, shapes and bytes, in hexadecimal."""
+    """The SHA-256 of the arrays: dtypes, shapes and bytes, in hexadecimal.
+
+    Images kept as bytes have that of their floats, so it does not tell how they were held.
+    """
     digest = hashlib.sha256()
     for array in (dataset.inputs, dataset.targets, dataset.weights):
-        if array is not None:
-            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            digest.update(f"{little.dtype.str}{little.shape}".encode())
-            digest.update(little.tobytes())
+        if array is None:
+            continue
+        little = as_floats(array[:0]).dtype.newbyteorder("<")
+        digest.update(f"{little.str}{array.shape}".encode())
+        for start in range(0, len(array), _ROWS_AT_ONCE):
+            rows = as_floats(array[start : start + _ROWS_AT_ONCE])
+            digest.update(np.ascontiguousarray(rows, little).data)
     return digest.hexdigest()
 
 
@@ -154,7 +173,7 @@ def plain_array(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _checked_inputs(inputs: np.ndarray, kind: str) -> np.ndarray:
+def _checked_inputs(inputs: np.ndarray, kind: str, keep_bytes: bool) -> np.ndarray:
     if inputs.dtype.kind not in "buif":
         raise ValueError(
             f"`inputs` must be real numbers, got dtype {inputs.dtype}; turn words into numbers "
@@ -171,10 +190,12 @@ def _checked_inputs(inputs: np.ndarray, kind: str) -> np.ndarray:
         )
     if inputs.size == 0:
         raise ValueError(f"`inputs` has shape {inputs.shape}; give at least one column.")
-    pixels = kind == "image" and inputs.dtype == np.uint8
-    with np.errstate(over="ignore"):
-        inputs = inputs.astype(np.float32) / (np.float32(255) if pixels else np.float32(1))
-    _check_finite("inputs", inputs)
+    if kind == "image" and inputs.dtype == np.uint8:
+        inputs = inputs if keep_bytes else as_floats(inputs)
+    else:
+        with np.errstate(over="ignore"):
+            inputs = inputs.astype(np.float32)
+        _check_finite("inputs", inputs)
     if inputs.ndim == 1 or (kind == "image" and inputs.ndim == 3):
         inputs = inputs[..., None]
     return inputs

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, as_floats
 
 SIDE = 32
 """Of the images that the article's CNN is defined on, in pixels."""
@@ -12,7 +12,8 @@ SIDE = 32
 def as_images_32(dataset: Dataset) -> Dataset:
     """Images as `[32, 32, 3]`: resized linearly, a single channel repeated three times.
 
-    The article's CNN is defined on that size; images that have it are returned untouched.
+    The article's CNN is defined on that size; images that have it are returned untouched, others
+    are floats then.
 
     Raises:
       ValueError: if the data are not images of one or three channels.
@@ -27,7 +28,7 @@ def as_images_32(dataset: Dataset) -> Dataset:
     if shape == (SIDE, SIDE, 3):
         return dataset
     resized = jax.image.resize(
-        dataset.inputs, (len(dataset.inputs), SIDE, SIDE, shape[-1]), method="linear"
+        as_floats(dataset.inputs), (len(dataset.inputs), SIDE, SIDE, shape[-1]), method="linear"
     )
     images = np.asarray(resized, np.float32)
     return dataset._replace(inputs=np.repeat(images, 3 // shape[-1], axis=-1))

@@ -3,7 +3,7 @@
 import os
 
 from wdjax.checks import check_positive_int
-from wdjax.data.dataset import Dataset
+from wdjax.data.dataset import Dataset, as_floats
 from wdjax.data.named import find_source
 from wdjax.data.split import split_off_test
 from wdjax.loss_kinds import has_classes
@@ -24,6 +24,7 @@ def load_data(
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
     length: int | None = None,
+    keep_bytes: bool = False,
 ) -> Dataset:
     """Loads a data set into host memory, checked.
 
@@ -38,7 +39,8 @@ def load_data(
       also says what `data_dir`, `download` and `length` mean.
 
     Under `"cross_entropy"` targets are labels 0..C-1, or words, which become the labels of their
-    sorted order; under `"squared_error"` they are numbers.
+    sorted order; under `"squared_error"` they are numbers. Images of bytes are divided by 255,
+    unless they are to `keep_bytes`: see `make_dataset`.
 
     Raises:
       ValueError: for an unknown name or column (with the nearest), an option that does not apply
@@ -59,7 +61,8 @@ def load_data(
                 f"`{option}` = {value!r} does not apply to data {name!r}, only to "
                 f"{_WHERE_OPTIONS_APPLY[option]}; leave it out."
             )
-    return source.load(name, loss=loss, **{option: given[option] for option in source.options})
+    dataset = source.load(name, loss=loss, **{option: given[option] for option in source.options})
+    return dataset if keep_bytes else dataset._replace(inputs=as_floats(dataset.inputs))
 
 
 def load_choose_and_test(
@@ -70,6 +73,7 @@ def load_choose_and_test(
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
     length: int | None = None,
+    keep_bytes: bool = False,
     fraction: float = 0.2,
     seed: int = 0,
     stratify: bool = True,
@@ -87,7 +91,13 @@ def load_choose_and_test(
 
     def load(name: str) -> Dataset:
         return load_data(
-            name, target=target, loss=loss, data_dir=data_dir, download=download, length=length
+            name,
+            target=target,
+            loss=loss,
+            data_dir=data_dir,
+            download=download,
+            length=length,
+            keep_bytes=keep_bytes,
         )
 
     dataset, test_name = load(name), find_source(name).test_name(name, data_dir)

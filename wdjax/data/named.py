@@ -93,7 +93,7 @@ def check_predictable(source: TfdsSource, loss: str) -> None:
 
 
 def dataset_of(source: TfdsSource, inputs: np.ndarray, targets: np.ndarray, loss: str) -> Dataset:
-    """Arrays read from a split, with the meaning that its description gives them."""
+    """Arrays read from a split, with the meaning that its description gives them; bytes stay."""
     return make_dataset(
         inputs,
         targets,
@@ -102,6 +102,7 @@ def dataset_of(source: TfdsSource, inputs: np.ndarray, targets: np.ndarray, loss
         kind=source.kind,
         num_outputs=source.num_classes,
         class_names=source.class_names,
+        keep_bytes=True,
     )
 
 
@@ -119,7 +120,9 @@ def _test_of_tfds(name: str, data_dir: Any) -> str | None:
 
 def _load_npz(name: str, *, loss: str) -> Dataset:
     inputs, targets, weights = read_npz(Path(name))
-    return make_dataset(inputs, targets, loss=loss, name=Path(name).stem, weights=weights)
+    return make_dataset(
+        inputs, targets, loss=loss, name=Path(name).stem, weights=weights, keep_bytes=True
+    )
 
 
 def _load_csv(name: str, *, loss: str, target: str | None = None) -> Dataset:

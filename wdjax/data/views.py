@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wdjax.data.dataset import Dataset, make_dataset
+from wdjax.data.dataset import Dataset, as_floats, make_dataset
 from wdjax.data.images import SIDE
 from wdjax.data.scale import Scaling
 from wdjax.data.tfds import TfdsSource, check_labels
@@ -110,8 +110,7 @@ def measure_inputs(source: TfdsSource, listed: Dataset | None) -> Scaling:
 
 def _images_32(images: np.ndarray) -> np.ndarray:
     """As `as_images_32`, in NumPy: where batches are read, the device is busy with others."""
-    pixels = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-    images = images.astype(np.float32) / pixels
+    images = as_floats(images).astype(np.float32)
     rows, columns = (_weights_of(size) for size in images.shape[1:3])
     images = np.einsum("hr,brcx,wc->bhwx", rows, images, columns, optimize=True)
     return np.repeat(images, 3 // images.shape[-1], axis=-1)

@@ -113,6 +113,7 @@ def load_parts(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
         download=options.download,
         length=options.length,
         seed=options.seed,
+        keep_bytes=True,
     )
 
 

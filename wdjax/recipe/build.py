@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.augment import Augmentation, compose
+from wdjax.data.dataset import as_floats
 from wdjax.data.scale import Scaling, measure_scaling, standardize
 from wdjax.decay import decay_weights
 from wdjax.decay.composition import chain_by
@@ -122,9 +123,20 @@ class Recipe:
 
 
 def recipe_model(recipe: Recipe, hparams: HParams | None = None) -> Model:
-    """The recipe's model; with `hparams` that hold a `dropout` rate, one that drops units."""
+    """The recipe's model; with `hparams` that hold a `dropout` rate, one that drops units.
+
+    It takes images of bytes, too: they are divided by 255 here, a batch at a time.
+    """
     rate = {} if hparams is None or "dropout" not in hparams else {"dropout": hparams["dropout"]}
-    return with_compute_dtype(recipe.make_model(recipe.num_outputs, **rate), recipe.dtype)
+    made = with_compute_dtype(recipe.make_model(recipe.num_outputs, **rate), recipe.dtype)
+
+    def init(key: Array, inputs: Any) -> Any:
+        return made.init(key, jax.tree.map(as_floats, inputs))
+
+    def apply(params: Any, state: Any, inputs: Any, **how: Any) -> Any:
+        return made.apply(params, state, jax.tree.map(as_floats, inputs), **how)
+
+    return Model(init, apply)
 
 
 def recipe_learning_rate(
@@ -171,7 +183,8 @@ def recipe_augment(recipe: Recipe, inputs: Any) -> Augmentation | None:
             f"{jnp.shape(inputs)}. Leave it out."
         )
     side = min(inputs.shape[1:3])
-    return compose(*(AUGMENTATION_KINDS[name].make(side) for name in recipe.augment))
+    augment = compose(*(AUGMENTATION_KINDS[name].make(side) for name in recipe.augment))
+    return lambda key, image: augment(key, as_floats(image))
 
 
 def recipe_tx(
