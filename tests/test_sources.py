@@ -141,10 +141,11 @@ def test_only_targets_are_decoded_before_a_run_and_nothing_where_nothing_depends
         "wdjax.jobs.sources.list_rows", lambda *a, **k: passes.append(1) or list_rows(*a, **k)
     )
     monkeypatch.setattr("wdjax.jobs.sources.SAMPLE", 2)
+    monkeypatch.setattr("wdjax.jobs.sources.FIRST", 1)
     open_sources(options(root, "cifar10"))
-    assert (len(decoded), len(passes)) == (2, 0), "the sample alone"
+    assert (len(decoded), len(passes)) == (2 + 3, 0), "the sample, and the first of each part"
     open_sources(options(root, "cifar10", label_noise=0.1))
-    assert (len(decoded), len(passes)) == (4, 1)
+    assert (len(decoded), len(passes)) == (2 * (2 + 3), 1)
 
 
 def test_a_view_pickles_for_workers_and_reads_the_same(root):
