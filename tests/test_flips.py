@@ -72,9 +72,8 @@ def blank(folder):
 def all_that_is_read(folder, name, like):
     """What anyone gets who goes on with the run, or uses it, of the part of it called `name`."""
     if name == "checkpoints":
-        found = Checkpoints(folder / name).restore(like)
-        leaves = {path: leaf.array.tobytes() for path, leaf in host_leaves(found.state).items()}
-        return found.step, leaves, found.facts
+        saved = Checkpoints(folder / name)
+        return [content_of(saved.restore(like, step=step)) for step in saved.steps()]
     if name == CONFIG:
         return read_config(folder)
     if name == "log.jsonl":
@@ -85,6 +84,11 @@ def all_that_is_read(folder, name, like):
     with opened_results(folder) as results:
         outputs = load_predictor(folder)(load_data("iris").inputs[:5])
         return results, np.asarray(outputs).tobytes()
+
+
+def content_of(restored):
+    leaves = {path: leaf.array.tobytes() for path, leaf in host_leaves(restored.state).items()}
+    return restored.step, leaves, restored.facts
 
 
 def flip(path, chance):
