@@ -204,7 +204,7 @@ def again(job, folder):
     return f"{JOBS[job]} --out run --overwrite"
 
 
-def wait(child, seconds=300):
+def wait(child, seconds=900):
     """The exit status of a child that ends by itself."""
     for _ in range(seconds * 50):
         done, status = os.waitpid(child, os.WNOHANG)
