@@ -263,7 +263,10 @@ def end_of(folder):
     log = run / "log.jsonl"
     found["log"] = RunLog(log).read() if log.exists() else None
     # A log whose last line was cut short is kept beside.
-    names = [p.name for place in (run, run / "checkpoints") for p in place.glob("*")]
+    names = [path.name for path in run.iterdir()]
+    # One that is killed between its last save and what it clears keeps an old checkpoint more.
+    saved = sorted(path.name for path in (run / "checkpoints").glob("*"))
+    names += saved[-1:] + [name for name in saved[:-1] if not name.startswith("step_")]
     found["files"] = sorted(name for name in names if not name.startswith("log-damaged"))
     return found
 
