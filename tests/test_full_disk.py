@@ -10,6 +10,9 @@ import pytest
 from wdjax import cli
 from wdjax.writing import PARTIAL, unsealed
 
+# Every failure is a job of its own: long, though CI runs them all.
+pytestmark = pytest.mark.slow
+
 SMALL = "--data iris --devices 1 --batch-size 30"
 JOBS = {
     "train": f"train {SMALL} --strength 0.1 --epochs 2 --save-every 1",
@@ -73,9 +76,7 @@ def ends_well_at_every_failure(words, function, command, monkeypatch, most=40):
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-@pytest.mark.parametrize(
-    "job", [pytest.param(job, marks=[] if job == "compare" else pytest.mark.slow) for job in JOBS]
-)
+@pytest.mark.parametrize("job", JOBS)
 def test_at_every_write_of_a_job_a_full_disk_is_one_sentence_and_leaves_nothing_half(
     job, function, command, monkeypatch
 ):

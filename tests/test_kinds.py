@@ -36,6 +36,7 @@ from wdjax.recipe import (
 from wdjax.recipe.kinds import TABLES
 from wdjax.recipe.own import OWN_SORTS, check_given_again
 from wdjax.selection.choice import Rule
+from wdjax.writing import sealed
 
 PACKAGE = pathlib.Path(wdjax.__file__).parent
 HOMES = ("recipe/kinds.py", "loss_kinds.py", "data/named.py", "data/shipped.py")
@@ -315,7 +316,7 @@ def test_a_loss_of_ones_own_has_the_targets_of_the_data_unless_it_says(own):
 @pytest.mark.parametrize("sort", OWN_SORTS)
 def test_a_folder_is_not_trusted_to_name_code(sort, tmp_path):
     saved = {"data": "digits", sort: "my.py:mine"}
-    (tmp_path / "config.json").write_text(json.dumps(saved))
+    (tmp_path / "config.json").write_text(json.dumps(sealed(saved)))
     words = f"trained with the {sort} 'my.py:mine'; give it again with --{sort}: a folder is not"
     with pytest.raises(ValueError, match=words):
         resumed_options(str(tmp_path), {})

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from sealing import vouch_for_params
 
 from wdjax.cli import main
 from wdjax.data.files import text_cell
@@ -173,6 +174,7 @@ def test_params_that_are_not_the_models_are_refused_by_name(trained, tmp_path, c
         arrays = dict(archive)
     change(arrays)
     np.savez(path, **arrays)
+    vouch_for_params(tmp_path / "run")
     with pytest.raises(ValueError, match=f"params.npz.*{words}"):
         load_predictor(tmp_path / "run")
 
