@@ -185,6 +185,14 @@ def test_what_cannot_be_known_to_be_dead_stays(tmp_path, monkeypatch, change):
     assert (tmp_path / EXCLUSIVE).exists()
 
 
+def test_a_lock_file_that_a_kill_cut_short_is_in_nobodys_way(tmp_path):
+    for left in ("", "pro", "process 12 o"):
+        (tmp_path / LOCK).write_text(left)
+        with locked(tmp_path):
+            assert (tmp_path / LOCK).read_text().startswith("process ")
+        assert not (tmp_path / LOCK).exists()
+
+
 def test_a_lock_file_that_is_the_users_own_is_neither_emptied_nor_removed(tmp_path):
     (tmp_path / LOCK).write_text("poetry 1.8")
     with pytest.raises(ValueError, match=r"\.lock' was not written by wdjax"):

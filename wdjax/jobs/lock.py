@@ -71,7 +71,7 @@ def _opened(path: pathlib.Path) -> Any:
             holder = file.read(_LONGEST).strip()
             if got is False:
                 raise _refusal(path.parent, holder or "it just began")
-            if holder and not holder.startswith(_WORD):
+            if not (holder.startswith(_WORD) or _WORD.startswith(holder)):  # A kill may cut it.
                 got = False  # So it stays.
                 raise ValueError(
                     f"{str(path)!r} was not written by wdjax; choose another folder, or remove it."
