@@ -17,7 +17,7 @@ from tfds_folders import CIFAR10, image_rows, images, write_folder
 from wdjax.checkpoint import store
 from wdjax.cli import main
 from wdjax.data import load_data
-from wdjax.jobs import load_predictor
+from wdjax.jobs import AuditOptions, load_predictor, run_audit
 from wdjax.loop import RunLog
 
 pytest.importorskip("grain", reason="grain is not installed: pip install wdjax[data]")
@@ -49,8 +49,8 @@ def results_of(folder):
     return json.loads((pathlib.Path(folder) / "results.json").read_text())
 
 
-def test_a_streamed_run_writes_what_a_run_writes_and_its_predictions_are_its_scores(command):
-    """Tables are standardised in training: from raw columns the prediction must do the same."""
+def test_a_streamed_run_writes_what_a_run_writes_and_is_audited_and_predicted_as_it_was(command):
+    """Tables are standardised in training: from raw columns both must do the same."""
     status, printed, told = command(f"{IRIS} --out run")
     assert status == 0, told
     assert printed.startswith("Strength 0.1 (decoupled): test loss")
@@ -74,6 +74,8 @@ def test_a_streamed_run_writes_what_a_run_writes_and_its_predictions_are_its_sco
     right = (probabilities.argmax(axis=1) == data.targets).sum()
     expected = run["test_accuracy"][0] * 30 + run["train_accuracy"][0] * 120
     assert right == round(expected)
+    report = run_audit(AuditOptions(run="run"))
+    assert [leaf.rate for leaf in report.leaves] == [row["rate"] for row in results["decay"]]
 
 
 @pytest.mark.slow
@@ -165,6 +167,8 @@ def test_images_of_tfds_stream_from_the_disk(command, tmp_path):
     assert results_of("run")["data"]["num_choose"] == 40
     status, _, told = command("train --resume run")
     assert status == 2 and "a folder is not trusted to name code to run" in told
+    status, printed, told = command("audit --run run --model mine.py:make_model")
+    assert status == 0 and "head/kernel" in printed, told
     status, _, told = command("predict run tfds:cifar10@test --data-dir tfds")
     assert status == 2 and "a folder is not trusted to name code to run" in told
     status, printed, told = command(

@@ -358,17 +358,17 @@ def _add_command(
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=98),
         usage=f"wdjax {name} [OPTION VALUE ...]",
     )
+    kinds = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        argument = _argument(field, options)
+        argument = _argument(field, kinds[field.name])
         if field.metadata["streamed"] and not streaming:
             argument["help"] = argparse.SUPPRESS
         parser.add_argument(f"--{field.name.replace('_', '-')}", **argument)
     return parser
 
 
-def _argument(field: Any, options: type) -> dict[str, Any]:
+def _argument(field: Any, base: Any) -> dict[str, Any]:
     """The argparse form of an options field: type, number of values, choices, help."""
-    base = typing.get_type_hints(options)[field.name]
     if isinstance(base, types.UnionType):
         (base,) = (kind for kind in typing.get_args(base) if kind is not type(None))
     text, choices = field.metadata["help"], field.metadata["choices"]

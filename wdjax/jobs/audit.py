@@ -11,6 +11,7 @@ from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
 from wdjax.jobs.results import PARAMS, opened_results, read_params
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
+from wdjax.jobs.sources import fingerprint, open_sources
 from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.recipe import build as recipes
@@ -127,14 +128,23 @@ def _audit_results(
     check_given_again(f"`run` {str(folder)!r}", results["config"], given)
     own = {sort: given[sort] for sort in OWN_SORTS if is_own(results["config"].get(sort))}
     options = _options(kinds[results["kind"]], results["config"] | own)
-    prepared = prepare(options)
-    if hash_of(prepared.choose_data) != results["data"]["sha256"]:
+    prepared, data_hash = _prepared(options)
+    if data_hash != results["data"]["sha256"]:
         raise ValueError(
             f"`run` {str(folder)!r} was made from other data than {options.data!r} holds now; "
             "run it again."
         )
     params = _params_of(folder, results, prepared.param_shapes)
     return audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
+
+
+def _prepared(options: RunOptions) -> tuple[Prepared, str | None]:
+    """As the run itself prepared its data, and the hash that it took of them."""
+    if isinstance(options, TrainOptions) and options.stream:
+        prepared, sources = open_sources(options)
+        return prepared, fingerprint(sources.train)
+    prepared = prepare(options)
+    return prepared, hash_of(prepared.choose_data)
 
 
 def _options(kind: type, config: dict[str, Any]) -> RunOptions:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from wdjax.data.dataset import Dataset, to_batch
+from wdjax.data.dataset import Dataset, hash_of, to_batch
 from wdjax.data.images import SIDE
 from wdjax.data.named import check_predictable, dataset_of, find_source
 from wdjax.data.scale import Scaling, apply_scaling, measure_scaling
@@ -56,6 +56,11 @@ def open_sources(
         if not isinstance(source, Dataset):
             _read_first(source)
     return prepared, sources
+
+
+def fingerprint(source: Any) -> str | None:
+    """The hash of data in memory; of data on disk their name and version say what they are."""
+    return hash_of(source) if isinstance(source, Dataset) else None
 
 
 def _read_first(source: Any) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from wdjax.checkpoint import Checkpoints, check_same_config
 from wdjax.checks import check_number, check_one_of, check_positive_int
-from wdjax.data.dataset import Dataset, hash_of
+from wdjax.data.dataset import Dataset
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.extras import check_installed
 from wdjax.jobs.audit import audit_results, audit_run
@@ -23,7 +23,7 @@ from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, saved_step, start_anew
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
-from wdjax.jobs.sources import Sources, open_sources
+from wdjax.jobs.sources import Sources, fingerprint, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
 from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLoop, make_evaluate
 from wdjax.loop.log import Board, RunLog
@@ -90,7 +90,7 @@ def _stream(
     # Every process must have read the data, and what is to be resumed, before one writes.
     _wait_for_all("wdjax-prepared")
     results = header("train", options, prepared, command)
-    results["data"]["sha256"] = _fingerprint(sources.train)
+    results["data"]["sha256"] = fingerprint(sources.train)
     clock.lap("data")
     log = _log(options, prepared.out)
     hang = _hang_watch(options, prepared.out, log)
@@ -298,11 +298,6 @@ def _headline(options: TrainOptions, loop: TrainLoop, run: dict[str, Any]) -> st
 
 def _inputs(source: Any) -> Any:
     return source.inputs if isinstance(source, Dataset) else source
-
-
-def _fingerprint(source: Any) -> str | None:
-    """The hash of data in memory; of data on disk their name and version say what they are."""
-    return hash_of(source) if isinstance(source, Dataset) else None
 
 
 def _wait_for_all(name: str) -> None:
