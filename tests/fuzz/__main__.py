@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import importlib.metadata
 import json
 import os
@@ -26,6 +27,7 @@ from wdjax.writing import write_whole  # noqa: E402
 
 from . import world  # noqa: E402
 from .cases import Case, case_of  # noqa: E402
+from .command import run_main  # noqa: E402
 from .judge import Result, run_case  # noqa: E402
 from .known import KNOWN  # noqa: E402
 
@@ -37,7 +39,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="cases (default 1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument(
-        "--cheap", action="store_true", help="leave out the run folders of selections"
+        "--cheap",
+        action="store_true",
+        help="leave out the run folders of selections, and stop audits where they would measure",
     )
     parser.add_argument("--slow", type=float, help="name the cases that take longer, in seconds")
     parser.add_argument("--json", help="the file to write all results to")
@@ -76,18 +80,20 @@ class Run:
         self.root, self.made, self.given = root, root / "made", given
 
     def results(self) -> list[Result]:
+        _keep_programs(self.root / "programs")
         cases = [_case(seed) for seed in self.given.seed or []] or list(self._drawn())
         os.environ["XDG_CACHE_HOME"] = str(self.root / "cache")
         needed = frozenset(world.CHEAP).union(*(case.needs for case in cases))
         world.build(self.made, [name for name in world.RUNS if name in needed])
         known = {known_as.case: (name, known_as.edit) for name, known_as in KNOWN.items()}
         cases = [*(known if not self.given.seed else ()), *cases]
+        run = functools.partial(run_main, stops_audits=self.given.cheap)
         found, begin = [], time.monotonic()
         for i, case in enumerate(cases):
             # Whatever kills the process, the last line says which case it was.
             print(f"\r{i + 1}/{len(cases)} seed {case.seed}  ", end="", file=sys.stderr, flush=True)
             name, edit = known.get(case, ("", lambda folder: None))
-            result = run_case(case, self.made, self.root, edit=edit)
+            result = run_case(case, self.made, self.root, run, edit)
             found.append(result)
             if self.given.seed:
                 _show(result)
@@ -109,6 +115,15 @@ class Run:
             if not self.given.cheap or case.needs <= set(world.CHEAP):
                 left -= 1
                 yield case
+
+
+def _keep_programs(folder: pathlib.Path) -> None:
+    """What one case has compiled, the next reads from the disk: see tests/conftest.py."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _case(seed: int) -> Case:

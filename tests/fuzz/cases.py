@@ -45,7 +45,10 @@ BASES = tuple(
         ("audit --run", "audit --run selected"),
         ("audit --run", "audit --run compared"),
         ("convert", "convert 1e-4 keras_l2 torch_adamw --learning-rate 1e-3"),
-        ("convert", "convert 1 sklearn timescale_epochs --learning-rate 0.1 --schedule cosine"),
+        (
+            "convert",
+            "convert 1 sklearn torch_adamw --learning-rate 0.1 --schedule cosine --num-steps 9",
+        ),
         ("predict", "predict trained new.csv --out predictions.csv"),
         ("predict", "predict selected table.csv"),
         ("predict", "predict trained table.npz --out predictions.csv"),
@@ -119,7 +122,8 @@ def _odd_option(rng: random.Random, case: Case, known: tuple[Option, ...]) -> Ca
         number = {"none": 0, "one": 1, "several": rng.choice((1, 1, 2, 3))}[option.values]
         draw = odd_value if is_odd else plain_value
         values = [draw(rng, option) for _ in range(number)]
-        strict = strict and (is_odd or option.values == "none")
+        # A flag has no value that could be refused.
+        strict = strict and is_odd and option.values != "none"
         words = _given(rng, words, option, values, known)
         culprits += [option.name, option.dest, *values]
     # What is taken may not fit the rest of the words, and then any of them may be the one named.

@@ -55,14 +55,14 @@ def test_every_known_case_is_refused_in_one_sentence_or_runs(results):
         for case in results.values()
         if case["seed"] < 0 and case["faults"]
     ]
-    assert len(failed) <= 30, "\n".join(failed)
+    assert not failed, "\n".join(failed)
 
 
 def test_bad_input_drawn_by_chance_is_refused_in_one_sentence_or_runs(results):
     drawn = [case for case in results.values() if case["seed"] >= 0]
     assert len(drawn) == 200
     failed = failed_of(drawn)
-    assert len(failed) <= 30, "\n".join(failed)
+    assert not failed, "\n".join(failed)
     assert sum(case["outcome"] == "refused" for case in drawn) > 100
 
 
