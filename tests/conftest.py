@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+import time
 import zlib
 
 # For `experiments`, which is not installed; last, so that `wdjax` is the installed one.
@@ -60,6 +61,27 @@ def shared_programs(tmp_path_factory, worker_id):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, worker_id):
+    """`made_once(name, make) -> folder`: made by who asks first, waited for by the others."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here if worker_id == "master" else here.parent
+
+    def once(name, make):
+        folder = shared / name
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            while not (folder / "done").exists():
+                time.sleep(0.2)
+        else:
+            make(folder)
+            (folder / "done").touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture

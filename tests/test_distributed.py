@@ -18,11 +18,14 @@ SETTINGS = {"sgd": 1e-6, "sgd64": 1e-12, "adam": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def on_devices(tmp_path_factory):
+def on_devices(made_once):
     """On 1, 2, 4 and 8 devices of one process."""
-    out = tmp_path_factory.mktemp("devices") / "all.npz"
-    run("agree_on_devices", timeout=580, num_devices=8, out=str(out), counts=[1, 2, 4, 8])
-    return dict(np.load(out))
+
+    def make(folder):
+        out, counts = str(folder / "all.npz"), [1, 2, 4, 8]
+        run("agree_on_devices", timeout=580, num_devices=8, out=out, counts=counts)
+
+    return dict(np.load(made_once("devices", make) / "all.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +34,15 @@ def one_device(on_devices):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(made_once):
     """The same on one device of two processes each, as either of them saw it."""
-    folder = tmp_path_factory.mktemp("agree")
-    for child in start_two("agree", out=f"{folder}/{{index}}.npz"):
-        status, _, told = finish(child, timeout=580)
-        assert status == 0, told
+
+    def make(folder):
+        for child in start_two("agree", out=f"{folder}/{{index}}.npz"):
+            status, _, told = finish(child, timeout=580)
+            assert status == 0, told
+
+    folder = made_once("agree", make)
     return [dict(np.load(folder / f"{index}.npz")) for index in range(2)]
 
 
