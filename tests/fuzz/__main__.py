@@ -10,7 +10,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,9 +25,9 @@ for name in ("XDG_CACHE_HOME", "TFDS_DATA_DIR"):
 
 from wdjax.writing import write_whole  # noqa: E402
 
-from . import world  # noqa: E402
+from . import process, world  # noqa: E402
 from .cases import Case, case_of  # noqa: E402
-from .command import run_main  # noqa: E402
+from .command import Done, run_main  # noqa: E402
 from .judge import Result, run_case  # noqa: E402
 from .known import KNOWN  # noqa: E402
 
@@ -45,6 +45,7 @@ def main() -> int:
     )
     parser.add_argument("--slow", type=float, help="name the cases that take longer, in seconds")
     parser.add_argument("--json", help="the file to write all results to")
+    parser.add_argument("--processes", action="store_true", help="each in a process of its own")
     parser.add_argument("--functions", action="store_true", help="the public functions instead")
     given = parser.parse_args()
     if given.functions:
@@ -81,13 +82,22 @@ class Run:
 
     def results(self) -> list[Result]:
         _keep_programs(self.root / "programs")
-        cases = [_case(seed) for seed in self.given.seed or []] or list(self._drawn())
         os.environ["XDG_CACHE_HOME"] = str(self.root / "cache")
-        needed = frozenset(world.CHEAP).union(*(case.needs for case in cases))
-        world.build(self.made, [name for name in world.RUNS if name in needed])
         known = {known_as.case: (name, known_as.edit) for name, known_as in KNOWN.items()}
-        cases = [*(known if not self.given.seed else ()), *cases]
-        run = functools.partial(run_main, stops_audits=self.given.cheap)
+        if self.given.seed:
+            cases = [_case(seed) for seed in self.given.seed]
+        else:
+            cases = [*(() if self.given.processes else known), *self._drawn()]
+        needed = frozenset().union(*(case.needs for case in cases))
+        runs = [name for name in world.RUNS if name in needed]
+        if self.given.processes:
+            run: Callable[..., Done] = process.run_process
+            status, _ = process.forked(lambda: world.build(self.made, runs) or 0)
+            if status:
+                raise RuntimeError(f"what the cases begin with was not made: {status}")
+        else:
+            run = functools.partial(run_main, stops_audits=self.given.cheap)
+            world.build(self.made, runs)
         found, begin = [], time.monotonic()
         for i, case in enumerate(cases):
             # Whatever kills the process, the last line says which case it was.
@@ -102,7 +112,7 @@ class Run:
             elif result.faults:
                 print(f"\nFAILED {name}: {'; '.join(result.faults)[:600]}")
                 print(f"  {str(case)[:600]}\n  damage: {result.how}")
-            if i % 300 == 299:
+            if i % 300 == 299 and not self.given.processes:
                 _forget()
         print(f"\n{len(cases)} cases in {time.monotonic() - begin:.0f} s", file=sys.stderr)
         return found

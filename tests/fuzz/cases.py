@@ -47,7 +47,7 @@ BASES = tuple(
         ("convert", "convert 1e-4 keras_l2 torch_adamw --learning-rate 1e-3"),
         (
             "convert",
-            "convert 1 sklearn torch_adamw --learning-rate 0.1 --schedule cosine --num-steps 9",
+            "convert 1 keras_l2 torch_adamw --learning-rate 0.1 --schedule cosine --num-steps 9",
         ),
         ("predict", "predict trained new.csv --out predictions.csv"),
         ("predict", "predict selected table.csv"),

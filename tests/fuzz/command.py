@@ -59,7 +59,7 @@ def run_main(
     printed, told = _Stream("strict"), _Stream("backslashreplace")
     begin = time.process_time()
     with contextlib.ExitStack() as stack:
-        events = stack.enter_context(_interrupting(stop_at, stops_audits))
+        events = stack.enter_context(interrupting(stop_at, stops_audits))
         stack.enter_context(_surroundings(folder, environment or {}))
         stack.enter_context(contextlib.redirect_stdout(printed))
         stack.enter_context(contextlib.redirect_stderr(told))
@@ -96,7 +96,7 @@ class _Stream(io.TextIOWrapper):
 
 
 @contextlib.contextmanager
-def _interrupting(stop_at: int | None, stops_audits: bool) -> Iterator[list[Any]]:
+def interrupting(stop_at: int | None, stops_audits: bool) -> Iterator[list[Any]]:
     """The events of progress; at number `stop_at` the process gets the signal of Ctrl-C."""
     from wdjax import jobs
     from wdjax.jobs import audit
@@ -181,7 +181,7 @@ def _limited() -> Iterator[None]:
 
     def ring(number, frame):
         computed.append(time.process_time())
-        if computed[-1] - computed[-2] < 1 or computed[-1] - computed[0] > LIMIT:
+        if computed[-1] - computed[-2] < 0.1 or computed[-1] - computed[0] > LIMIT:
             raise TooLongError(f"took over {LIMIT:.0f} s")
 
     before = signal.signal(signal.SIGALRM, ring)

@@ -106,6 +106,18 @@ def test_odd_arguments_of_public_functions_are_refused_by_name_or_taken():
 
 
 @pytest.mark.slow
-def test_two_thousand_bad_inputs_are_refused_in_one_sentence_or_run(tmp_path):
-    failed = failed_of(run_fuzz(tmp_path, "--count", "2000", "--first", "100000"))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("first", (100_000, 101_000))
+def test_two_thousand_bad_inputs_are_refused_in_one_sentence_or_run(tmp_path, first):
+    results = run_fuzz(tmp_path, "--cheap", "--count", "1000", "--first", str(first), timeout=880)
+    failed = failed_of(results)
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_processes_end_as_documented(tmp_path):
+    """Each with its own streams, signals and exit: see `process.py`."""
+    words = "--processes", "--cheap", "--count", "100", "--first", "200000"
+    failed = failed_of(run_fuzz(tmp_path, *words, timeout=880))
     assert not failed, "\n".join(failed)
