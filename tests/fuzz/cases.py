@@ -14,7 +14,7 @@ TABLE = "--data table.csv --batch-size 4 --optimizer sgd"
 GRID = f"{TABLE} --epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --out out"
 OWN = "--model mine.py:make_model --loss mine.py:loss --measure mine.py:measure"
 IMAGES = "--data images.npz --batch-size 4 --epochs 1 --optimizer sgd"
-TEXTS = "--data tfds:imdb_reviews --data-dir tfds --length 8 --model rnn --batch-size 4 --epochs 1"
+TEXTS = "--data tfds:imdb_reviews --data-dir tfds --length 8 --batch-size 4 --epochs 1"
 MNIST = "--data tfds:mnist --data-dir tfds --epochs 1 --batch-size 4"
 BASES = tuple(
     (kind, tuple(shlex.split(words)))
@@ -26,7 +26,11 @@ BASES = tuple(
         ("train", f"train {TABLE} --strength 0.1 --epochs 1 --out out"),
         ("train", f"train {TABLE} --strength 0.1 --epochs 1 --out out {OWN}"),
         ("train", f"train {IMAGES} --strength 0.1 --augment mine.py:augment --out out"),
-        ("train", "train --data numbers.csv --strength 0.1 --epochs 1 --batch-size 4 --name here"),
+        (
+            "train",
+            "train --data numbers.csv --loss squared_error --strength 0.1 --epochs 1 "
+            "--batch-size 4 --name here",
+        ),
         (
             "train",
             "train --data numbers.npz --loss squared_error --strength 0 --batch-size 4 --out o",

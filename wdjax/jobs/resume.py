@@ -15,12 +15,13 @@ from wdjax.checkpoint.manifest import read_facts, steps_in
 from wdjax.jobs.folder import clear_earlier
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.setup import Prepared
-from wdjax.recipe.own import check_given_again
+from wdjax.recipe.own import check_given_again, is_own
 from wdjax.writing import SEAL, DamagedFileError, read_mapping, sealed, unsealed, write_whole
 
 CONFIG = "config.json"
 
 _STREAMED = tuple(f.name for f in dataclasses.fields(TrainOptions) if f.metadata["streamed"])
+_CHOICES = {f.name: f.metadata["choices"] for f in dataclasses.fields(TrainOptions)}
 _NOT_SAVED = ("out", "name", "overwrite", "resume", "devices", "distributed", "download")
 MAY_DIFFER = (
     *(*_NOT_SAVED, "stream", "data_dir", "save_every", "tensorboard", "hang_after", "on_hang"),
@@ -115,6 +116,11 @@ def _sealed_or_old(path: pathlib.Path) -> dict[str, Any]:
             raise DamagedFileError(f"{str(path)!r} says {name!r}, which is no option of a run.")
         if not is_of_kind(value, kinds[name]):
             raise DamagedFileError(f"{str(path)!r} says {name} = {value!r}, which cannot be.")
+        known = _CHOICES.get(name, ())
+        if known and value is not None and value not in known and not is_own(value):
+            raise DamagedFileError(
+                f"{str(path)!r} says {name} = {value!r}, and there is only {', '.join(known)}."
+            )
     warnings.warn(
         f"{str(path)!r} carries no SHA-256: an earlier version wrote it, or it was edited. What "
         "it says is taken as it stands.",

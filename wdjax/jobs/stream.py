@@ -79,8 +79,8 @@ def _stream(
     clock = Clock()
     is_first = jax.process_index() == 0
     say, on_progress = (say, on_progress) if is_first else (lambda text: None, None)
-    hparams = hparams_of(options)
     prepared, sources = open_sources(options, out)
+    hparams = hparams_of(options)  # A decay of the user's own is known by now.
     check_streamable(prepared.recipe)
     num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)

@@ -46,10 +46,11 @@ def guarded(about: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             result = function(*args, **kwargs)
-        except (OwnCodeError, LabelError, MemoryError):
+        except (OwnCodeError, LabelError, MemoryError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            if not isinstance(error, Exception) and type(error) is not SystemExit:
+            # Of an exit the file's own: that of a signal is another kind of it.
+            if isinstance(error, SystemExit) and type(error) is not SystemExit:
                 raise
             raise OwnCodeError(about, reason_of(error, function)) from error
         return _guarded_result(about, result)

@@ -217,7 +217,7 @@ MODEL_KINDS: dict[str, ModelKind] = {
         ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
         images_32=True,
     ),
-    "rnn": ModelKind(make_rnn, ModelDefaults(100, 2, 7), reads=("text", "image")),
+    "rnn": ModelKind(make_rnn, ModelDefaults(100, 2, 7), reads=("image",)),
 }
 
 
