@@ -34,7 +34,9 @@ import threading
 import time
 import traceback
 
-import numpy as np
+sys.path.append(str(pathlib.Path(__file__).parent))  # For `python -m tests.kills`.
+
+from kill_ends import differing, end_of, said_in  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODEL = '''"""Linear: what is killed are the jobs, and this is compiled and traced in no time."""
@@ -70,12 +72,6 @@ MOST_KILLS = 4
 SLOWER, BETWEEN = 0.02, 0.004
 """Seconds that each part of a write takes longer, and that lie between its halves."""
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-VOLATILE = ("timing", "command", "cached", "sha256", "digests")
-"""Of a results file, what two runs of one job differ in; the last two are digests of all else."""
-HOW = ("resume", "overwrite")
-"""Of what a run was told, how it was started again."""
-
-
 COUNTS = ("saving", "running", "resumed", "cached", "runs", "equal", "differing")
 
 
@@ -193,10 +189,6 @@ def start(words, folder, writing):
         os._exit(status if isinstance(status, int) else 71)
 
 
-def said_in(folder):
-    return (folder / "said").read_text(errors="replace")
-
-
 def again(job, folder):
     """The words that go on with a job that was killed."""
     if job in ("train", "stream") and (folder / "run" / "config.json").exists():
@@ -240,48 +232,6 @@ def kill(child, chance, lasts, num_writes, writing):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return how, None
-
-
-def plain(value):
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items() if name not in VOLATILE}
-    return [plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-def end_of(folder):
-    """What a run ends with, as it is compared: results, arrays bit for bit, log, names of files."""
-    from wdjax.loop.log import RunLog
-
-    run = folder / "run"
-    results = plain(json.loads((run / "results.json").read_text()))
-    results["config"] = {n: v for n, v in results["config"].items() if n not in HOW}
-    found = {f"results: {name}": value for name, value in results.items()}
-    if (run / "params.npz").exists():
-        with np.load(run / "params.npz", allow_pickle=False) as arrays:
-            for name, array in arrays.items():
-                found[f"params: {name}"] = (array.dtype.str, array.shape, array.tobytes())
-    log = run / "log.jsonl"
-    found["log"] = RunLog(log).read() if log.exists() else None
-    # A log whose last line was cut short is kept beside.
-    names = [path.name for path in run.iterdir()]
-    # One that is killed between its last save and what it clears keeps an old checkpoint more.
-    saved = sorted(path.name for path in (run / "checkpoints").glob("*"))
-    names += saved[-1:] + [name for name in saved[:-1] if not name.startswith("step_")]
-    found["files"] = sorted(name for name in names if not name.startswith("log-damaged"))
-    return found
-
-
-def differing(whole, folder):
-    """What of a run's end is not as in the one that was left alone, and how; empty if all is."""
-    end, said = end_of(folder), said_in(folder)
-    told = [
-        f"{name}: {str(end.get(name))[:300]} instead of {str(whole.get(name))[:300]}"
-        for name in sorted(whole.keys() | end)
-        if whole.get(name) != end.get(name)
-    ]
-    if "Traceback" in said or "bug" in said:
-        told.append(f"it said:\n{said[-3000:]}")
-    return told
 
 
 class Kills:
