@@ -20,7 +20,8 @@ STATUSES = """exit status:
   143  asked to end by SIGTERM, and saved"""
 
 _PACKAGE = str(pathlib.Path(__file__).parent)
-_OWN_MODULE = "wdjax_own_"  # As `wdjax.recipe.own` names a user's file.
+OWN_MODULE = "wdjax_own_"
+"""How the module of a user's own file is named: so a traceback tells its lines from ours."""
 
 _WAY_OUT = {
     errno.ENOENT: "check the path",
@@ -118,7 +119,7 @@ def _place_in_own_file(trace: TracebackType | None) -> str | None:
     """The innermost line of a user's own file that the error came through."""
     found = None
     while trace is not None:
-        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_OWN_MODULE):
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(OWN_MODULE):
             code = trace.tb_frame.f_code
             found = f"{code.co_filename!r}, line {trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next

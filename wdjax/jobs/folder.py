@@ -17,7 +17,16 @@ from wdjax.checkpoint.sharing import facts_of_first_process, is_first_process
 from wdjax.extras import check_installed
 from wdjax.jobs.lock import EXCLUSIVE, LOCK, locked
 from wdjax.jobs.options import RunOptions
-from wdjax.writing import DIGEST, PARTIAL, json_bytes, remove_partial, sealed, unsealed, write_whole
+from wdjax.writing import (
+    DIGEST,
+    PARTIAL,
+    DamagedFileError,
+    json_bytes,
+    remove_partial,
+    sealed,
+    unsealed,
+    write_whole,
+)
 
 MARKER = ".run.json"
 """Says that a folder is a run's: only such a one is ever cleared."""
@@ -225,11 +234,9 @@ def mark(folder: pathlib.Path) -> None:
 
 def is_run_folder(folder: pathlib.Path) -> bool:
     """Whether a job of wdjax wrote it: by its marker, or in earlier versions by what it holds."""
-    try:
+    with contextlib.suppress(DamagedFileError):  # Then it is no marker of ours.
         if unsealed(_json(folder / MARKER), MARKER) == _ABOUT:
             return True
-    except RuntimeError:
-        pass
     results, config = _json(folder / "results.json"), _json(folder / "config.json")
     told = results.get("config")
     return (

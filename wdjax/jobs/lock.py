@@ -201,7 +201,7 @@ def _lives(process: int, began: str | None) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
+        pass  # Another user's: it is there.
     return _began(process) == began
 
 

@@ -10,11 +10,9 @@ import jax
 import numpy as np
 
 from wdjax.checks import LabelError
+from wdjax.ending import OWN_MODULE
 from wdjax.interfaces import what
 from wdjax.types import Model
-
-OWN_MODULE = "wdjax_own_"
-"""How the module of a user's own file is called, before the file's name."""
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _MOST = 200

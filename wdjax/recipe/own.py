@@ -15,11 +15,12 @@ from typing import Any
 import jax
 
 from wdjax.checks import check_one_of, nearest
+from wdjax.ending import OWN_MODULE
 from wdjax.interfaces import takes, way_to_model
 from wdjax.loss_kinds import LOSS_KINDS, LossKind
 from wdjax.parts import leaf_path
 from wdjax.recipe.build import Recipe, recipe_measures, recipe_model
-from wdjax.recipe.guard import OWN_MODULE, guarded, reason_of, shown
+from wdjax.recipe.guard import guarded, reason_of, shown
 from wdjax.recipe.kinds import (
     AUGMENTATION_KINDS,
     DECAY_KINDS,
