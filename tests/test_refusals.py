@@ -70,7 +70,7 @@ COMMANDS = {
     "select --model mine.py:make_modle": ["no function 'make_modle'", "'make_model'?"],
     "select --model mine.py:broken": ["must return a wdjax Model(init, apply), got 3 of int"],
     "select --model mine.py:make_model --dropout 0.1": ["`dropout` = 0.1", "add the keyword"],
-    "select --model rnn --data wine": ["`model` rnn reads sequences and images", "use mlp"],
+    "select --model rnn --data wine": ["`model` rnn reads images; 'wine' is a table", "use mlp"],
     "select --model cnn --data wine": ["only images", "choose a model for table data"],
     "select --data digit": ["'digit'", "Did you mean 'digits'?"],
     "select --parts hedd/*=1,*=0": ["'hedd/*' (no path matches it)", "Did you mean 'head/"],
