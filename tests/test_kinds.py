@@ -36,6 +36,7 @@ from wdjax.recipe import (
 from wdjax.recipe.kinds import TABLES
 from wdjax.recipe.own import OWN_SORTS, check_given_again
 from wdjax.selection.choice import Rule
+from wdjax.selection.ways import Way, search_by_grid
 from wdjax.writing import sealed
 
 PACKAGE = pathlib.Path(wdjax.__file__).parent
@@ -112,6 +113,7 @@ def test_a_new_one_of_each_sort_is_selected_with(command):
         ),
         "example_weight": ExampleFeatureKind(lambda loss: pixel),
         "part_weight": PartFeatureKind(lambda model, inputs: size),
+        "by": Way(search_by_grid, lambda problem: f"all {problem.num_trials}", "all of it"),
         "rule": Rule("largest tried", lambda means, errors, simpler: int(np.argmax(simpler))),
     }
     assert new.keys() | {"loss", "measure"} == TABLES.keys()

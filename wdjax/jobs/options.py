@@ -20,6 +20,7 @@ from wdjax.recipe.kinds import (
     default_of,
 )
 from wdjax.selection.choice import RULES
+from wdjax.selection.ways import WAYS
 
 MOST_OF_INTEGERS = 2**31 - 1
 MOST_OF_NUMBERS = 3.4028234663852886e38
@@ -140,6 +141,7 @@ class SelectOptions(RunOptions):
     folds: int = option(5, "held-out parts, stratified by class")
     seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
     rule: str = option(default_of(RULES), "", tuple(RULES))
+    by: str = option(default_of(WAYS), "the way of choosing", tuple(WAYS))
     choose_by: str = option("loss", "the score that decides: accuracy, NAME of --measure")
 
 

@@ -34,8 +34,10 @@ from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.report.figures import import_drawing
 from wdjax.selection.choice import RULES, Choice, choose
-from wdjax.selection.cross_validation import Progress, Scores, cross_validate
-from wdjax.selection.grids import Grid
+from wdjax.selection.cross_validation import Progress
+from wdjax.selection.grids import GridLike
+from wdjax.selection.search import Problem, Search
+from wdjax.selection.ways import WAYS
 
 
 @moved_keywords(kept="cache", watch="on_progress")
@@ -81,6 +83,7 @@ def _select(
     num_seeds = prepared.defaults.num_seeds if options.seeds is None else options.seeds
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
+    check_one_of("by", options.by, WAYS)
     check_choose_by(options.choose_by, prepared.recipe)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     check_folds_fit(prepared, options)
@@ -88,26 +91,29 @@ def _select(
     folds_key, grid_key, refit_key = _three_keys(jax.random.key(options.seed))
     folds = draw_folds(prepared, options, folds_key)
     results = {**header("select", options, prepared, command), "rule": options.rule}
-    results |= {"grid": dict(grid), "grid_shape": grid.shape}
+    results |= {"grid": dict(grid), "grid_shape": grid.shape, "by": options.by}
     results["config"] |= {"strengths": np.unique(grid["strength"]), "seeds": num_seeds}
     clock.lap("data")
-    say(plan_text(options, prepared, grid, num_seeds))
+    listener = functools.partial(_write_finished, results, prepared, clock, say, on_progress)
+    problem = Problem(
+        recipes.recipe_fit_and_score(recipe),
+        grid,
+        data,
+        folds,
+        grid_key,
+        num_seeds=num_seeds,
+        rule=options.rule,
+        value=options.choose_by,
+        stepwise=recipes.recipe_stepwise(recipe),
+        how={"mesh": prepared.mesh, "progress": listener, "cache": cache},
+    )
+    say(plan_text(options, prepared, problem))
 
     try:
-        scores = cross_validate(
-            recipes.recipe_fit_and_score(recipe),
-            grid,
-            data,
-            folds,
-            key=grid_key,
-            num_seeds=num_seeds,
-            mesh=prepared.mesh,
-            progress=functools.partial(_write_finished, results, prepared, clock, say, on_progress),
-            cache=cache,
-        )
+        search = WAYS[options.by].search(problem)
         clock.lap("grid")
-        chosen = _judge(results, scores, options, command)
-        rows = _refit_rows(grid, chosen)
+        chosen = _judge(results, search, options, command)
+        rows = _refit_rows(problem.grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, on_progress)
         _add_test(results, chosen)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
@@ -142,7 +148,7 @@ def _write_finished(
     if event.scores is not None:
         if "scores" not in results:
             clear_earlier(prepared.out)
-        results["scores"] = event.scores.values
+        results["scores"], results["grid"] = event.scores.values, dict(event.scores.grid)
         results["headline"] = _partial_headline(event)
         write_json(prepared.out, results)
     if on_progress is not None:
@@ -158,16 +164,20 @@ def say_cached(say: Say, event: Progress) -> None:
         )
 
 
-def _judge(results: dict[str, Any], scores: Scores, options: SelectOptions, command: str) -> Choice:
-    """The choice, and what there is to say of it, into the results."""
+def _judge(results: dict[str, Any], search: Search, options: SelectOptions, command: str) -> Choice:
+    """The choice, what it cost and what there is to say of it, into the results."""
+    scores = search.scores
+    # A way that puts its own rows has another grid than it was asked for.
+    results |= {"grid": dict(scores.grid), "grid_shape": getattr(scores.grid, "shape", {})}
     results["scores"] = scores.values
+    results |= {"cost": search.cost._asdict(), "doubts": list(search.doubts)}
     results["table"] = score_rows(scores)
     choices = {rule: choose(scores, rule, value=options.choose_by) for rule in RULES}
     results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
     results["higher_is_better"] = dict(scores.higher_is_better)
     lines = headline(scores, choices[options.rule], options.decay, command)
-    results["headline"] = lines[0]
-    results["advice"] = [*lines[1:], *_about_noise(options)]
+    results["headline"] = " ".join([*search.doubts, lines[0]])
+    results["advice"] = [*lines[1:], *_about_noise(options), f"Cost: {search.cost}."]
     return choices[options.rule]
 
 
@@ -177,7 +187,7 @@ def _add_test(results: dict[str, Any], chosen: Choice) -> None:
     results["headline"] = f"{results['headline']} {test}".rstrip()
 
 
-def _refit_rows(grid: Grid, chosen: Choice) -> dict[str, dict[str, float]]:
+def _refit_rows(grid: GridLike, chosen: Choice) -> dict[str, dict[str, float]]:
     """The chosen numbers, and the same at strength zero and at the largest tried."""
     largest = float(np.max(grid["strength"]))
     return {
@@ -193,22 +203,20 @@ def _three_keys(key: Array) -> tuple[Array, Array, Array]:
     return folds_key, grid_key, refit_key
 
 
-def plan_text(options: SelectOptions, prepared: Prepared, grid: Grid, num_seeds: int) -> str:
+def plan_text(options: SelectOptions, prepared: Prepared, problem: Problem) -> str:
     """What will be done, before it starts."""
-    total = grid.num_rows * options.folds * num_seeds
-    axes = " x ".join(f"{n} {name.replace('_', ' ')}s" for name, n in grid.shape.items() if n > 1)
     recipe = prepared.recipe
     return (
         f"{prepared.describe()}\n"
-        f"{total} trainings: {axes or '1 candidate'} x {options.folds} folds x {num_seeds} seeds, "
+        f"{WAYS[options.by].plan(problem)}, "
         f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
-        f"Then {3 * num_seeds} refits, judged on the test part. Writes to {prepared.out}."
-        f"{_about_whole_weights(prepared, grid)}"
+        f"Then {3 * problem.num_seeds} refits, judged on the test part. Writes to {prepared.out}."
+        f"{_about_whole_weights(prepared, problem.grid)}"
     )
 
 
-def _about_whole_weights(prepared: Prepared, grid: Grid) -> str:
+def _about_whole_weights(prepared: Prepared, grid: GridLike) -> str:
     """Traced strengths cannot be warned of when the decay is built."""
     highest = float(np.max(grid["learning_rate"]))
     rates = np.unique(grid["strength"]) / prepared.decay.whole_weight_strength(highest)

@@ -25,6 +25,7 @@ from wdjax.recipe.build import recipe_rate as recipe_rate
 from wdjax.recipe.build import recipe_scale as recipe_scale
 from wdjax.recipe.build import recipe_scaling as recipe_scaling
 from wdjax.recipe.build import recipe_score as recipe_score
+from wdjax.recipe.build import recipe_stepwise as recipe_stepwise
 from wdjax.recipe.build import recipe_telemetry as recipe_telemetry
 from wdjax.recipe.build import recipe_tx as recipe_tx
 from wdjax.recipe.kinds import AUGMENTATION_KINDS as AUGMENTATION_KINDS

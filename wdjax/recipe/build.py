@@ -33,6 +33,7 @@ from wdjax.recipe.kinds import (
     default_of,
 )
 from wdjax.run import Run, make_run
+from wdjax.selection.search import Stepwise
 from wdjax.step import TelemetryFn
 from wdjax.training import fit_with, make_fit_and_score
 from wdjax.types import (
@@ -353,6 +354,21 @@ def recipe_fit_and_score(recipe: Recipe) -> Callable[[HParams, Batch, Batch, Arr
     """
     scale = functools.partial(recipe_scale, recipe)
     return make_fit_and_score(recipe_fit(recipe), recipe_score(recipe), scale=scale)
+
+
+def recipe_stepwise(recipe: Recipe) -> Stepwise:
+    """The runs of `recipe_fit_and_score`, for ways of choosing that go part of the way.
+
+    Raises:
+      ValueError: for two scores of one name.
+    """
+    return Stepwise(
+        lambda inputs, num_steps: build_run(recipe, inputs, num_steps=num_steps),
+        recipe_score(recipe),
+        recipe.num_epochs,
+        recipe.batch_size,
+        functools.partial(recipe_scale, recipe),
+    )
 
 
 def recipe_param_shapes(recipe: Recipe, inputs: Any) -> Any:

@@ -29,6 +29,7 @@ from wdjax.measures import Measure
 from wdjax.models import make_cnn, make_mlp, make_rnn
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.selection.choice import RULES, Rule
+from wdjax.selection.ways import WAYS, Way
 from wdjax.types import Model, Schedule
 from wdjax.weights.examples import augment_strength, confidence, example_loss_of, margin
 from wdjax.weights.part_features import (
@@ -306,6 +307,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
 
 TABLES: dict[str, tuple[type, dict[str, Any]]] = {
     "augment": (AugmentationKind, AUGMENTATION_KINDS),
+    "by": (Way, WAYS),
     "data": (DataSource, DATA_SOURCES),
     "decay": (DecayKind, DECAY_KINDS),
     "example_weight": (ExampleFeatureKind, EXAMPLE_FEATURE_KINDS),

@@ -48,3 +48,9 @@ from wdjax.selection.grids import Grid as Grid
 from wdjax.selection.grids import grid_product as grid_product
 from wdjax.selection.scores import HeldOut as HeldOut
 from wdjax.selection.scores import Scores as Scores
+from wdjax.selection.search import Cost as Cost
+from wdjax.selection.search import Problem as Problem
+from wdjax.selection.search import Search as Search
+from wdjax.selection.search import Stepwise as Stepwise
+from wdjax.selection.ways import WAYS as WAYS
+from wdjax.selection.ways import Way as Way
