@@ -52,5 +52,7 @@ from wdjax.selection.search import Cost as Cost
 from wdjax.selection.search import Problem as Problem
 from wdjax.selection.search import Search as Search
 from wdjax.selection.search import Stepwise as Stepwise
+from wdjax.selection.tuning import Tuned as Tuned
+from wdjax.selection.tuning import tune as tune
 from wdjax.selection.ways import WAYS as WAYS
 from wdjax.selection.ways import Way as Way
