@@ -15,6 +15,7 @@ from wdjax.selection.evidence import (
     gains_by_example,
     gains_over_folds,
 )
+from wdjax.selection.plain_scores import LONE
 from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
@@ -211,7 +212,7 @@ class Judged(NamedTuple):
             name = scores.names[0]
         else:
             raise ValueError("`scores.values` must be one array or a dict of arrays by name.")
-        up = _direction(scores, name if name != "score" else "loss", higher_is_better)
+        up = _direction(scores, name, higher_is_better)
         sign = -1.0 if up else 1.0
         held_out, each = scores.held_out, None
         if held_out is not None and not held_out.repeated and name in held_out.values:
@@ -282,7 +283,8 @@ class Judged(NamedTuple):
                 f"The best lies at an end of the grid: {end} {name} tried; there may be a better "
                 "one beyond, so widen the grid."
             )
-        yield from _words_on_zero(self.grid, choice, gains)
+        by_example = self.each is not None
+        yield from _words_on_zero(self.grid, choice, gains, by_example=by_example)
         diverged = int((~np.isfinite(self.means)).sum())
         if diverged:
             yield f"{diverged} of {len(self.means)} rows diverged and lose."
@@ -382,8 +384,8 @@ def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
     return found
 
 
-def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain]):
-    """Whether decay helped, in sentences."""
+def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain], *, by_example: bool):
+    """Whether decay helped, in sentences. Known single examples, one a fold, are the folds."""
     zero = row_of_zero(grid, choice.index)
     if zero is None:
         return
@@ -416,11 +418,13 @@ def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain]):
     )
     if gain.method == "none":
         yield "One fold has no error: take two or more."
-    elif gain.method == "folds":
+    elif gain.method == "folds" and not by_example:
         yield "The interval is of fold means alone, which tell less than single examples would."
 
 
 def _direction(scores: Scores, name: str, told: Any) -> bool:
+    if name == LONE and LONE not in scores.higher_is_better:
+        name = "loss"  # Alone and without a name: a loss, if nothing else is told.
     known = scores.higher_is_better.get(name, direction_of(name, None))
     if told is not None and not isinstance(told, bool):
         raise ValueError(f"`higher_is_better` must be True or False, got {told!r}.")

@@ -222,11 +222,13 @@ def compare_scores(
     """The comparison of choices whose cross-validations have been run, on the same folds.
 
     Raises:
-      ValueError: as `compare`.
+      ValueError: as `compare`; if the folds and seeds of two choices are not as many, or their
+        held-out examples are not the same.
     """
     baseline = next(iter(scores)) if baseline is None else baseline
     judged = {name: Judged.of(s, value, higher_is_better) for name, s in scores.items()}
     searches = list(judged.values())
+    _check_paired(judged)
     gains, confident = gains_over_zero(searches), confident_rows(searches)
     chosen = {}
     for name, own_gains, inside in zip(judged, gains, confident, strict=True):
@@ -235,6 +237,31 @@ def compare_scores(
         except ValueError as error:
             raise ValueError(f"choice {name!r}: {error}") from None
     return Comparison(value, baseline, chosen, dict(scores))
+
+
+def _check_paired(judged: Mapping[str, Judged]) -> None:
+    """Checks that differences between choices can be paired over folds, seeds and examples."""
+    names = list(judged)
+    first = judged[names[0]]
+    for name in names[1:]:
+        other = judged[name]
+        sizes = {n: judged[n].losses.shape[1:] for n in (names[0], name)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                "the scores compared must be of the same folds and seeds; got [fold, seed] of "
+                f"{names[0]} {sizes[names[0]]} and of {name} {sizes[name]}."
+            )
+        if first.each is None or other.each is None:
+            continue
+        one, two = first.held_out, other.held_out
+        assert one is not None and two is not None
+        if not np.array_equal(
+            np.where(one.weights > 0, one.examples, -1), np.where(two.weights > 0, two.examples, -1)
+        ):
+            raise ValueError(
+                f"the scores compared must be of the same held-out examples; those of {names[0]} "
+                f"and {name} are not. Give both the same folds."
+            )
 
 
 def _grids(choices: Mapping[str, Any], grid: Any) -> dict[str, GridLike]:

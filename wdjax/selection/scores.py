@@ -1,15 +1,17 @@
 """What cross-validation found: scores by row, fold and seed, and of each held-out example."""
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from wdjax.selection.folds import Folds
-from wdjax.selection.grids import GridLike
+from wdjax.selection.grids import Grid, GridLike
+from wdjax.selection.plain_scores import LONE, directions_of, flat_grid, flat_values
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
 
@@ -45,6 +47,94 @@ class HeldOut(NamedTuple):
         return len(np.unique(seen)) < len(seen)
 
 
+class _ReadOrMake:
+    """`scores.of(name)` reads one score; `Scores.of(values, grid)` makes scores of plain numbers.
+
+    One name, as both answer "scores of what?"; which of the two is told by who is asked.
+    """
+
+    def __init__(self, read: Callable[..., np.ndarray], make: Callable[..., "Scores"]):
+        self.read, self.make = read, make
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Callable[..., Scores]": ...
+    @overload
+    def __get__(self, instance: "Scores", owner: type) -> Callable[[str], np.ndarray]: ...
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self.make
+        return functools.wraps(self.read)(functools.partial(self.read, instance))
+
+
+def _one_score(scores: "Scores", name: str) -> np.ndarray:
+    """`[row, fold, seed]` of one score in float64, NaN for a run that is not finite.
+
+    Raises:
+      KeyError: for a score that there is not.
+    """
+    leaves = dict(zip(scores.names, jax.tree.leaves(scores.values), strict=True))
+    values = np.asarray(leaves[name], np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _scores_of_numbers(
+    values: Any, grid: Any, *, higher_is_better: Any = None, held_out: Any = None
+) -> "Scores":
+    """Makes the scores of plain numbers: what a search found that was run elsewhere.
+
+    `choose`, `compare_scores` and every table then take it as they take what `cross_validate`
+    found, on whose terms they rest: rows are judged on the same held-out parts, and the values of
+    one fold and seed are paired over the rows. `Scores.of(**scores.to_dict())` is `scores`
+    again, without its single examples.
+
+    Args:
+      values: by name, in dicts or alone: `[row, fold]`, `[row, fold, seed]`, or one number for
+        each held-out example, `[row, fold, seed, example]`, from which `choose` can be surer;
+        their mean over the examples, weighted by `held_out`, is then the score. NaN or None where
+        a run diverged.
+      grid: the numbers of each row, `{"strength": [row], ...}`: of any rows, not only a product.
+      higher_is_better: the direction, of all scores or by name; what is called a loss, or has no
+        name, is better when lower.
+      held_out: which examples each fold holds out, and their weights and groups, as
+        `HeldOut.of(data, folds)` gives. By default, and where `values` has single examples, each
+        slot is an example of its own of weight 1.
+
+    Raises:
+      ValueError: for lists of unequal lengths, what is no number, other axes than these, a grid
+        that is not finite or of another number of rows, a strength below 0, a score of unknown
+        direction, or held-out examples that do not fit.
+
+    Example:
+      >>> losses = [[0.9, 1.1], [0.5, 0.5], [0.6, 0.7]]  # row, fold
+      >>> scores = wdjax.Scores.of({"loss": losses}, {"strength": [0.0, 0.1, 1.0]})
+      >>> wdjax.choose(scores).hparams["strength"]
+      0.1
+    """
+    flat = flat_values(values)
+    num_rows = next(iter(flat.values())).shape[0]
+    axes = flat_grid(grid, num_rows)
+    own: Any = Grid(axes, grid.shape) if isinstance(grid, Grid) else axes
+    directions = directions_of(list(flat), higher_is_better)
+    each = {name: array for name, array in flat.items() if array.ndim == 4}
+    if held_out is not None and not isinstance(held_out, HeldOut):
+        raise ValueError(
+            f"`held_out` must be a HeldOut, such as HeldOut.of(data, folds), got "
+            f"{type(held_out).__name__}; scores of single examples go into `values`, as "
+            "[row, fold, seed, example]."
+        )
+    if each and held_out is None:
+        held_out = _every_slot(next(iter(each.values())).shape)
+    if held_out is not None:
+        held_out = held_out._replace(values={**held_out.values, **each})
+        _check_held_out(held_out, next(iter(flat.values())).shape[:3])
+    means = {
+        name: _mean_over_examples(array, held_out) if name in each else array
+        for name, array in flat.items()
+    }
+    return Scores(own, means[LONE] if list(means) == [LONE] else means, held_out, directions)
+
+
 class Scores(NamedTuple):
     """What cross-validation found: every leaf of `values` is `[row, fold, seed]`.
 
@@ -64,15 +154,9 @@ class Scores(NamedTuple):
         """The scores' names, `a/b` inside a tree; `score` where there is but one without."""
         return leaf_names(self.values)
 
-    def of(self, name: str) -> np.ndarray:
-        """`[row, fold, seed]` of one score in float64, NaN for a run that is not finite.
-
-        Raises:
-          KeyError: for a score that there is not.
-        """
-        leaves = dict(zip(self.names, jax.tree.leaves(self.values), strict=True))
-        values = np.asarray(leaves[name], np.float64)
-        return np.where(np.isfinite(values), values, np.nan)
+    of = _ReadOrMake(_one_score, _scores_of_numbers)
+    """Of some scores, `of(name)`: one of them, `[row, fold, seed]` in float64, NaN for a run that
+    is not finite. Of the class, `Scores.of(values, grid)`: scores of plain numbers."""
 
     def mean(self) -> PyTree:
         """The mean over seeds and folds, `[row]`; NaN for a row with a diverged run."""
@@ -109,6 +193,44 @@ class Scores(NamedTuple):
             "values": jax.tree.map(lists, self.values),
             "higher_is_better": dict(self.higher_is_better),
         }
+
+
+def _every_slot(shape: tuple[int, ...]) -> HeldOut:
+    """The held-out parts of `[row, fold, seed, example]` whose slots are examples of their own."""
+    _, num_folds, _, num_examples = shape
+    every = np.arange(num_folds * num_examples).reshape(num_folds, num_examples)
+    others = np.full(num_folds, max((num_folds - 1) * num_examples, 1))
+    return HeldOut({}, every, np.ones(every.shape), None, others)
+
+
+def _check_held_out(held_out: HeldOut, shape: tuple[int, ...]) -> None:
+    weights = np.asarray(held_out.weights, np.float64)
+    expected = (shape[1], *weights.shape[1:])
+    if weights.ndim != 2 or weights.shape != expected:
+        raise ValueError(
+            f"`held_out.weights` must be [fold, example] of the {shape[1]} folds of `values`, got "
+            f"shape {weights.shape}."
+        )
+    for name, values in held_out.values.items():
+        if np.shape(values) != (*shape, weights.shape[1]):
+            raise ValueError(
+                f"the single examples of {name!r} must be [row, fold, seed, example], shape "
+                f"{(*shape, weights.shape[1])} by `values` and `held_out.weights`; got "
+                f"{np.shape(values)}."
+            )
+    bad = ~(np.isfinite(weights) & (weights >= 0)).all(axis=1) | ~(weights > 0).any(axis=1)
+    if bad.any():
+        raise ValueError(
+            "`held_out.weights` must be finite and >= 0, and one above 0 in each fold; those of "
+            f"fold {int(np.argmax(bad))} are not."
+        )
+
+
+def _mean_over_examples(values: np.ndarray, held_out: HeldOut | None) -> np.ndarray:
+    assert held_out is not None
+    weights = np.asarray(held_out.weights, np.float64)[:, None]
+    counted = np.where(weights > 0, values, 0.0)
+    return (weights * counted).sum(axis=-1) / weights.sum(axis=-1)
 
 
 def leaf_names(values: PyTree) -> list[str]:
