@@ -26,7 +26,7 @@ LAYERS = (
     ("diagnostics",),
     ("checkpoint",),
     ("selection",),
-    ("data",),
+    ("data", "exact"),
     ("loop",),
     ("recipe",),
     ("report",),

@@ -82,6 +82,11 @@ if typing.TYPE_CHECKING:
     from wdjax.selection import grid_product as grid_product
     from wdjax.selection import kfold as kfold
 
+    # Choosing in closed form: of ridge regression, and of the last layer of a network.
+    from wdjax.exact import leave_one_out as leave_one_out
+    from wdjax.exact import ridge_evidence as ridge_evidence
+    from wdjax.exact import softmax_evidence as softmax_evidence
+
     # Models, and a long run: its data, its loop, what it saves.
     from wdjax.checkpoint import Checkpoints as Checkpoints
     from wdjax.data.load import load_data as load_data
@@ -126,6 +131,7 @@ _NAMES = {
         "grid_product",
         "kfold",
     ),
+    "wdjax.exact": ("leave_one_out", "ridge_evidence", "softmax_evidence"),
     "wdjax.checkpoint": ("Checkpoints",),
     "wdjax.data.load": ("load_data",),
     "wdjax.data.stream": ("make_stream",),
