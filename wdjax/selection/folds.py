@@ -146,6 +146,41 @@ def narrowed(folds: Folds, num_train: int, num_valid: int) -> Folds:
     return Folds(*arrays)
 
 
+def trained_on(folds: Folds, num_rows: int, *, key: Array, stratify: Any = None) -> Folds:
+    """The folds with `num_rows` training rows each; what they hold out stays.
+
+    Drawn at random, with the classes' shares to within one row; of one key, fewer rows are among
+    more. Searches of several data sizes are so judged on the same examples.
+
+    Args:
+      folds: known, as of `kfold`.
+      num_rows: at most the rows of the smallest training part.
+      key: decides which.
+      stratify: `[n]` integer labels.
+
+    Raises:
+      ValueError: for more rows than a training part has, or fewer than 1.
+    """
+    train, mask = np.asarray(folds.train), np.asarray(folds.train_mask) > 0
+    check_positive_int("num_rows", num_rows, high=int(mask.sum(axis=1).min()))
+    count = int(train.max()) + 1
+    rank = np.argsort(np.asarray(jax.random.permutation(key, count)))
+    drawn = np.empty((len(train), num_rows), np.int32)
+    for fold, (index, active) in enumerate(zip(train, mask, strict=True)):
+        rows = index[active]
+        rows = rows[np.argsort(rank[rows])]
+        if stratify is not None:
+            labels = np.asarray(stratify)[rows]
+            share = np.empty(len(rows))
+            for label in np.unique(labels):
+                of_class = labels == label
+                share[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
+            rows = rows[np.argsort(share, kind="stable")]
+        drawn[fold] = rows[:num_rows]
+    whole = jnp.asarray(np.ones(drawn.shape, bool))
+    return Folds(jnp.asarray(drawn), whole, folds.valid, folds.valid_mask)
+
+
 def take_masked(data: Batch, index: Array, mask: Array) -> Batch:
     """The rows `index` of `data`; those whose mask is 0 get weight 0."""
     batch = jax.tree.map(lambda x: jnp.asarray(x)[index], data)
