@@ -6,13 +6,14 @@ import pytest
 
 import wdjax
 from wdjax.exact import laplace_evidence
+from wdjax.exact.found import doubts_of_ladder
 from wdjax.types import Batch
 
 
 def problem():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(40, 3))
-    logits = x @ rng.normal(size=(3, 3)) * 1.5 + rng.gumbel(size=(40, 3))
+    logits = x @ rng.normal(size=(3, 3)) + 1.5 * rng.gumbel(size=(40, 3))
     return x, logits.argmax(axis=1), rng.integers(0, 4, size=40)
 
 
@@ -110,6 +111,20 @@ def test_laplaces_method_is_close_to_the_integral_where_there_are_many_examples(
     density = np.exp(logs - logs.max()).sum() * (w[1] - w[0])
     exact = logs.max() + np.log(density) + 0.5 * np.log(found.precision / (2 * np.pi))
     assert abs(found.log_evidence - exact) < 0.02
+
+
+def test_a_fixed_point_beside_a_more_probable_strength_is_doubted(found):
+    scores = found.search.scores
+    assert doubts_of_ladder(scores) == ()
+    higher = scores.values["log_evidence"].copy()
+    higher[2] = higher.max() + 2.0
+    told = doubts_of_ladder(scores._replace(values={"log_evidence": higher}))
+    assert "is more probable by" in told[0] and told[0].startswith("Do not believe this")
+
+
+def test_the_fixed_point_does_not_depend_on_where_it_starts(found):
+    other = wdjax.softmax_evidence(X, LABELS, weights=COUNTS, strength=10.0)
+    np.testing.assert_allclose(other.strength, found.strength, rtol=1e-7)
 
 
 def test_features_that_tell_nothing_of_the_labels_are_doubted():

@@ -13,6 +13,7 @@ from wdjax.selection.trials import trial_program
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
+@pytest.mark.slow
 def test_batches_of_optunas_trials_are_lanes_of_a_program_compiled_once(capsys):
     pytest.importorskip("optuna", reason="pip install '.[test]'")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -102,3 +102,16 @@ def doubts_of(moved: float, end: int, most_steps: int, error: float) -> tuple[st
         "Do not believe this: the evidence is so flat that a strength ten times as large or small "
         "is within its 95 % interval; there are too few examples, or the features tell too little.",
     )
+
+
+def doubts_of_ladder(scores: Scores) -> tuple[str, ...]:
+    """A doubt where another strength of the ladder is more probable than the fixed point."""
+    log_evidence = scores.of("log_evidence")[:, 0, 0]
+    best, middle = int(np.argmax(log_evidence)), len(LADDER) // 2
+    if log_evidence[best] - log_evidence[middle] <= DROP:
+        return ()
+    return (
+        f"Do not believe this: strength {format_number(scores.grid['strength'][best])} is more "
+        f"probable by {log_evidence[best] - log_evidence[middle]:.3g} nats; the Hessian changes "
+        "with the strength, which the fixed point leaves out.",
+    )

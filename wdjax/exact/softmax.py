@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from wdjax.checks import check_labels, check_number, check_positive_int
-from wdjax.exact.found import LADDER, SETTLED, Evidence, choice_of_evidence, doubts_of
+from wdjax.exact.found import (
+    LADDER,
+    SETTLED,
+    Evidence,
+    choice_of_evidence,
+    doubts_of,
+    doubts_of_ladder,
+)
 from wdjax.exact.given import Examples, check_counts, checked_examples, in_float64
 from wdjax.selection.search import Search, Stopwatch
 
@@ -49,7 +56,8 @@ def softmax_evidence(
     """The strength of a softmax layer of highest evidence, by MacKay's fixed point.
 
     Trains the layer to its minimum by Newton's method, takes the exact Hessian H of the summed
-    cross-entropy there, moves the strength, and goes on from where it is until nothing moves:
+    cross-entropy there, moves the strength, and goes on from where it is until nothing moves (by
+    the secant where that is shorter):
 
         gamma = P - delta * tr_kernel (H + delta)^-1,   delta <- gamma / sum kernel^2
         strength = delta / sum w
@@ -99,6 +107,7 @@ def _evidence_of(found: "_Maximum", total: float, watch: Stopwatch, memory: int 
     scores, choice = choice_of_evidence(strength, np.asarray(found.ladder), error)
     trainings = float(found.newton_steps) / max(float(found.first_steps), 1.0)
     doubts = doubts_of(float(found.moved), int(found.end), MOST_STEPS, error)
+    doubts = doubts or doubts_of_ladder(scores)
     reason = f"The fixed point took {int(found.num_steps)} steps, {trainings:.3g} trainings."
     return Evidence(
         search=Search(scores, choice, watch.cost(trainings, memory), doubts, reason),
@@ -184,6 +193,13 @@ class _Maximum(NamedTuple):
     moved: Array
     end: Array
     """-1 or 1 where the strength ran to its lower or upper bound, else 0."""
+
+
+class _Move(NamedTuple):
+    """A point of the fixed-point iteration in log(delta), and how far it went from there."""
+
+    at: Array
+    move: Array
 
 
 def _basis(num_labels: int, intercept: bool) -> np.ndarray:
@@ -279,7 +295,7 @@ def _minimise(
         size = jnp.where(fall < 1e-9, 1.0, size)
         return theta - size * step, fall, count + 1
 
-    going = lambda carry: (carry[1] > 1e-18) & (carry[2] < MOST_STEPS)
+    going = lambda carry: (carry[1] > 1e-13) & (carry[2] < MOST_STEPS)
     start = (theta, jnp.ones((), theta.dtype), jnp.zeros((), jnp.int32))
     theta, _, count = jax.lax.while_loop(going, one, start)
     return theta, count
@@ -302,20 +318,26 @@ def _maximise(x: Any, y: Any, w: Any, precision: Any, *, intercept: bool) -> _Ma
     low, high = 1e-10 * most, 1e6 * most
 
     def step(carry):
-        theta, precision, _, count, steps = carry
+        theta, precision, before, _, count, steps = carry
         theta, more = minimise(theta, precision)
         _, gamma = told(theta, precision)
         size = jnp.sum(jnp.square(theta) * penalised)
         # Where the features tell nothing, the weights go to 0 and the strength beyond all bounds.
         new = jnp.where(size * high > gamma, gamma / jnp.where(size > 0, size, 1.0), high)
-        new = jnp.clip(new, low, high)
-        return theta, new, jnp.abs(jnp.log(new / precision)), count + 1, steps + more
+        here = jnp.log(precision)
+        move = jnp.log(jnp.clip(new, low, high)) - here
+        # Where the moves shrink from point to point, on to where they would be 0 (the secant).
+        slope = (move - before.move) / jnp.where(here != before.at, here - before.at, 1.0)
+        shrinks = (count > 0) & (slope < -0.05) & (slope > -2)
+        ahead = jnp.where(shrinks, move / -jnp.where(shrinks, slope, -1.0), move)
+        new = jnp.clip(precision * jnp.exp(jnp.clip(ahead, -5, 5)), low, high)
+        return theta, new, _Move(here, move), jnp.abs(move), count + 1, steps + more
 
     first, first_steps = minimise(jnp.zeros(len(penalised), x.dtype), precision)
-    going = lambda carry: (carry[2] > SETTLED) & (carry[3] < MOST_STEPS)
-    zero = jnp.zeros((), jnp.int32)
-    start = (first, jnp.asarray(precision), jnp.ones((), x.dtype), zero, first_steps)
-    theta, precision, moved, count, steps = jax.lax.while_loop(going, step, start)
+    going = lambda carry: (carry[3] > SETTLED) & (carry[4] < MOST_STEPS)
+    zero, one = jnp.zeros((), jnp.int32), jnp.ones((), x.dtype)
+    start = (first, jnp.asarray(precision), _Move(one, one), one, zero, first_steps)
+    theta, precision, _, moved, count, steps = jax.lax.while_loop(going, step, start)
     theta, more = minimise(theta, precision)
 
     def rung(carry, factor):
@@ -326,7 +348,8 @@ def _maximise(x: Any, y: Any, w: Any, precision: Any, *, intercept: bool) -> _Ma
     (_, steps), ladder = jax.lax.scan(rung, (theta, steps + more), jnp.asarray(LADDER, x.dtype))
     kernel, bias = _split(theta, num_features, num_labels, intercept)
     gamma = told(theta, precision)[1]
-    end = jnp.where(precision >= high, 1, jnp.where(precision <= low, -1, 0))
+    near = 1 + 1e-6  # In logarithms and back, a bound is not the same to the last bit.
+    end = jnp.where(precision * near >= high, 1, jnp.where(precision <= low * near, -1, 0))
     return _Maximum(precision, gamma, ladder, kernel, bias, count, steps, first_steps, moved, end)
 
 
