@@ -24,15 +24,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import data_of
-from wdjax.checks import LARGEST_COUNT, check_positive_int, check_weights, is_known
+from wdjax.checks import LARGEST_COUNT, check_positive_int
 from wdjax.host_checks import check_given
 from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
 from wdjax.selection.cache import CachedTrials, find_cached
+from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
 from wdjax.selection.folds import Folds, narrowed, sizes
 from wdjax.selection.grids import GridLike
 from wdjax.selection.scores import HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
+from wdjax.selection.slopes import check_slopes, part, with_slopes
 from wdjax.selection.trials import (
     Chunk,
     FitAndScore,
@@ -84,6 +86,7 @@ def cross_validate(
     progress: Callable[[Progress], None] | None = None,
     cache: str | os.PathLike[str] | None = None,
     groups: Any = None,
+    slopes: Any = (),
 ) -> Scores:
     """Runs `fit_and_score` for every grid row, fold and seed in one compiled program.
 
@@ -114,40 +117,37 @@ def cross_validate(
       groups: `[example]`, what examples that belong together share (the rows of a patient): they
         vary together, so `choose` counts groups, not examples. Each must lie within one held-out
         part (`folds_from_splits(GroupKFold(5).split(x, y, groups))`).
+      slopes: axes of the grid in whose logarithm every score is differentiated, through the whole
+        run; `Scores.slopes` holds the derivatives. Each costs one to two runs more.
 
     Raises:
       ValueError: if the grid is empty or ragged, what is known of grid and data cannot be run (see
         `wdjax.host_checks.check_given`), the data is empty or does not fit the folds, `num_seeds`
         or `trials_at_once` is below 1, a score is neither a scalar nor one number per held-out
         example, weights are negative, not finite, or all zero in a part of a fold, or a group is
-        trained on and held out in one fold.
+        trained on and held out in one fold; for `slopes`, see `selection.slopes.check_slopes`.
     """
     start = time.perf_counter()
-    num_rows = _checked_num_rows(grid)
-    _check_data(fit_and_score, grid, data, folds, groups)
+    num_rows = checked_num_rows(grid)
+    check_given(fit_and_score, grid, data)
+    check_folds(data, folds)
+    check_groups(groups, data, folds)
     check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
+    names = check_slopes(fit_and_score, grid, data, folds, key, slopes)
     at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # The padding of every fold behind its rows, as in the programs and their scores.
     folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
     lanes = {"num_seeds": num_seeds, "at_once": at_once, "mesh": mesh}
-    planned = _plan(fit_and_score, grid, data, folds, key, **lanes)
+    planned = _plan(with_slopes(fit_and_score, names), grid, data, folds, key, **lanes)
     known = CachedTrials.nothing(planned.widest, (folds.train.shape[0], num_rows * num_seeds))
     if cache is not None:
         known = _look_up(known, cache, planned, (data, key), num_seeds, mesh)
     directions = getattr(fit_and_score, "higher_is_better", {})
     held_out = HeldOut.of(data, folds, groups)
-    scores_of = functools.partial(_scores, grid, held_out, directions, num_seeds=num_seeds)
+    scores_of = functools.partial(_scores, grid, held_out, directions, names, num_seeds=num_seeds)
     report = functools.partial(_report, progress, scores_of, known, int(known.found.sum()), start)
     _train_missing(planned, known, _rows_of(folds), report)
     return scores_of(known.values)
-
-
-def _check_data(
-    fit_and_score: FitAndScore, grid: GridLike, data: Batch, folds: Folds, groups: Any
-) -> None:
-    check_given(fit_and_score, grid, data)
-    _check_folds(data, folds)
-    _check_groups(groups, data, folds)
 
 
 class _Planned(NamedTuple):
@@ -311,9 +311,9 @@ def cross_validate_pure(
     Raises:
       ValueError: as `cross_validate`.
     """
-    num_rows = _checked_num_rows(grid)
+    num_rows = checked_num_rows(grid)
     check_given(fit_and_score, grid, data)
-    _check_folds(data, folds)
+    check_folds(data, folds)
     check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     row, seed = np.divmod(np.arange(num_rows * num_seeds, dtype=np.int32), np.int32(num_seeds))
@@ -367,81 +367,23 @@ def _put(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def _scores(
-    grid: GridLike, held_out: HeldOut, directions: Any, values: TrialScores, *, num_seeds: int
+    grid: GridLike,
+    held_out: HeldOut,
+    directions: Any,
+    names: tuple[str, ...],
+    values: TrialScores,
+    *,
+    num_seeds: int,
 ) -> Scores:
-    means, examples = jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
-    return Scores(grid, means, held_out._replace(values=examples), directions)
+    values = jax.tree.map(lambda v: _by_row_fold_seed(v, num_seeds), values)
+    (means, examples), slopes = part(values, names)
+    held_out = held_out._replace(
+        values=examples, slopes={name: own.examples for name, own in slopes.items()}
+    )
+    return Scores(grid, means, held_out, directions, {n: own.means for n, own in slopes.items()})
 
 
 def _by_row_fold_seed(values, num_seeds):
     """`[fold, row * seed, ...] -> [row, fold, seed, ...]`."""
     shape = (values.shape[0], -1, num_seeds, *values.shape[2:])
     return values.reshape(shape).swapaxes(0, 1)
-
-
-def _checked_num_rows(grid: GridLike) -> int:
-    if not grid:
-        raise ValueError("`grid` is empty; build one with grid_product(strength=[0, 1e-3]).")
-    lengths = {name: np.shape(values) for name, values in grid.items()}
-    shapes = set(lengths.values())
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes)) == (0,):
-        raise ValueError(
-            f"`grid` must hold arrays of one length along one leading axis; got shapes {lengths}. "
-            "`grid_product` makes every combination."
-        )
-    return next(iter(shapes))[0]
-
-
-def _check_folds(data: Batch, folds: Folds) -> None:
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
-    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
-        raise ValueError(
-            "`data` must have the same number of examples, at least one, in inputs, targets and "
-            f"weights; got leading sizes {sorted(size[:1] for size in sizes)}."
-        )
-    num_examples = next(iter(sizes))[0]
-    for index in filter(is_known, (folds.train, folds.valid)):
-        index = np.asarray(index)  # Under jit, np.min of a known jax.Array would be traced.
-        low, high = int(np.min(index)), int(np.max(index))
-        if low < 0 or high >= num_examples:
-            raise ValueError(
-                f"`folds` points at row {low if low < 0 else high}, but `data` has {num_examples} "
-                "examples; make the folds from the same data."
-            )
-    check_weights("data.weights", data.weights)
-    if is_known(data.weights) and all(map(is_known, folds)):
-        active = np.asarray(data.weights).reshape(num_examples, -1).max(axis=1) > 0
-        for name, index, mask in (
-            ("training", folds.train, folds.train_mask),
-            ("held-out", folds.valid, folds.valid_mask),
-        ):
-            empty = ~(active[np.asarray(index)] & (np.asarray(mask) > 0)).any(axis=1)
-            if empty.any():
-                raise ValueError(
-                    f"`data.weights` are all zero in the {name} part of fold "
-                    f"{int(np.argmax(empty))}: nothing would count there. Give some of its "
-                    "examples a weight above 0, or make other folds."
-                )
-
-
-def _check_groups(groups: Any, data: Batch, folds: Folds) -> None:
-    if groups is None:
-        return
-    groups, num_examples = np.asarray(groups), np.shape(data.weights)[0]
-    if groups.shape != (num_examples,):
-        raise ValueError(
-            f"`groups` must have shape ({num_examples},), one group per example; got "
-            f"{groups.shape}."
-        )
-    if not all(map(is_known, folds)):
-        return
-    train, train_mask, valid, valid_mask = map(np.asarray, folds)
-    for fold in range(len(train)):
-        both = np.intersect1d(
-            groups[train[fold][train_mask[fold]]], groups[valid[fold][valid_mask[fold]]]
-        )
-        if both.size:
-            raise ValueError(
-                f"`groups`: group {both[0]} is trained on and held out in fold {fold}; split by "
-                "groups, such as folds_from_splits(GroupKFold(5).split(x, y, groups))."
-            )

@@ -29,6 +29,8 @@ class HeldOut(NamedTuple):
     """`[fold, example]`: what examples that belong together share (rows of a patient)."""
     num_train: np.ndarray
     """`[fold]`: how many examples it was trained on."""
+    slopes: Mapping[str, dict[str, np.ndarray]] = {}
+    """`{number: {score: [row, fold, seed, example]}}`, as `values`, of the scores' slopes."""
 
     @classmethod
     def of(cls, data: Batch, folds: Folds, groups: Any = None) -> "HeldOut":
@@ -148,6 +150,10 @@ class Scores(NamedTuple):
     """Scores of single examples, from which a difference's error is taken; None if unknown."""
     higher_is_better: Mapping[str, bool] = {}
     """The direction of each score by name, where known."""
+    slopes: Mapping[str, PyTree] = {}
+    """`{number: tree of [row, fold, seed]}`: the derivative of each score in the logarithm of a
+    number of the grid, where it was asked for. Of a score that goes in steps, such as accuracy, it
+    is 0."""
 
     @property
     def names(self) -> list[str]:
@@ -157,6 +163,14 @@ class Scores(NamedTuple):
     of = _ReadOrMake(_one_score, _scores_of_numbers)
     """Of some scores, `of(name)`: one of them, `[row, fold, seed]` in float64, NaN for a run that
     is not finite. Of the class, `Scores.of(values, grid)`: scores of plain numbers."""
+
+    def slope_of(self, name: str, number: str = "strength") -> np.ndarray:
+        """`[row, fold, seed]`: d score / d log number, NaN where it or the run is not finite.
+
+        Raises:
+          KeyError: for a number of which no slopes were asked for, or a score that there is not.
+        """
+        return np.where(np.isnan(self.of(name)), np.nan, _finite(self.slopes[number], name))
 
     def mean(self) -> PyTree:
         """The mean over seeds and folds, `[row]`; NaN for a row with a diverged run."""
@@ -186,13 +200,21 @@ class Scores(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists: `{"grid": {name: [row]}, "values": tree of [row][fold][seed],
-        "higher_is_better": {name: bool}}`; without the scores of single examples."""
+        "higher_is_better": {name: bool}}`, with `"slopes"` if there are any; without the scores of
+        single examples."""
         lists = lambda x: np.asarray(x).tolist()
-        return {
+        slopes = {"slopes": jax.tree.map(lists, dict(self.slopes))} if self.slopes else {}
+        return slopes | {
             "grid": {name: lists(values) for name, values in self.grid.items()},
             "values": jax.tree.map(lists, self.values),
             "higher_is_better": dict(self.higher_is_better),
         }
+
+
+def _finite(tree: PyTree, name: str) -> np.ndarray:
+    leaves = dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    values = np.asarray(leaves[name], np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _every_slot(shape: tuple[int, ...]) -> HeldOut:
