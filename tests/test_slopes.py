@@ -11,6 +11,7 @@ import pytest
 from small_trials import mesh_of
 
 import wdjax
+from wdjax.decay import cautious_decay
 from wdjax.decay.optimizers import lion
 from wdjax.selection.slopes import with_slopes
 
@@ -185,6 +186,18 @@ def test_a_score_without_a_name_and_a_function_of_ones_own_have_slopes(x64):
     np.testing.assert_allclose(scores.slope_of("score"), 3 * scores.of("score"), rtol=1e-12)
 
 
+def test_progress_tells_the_memory_of_the_compiled_program_and_a_tangent_takes_more():
+    told = {}
+    for slopes in ((), BOTH):
+        heard = []
+        search(descent(2, 4), table(21, dtype="float32"), slopes=slopes, progress=heard.append)
+        # Folds of 10 and 11 train the same number of steps: one program, known once compiled.
+        assert [heard[0].stage, heard[0].memory] == ["compile", None]
+        assert len({each.memory for each in heard[1:]}) == 1
+        told[slopes] = heard[-1].memory
+    assert 0 < told[()] < told[BOTH]
+
+
 def test_the_same_run_with_the_same_names_is_the_same_function():
     run = descent(1, 4)
     assert with_slopes(run, ()) is run
@@ -197,6 +210,12 @@ def test_the_same_run_with_the_same_names_is_the_same_function():
 def lion_run():
     decay = lambda h: functools.partial(wdjax.decoupled_decay, h["strength"])
     return descent(1, 4, make_tx=lambda h: lion(h["learning_rate"], decay(h)))
+
+
+def cautious_run():
+    make = lambda h: functools.partial(cautious_decay, h["strength"])
+    plain = lambda h: wdjax.make_optimizer(optax.identity(), h["learning_rate"], make(h))
+    return descent(1, 4, make_tx=plain)
 
 
 def unsmooth_run():
@@ -228,7 +247,8 @@ def unsmooth_run():
             BOTH,
             r"grid\['learning_rate'\] is 0 in row 0; leave such rows out",
         ),
-        (lion_run, {}, BOTH, r"takes the sign of something \(as Lion does.*values alone"),
+        (lion_run, {}, BOTH, r"takes the sign of something, as Lion's step.*values alone"),
+        (cautious_run, {}, BOTH, r"hard gate of cautious decay.*values alone"),
         (unsmooth_run, {}, BOTH, r"cannot be differentiated forward \(.*custom_vjp"),
     ],
 )

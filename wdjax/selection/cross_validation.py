@@ -68,6 +68,9 @@ class Progress(NamedTuple):
     scores: Scores | None
     cached: int = 0
     """Of `done`, those whose scores were in the cache."""
+    memory: int | None = None
+    """Bytes that the largest program compiled so far takes on a device, arguments and results
+    counted, by its compiler's own analysis; None before one, and where the compiler says none."""
 
     kept = moved_field("Progress", "kept", "cached")
 
@@ -93,9 +96,8 @@ def cross_validate(
         values[row, fold, seed] =
             fit_and_score(grid[row], train[fold], valid[fold], key[fold, seed])
 
-    The program is compiled once, whatever the grid, and called once per chunk of trials; a second
-    call compiles nothing, and with `cache` trains only the missing trials. A fold trains as it
-    would alone (`selection.trials.folds_by_program` says which share a program).
+    A second call compiles nothing, and with `cache` trains only the missing trials. A fold trains
+    as it would alone (`selection.trials.folds_by_program` says which share a program).
 
     Args:
       fit_and_score: pure, `(hparams, train, valid, key) -> score or tree of scores`, each a scalar
@@ -128,11 +130,7 @@ def cross_validate(
         trained on and held out in one fold; for `slopes`, see `selection.slopes.check_slopes`.
     """
     start = time.perf_counter()
-    num_rows = checked_num_rows(grid)
-    check_given(fit_and_score, grid, data)
-    check_folds(data, folds)
-    check_groups(groups, data, folds)
-    check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
+    num_rows = _checked(fit_and_score, grid, data, folds, num_seeds, groups)
     names = check_slopes(fit_and_score, grid, data, folds, key, slopes)
     at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
     # The padding of every fold behind its rows, as in the programs and their scores.
@@ -148,6 +146,22 @@ def cross_validate(
     report = functools.partial(_report, progress, scores_of, known, int(known.found.sum()), start)
     _train_missing(planned, known, _rows_of(folds), report)
     return scores_of(known.values)
+
+
+def _checked(
+    fit_and_score: FitAndScore,
+    grid: GridLike,
+    data: Batch,
+    folds: Folds,
+    num_seeds: Any,
+    groups: Any = None,
+) -> int:
+    num_rows = checked_num_rows(grid)
+    check_given(fit_and_score, grid, data)
+    check_folds(data, folds)
+    check_groups(groups, data, folds)
+    check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
+    return num_rows
 
 
 class _Planned(NamedTuple):
@@ -226,7 +240,7 @@ def _train_missing(
     planned: _Planned,
     known: CachedTrials,
     rows: np.ndarray,
-    report: Callable[[str, int, float | None], None],
+    report: Callable[..., None],
 ) -> None:
     """Runs the trials that are not known yet, chunk by chunk; `rows[fold]` train in each."""
     done = int(known.found.sum())
@@ -234,11 +248,14 @@ def _train_missing(
         report("run", done, 0.0)
         return
     report("compile", done, None)
-    for group, program in zip(planned.groups, planned.lowered, strict=True):
-        if not known.found[group.members].all():
-            program.compile()
+    sizes = [
+        memory_of(program.compile())
+        for group, program in zip(planned.groups, planned.lowered, strict=True)
+        if not known.found[group.members].all()
+    ]
+    memory = max((size for size in sizes if size is not None), default=None)
     compiled_at, rows_done = time.perf_counter(), 0
-    report("run", done, None)
+    report("run", done, None, memory)
     # The time of a trial grows with the rows it trains on.
     rows_left = int(rows @ (~known.found).sum(axis=1))
     chunks = (planned.deal(*one) for one in missing_trials(known.found, planned.width))
@@ -249,7 +266,18 @@ def _train_missing(
         newly = int(rows[chunk.fold]) * len(chunk.trials)
         rows_done, rows_left = rows_done + newly, rows_left - newly
         rate = (time.perf_counter() - compiled_at) / rows_done
-        report("run", done, rows_left * rate)
+        report("run", done, rows_left * rate, memory)
+
+
+def memory_of(compiled: Any) -> int | None:
+    """Bytes that a compiled program takes on a device: arguments, results and what it holds
+    between, by its compiler's own analysis; None where that says nothing."""
+    told = compiled.memory_analysis()
+    if told is None:
+        return None
+    held = told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
+    # What is donated is argument and result at once.
+    return int(held - told.alias_size_in_bytes)
 
 
 def _report(
@@ -261,13 +289,15 @@ def _report(
     stage: str,
     done: int,
     remaining: float | None,
+    memory: int | None = None,
 ) -> None:
     if progress is None:
         return
     # A copy: the listener may keep it while the next chunks fill the array.
     partial = scores_of(jax.tree.map(np.copy, known.values)) if done else None
     elapsed = time.perf_counter() - start
-    progress(Progress(stage, done, known.found.size, elapsed, remaining, partial, num_cached))
+    total = known.found.size
+    progress(Progress(stage, done, total, elapsed, remaining, partial, num_cached, memory))
 
 
 def _rows_of(folds: Folds) -> np.ndarray:
@@ -311,10 +341,7 @@ def cross_validate_pure(
     Raises:
       ValueError: as `cross_validate`.
     """
-    num_rows = checked_num_rows(grid)
-    check_given(fit_and_score, grid, data)
-    check_folds(data, folds)
-    check_positive_int("num_seeds", num_seeds, high=LARGEST_COUNT)
+    num_rows = _checked(fit_and_score, grid, data, folds, num_seeds)
     hparams = {name: jnp.asarray(values) for name, values in grid.items()}
     row, seed = np.divmod(np.arange(num_rows * num_seeds, dtype=np.int32), np.int32(num_seeds))
 

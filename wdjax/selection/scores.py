@@ -75,9 +75,7 @@ def _one_score(scores: "Scores", name: str) -> np.ndarray:
     Raises:
       KeyError: for a score that there is not.
     """
-    leaves = dict(zip(scores.names, jax.tree.leaves(scores.values), strict=True))
-    values = np.asarray(leaves[name], np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return _finite(scores.values, name)
 
 
 def _scores_of_numbers(

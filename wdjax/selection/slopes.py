@@ -116,8 +116,8 @@ def check_slopes(
     Raises:
       ValueError: for names that are no axes of the grid or stand twice, an axis that holds a value
         of 0 or below (which has no logarithm), a run that takes the sign of something outside a
-        derivative (as Lion's step does: its derivative is 0 where the step is not), or one that
-        cannot be differentiated forward.
+        derivative (as Lion's step and the gate of cautious decay do: its derivative is 0, whatever
+        the number does), or one that cannot be differentiated forward.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"`slopes` must be names of the grid's axes in a tuple, got {names!r}.")
@@ -158,9 +158,10 @@ def _check_smooth(
     plain = jax.make_jaxpr(trial_of(fit_and_score))(numbers, data, key)
     if any(map(_takes_a_sign, _equations(plain.jaxpr))):
         raise ValueError(
-            "`slopes`: the run takes the sign of something (as Lion does of its momentum), whose "
-            "derivative is 0 wherever it exists, so its slopes would leave out most of what the "
-            "number does; choose from values alone, or take another optimiser."
+            "`slopes`: the run takes the sign of something, as Lion's step and the hard gate of "
+            "cautious decay do; a sign has derivative 0 wherever it has one, so the slopes would "
+            "leave out what the number does to it. Choose from values alone, or take another "
+            "optimiser or decay."
         )
     try:
         jax.eval_shape(trial_of(with_slopes(fit_and_score, names)), numbers, data, key)
