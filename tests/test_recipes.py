@@ -14,7 +14,7 @@ PAGE = pathlib.Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
 @pytest.mark.slow
-def test_batches_of_optunas_trials_are_lanes_of_a_program_compiled_once(capsys):
+def test_the_recipes_run_and_optunas_batches_are_lanes_of_a_program_compiled_once(capsys):
     pytest.importorskip("optuna", reason="pip install '.[test]'")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names, programs = {}, trial_program(None)
@@ -36,3 +36,6 @@ def test_batches_of_optunas_trials_are_lanes_of_a_program_compiled_once(capsys):
     assert scores.held_out.values["loss"].shape[:3] == (24, 3, 2)
     assert choice.gain is None or choice.gain.num_rows == 12
     assert "score" in capsys.readouterr().out
+    assert names["by_error"].believed and len(names["by_error"].choice.confident_set) < 16
+    (doubt,) = names["by_evidence"].search.doubts
+    assert "is more probable by" in doubt

@@ -7,8 +7,10 @@ The loss is the project's own, so that a strength means here what it means in tr
 with b unpenalised. `leave_one_out` gives the held-out error of every example from one
 decomposition; `ridge_evidence` and `softmax_evidence` give the strength that makes the data most
 probable (the marginal likelihood; another thing than the evidence for a gain in
-`wdjax.selection.evidence`). Features may be those of a trained network before its last layer.
-All is computed in float64 on the CPU, whatever the default dtype.
+`wdjax.selection.evidence`). All is computed in float64 on the CPU, whatever the default dtype.
+
+Features may be what a trained network gives to its last layer, of examples that it was *not*
+trained on: in those that it was, it has seen the targets, and nothing is left out of that.
 
 Example:
   >>> x, noise = np.random.default_rng(0).normal(size=(2, 100, 12))

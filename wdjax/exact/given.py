@@ -1,5 +1,6 @@
 """What the closed forms are given: checked arrays, and where they are computed."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -82,10 +83,21 @@ def in_float64(function: Any, *arguments: Any, **static: Any) -> tuple[Any, int 
     On the CPU: the sizes are small, and not every accelerator has float64 or decompositions.
     """
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        compiled = function.lower(*arguments, **static).compile()
-        found = jax.tree.map(np.asarray, compiled(*arguments))
+        shapes = tuple(np.shape(argument) for argument in arguments)
+        compiled = _compiled(function, shapes, tuple(static.items()))
+        wide = (np.asarray(argument, np.float64) for argument in arguments)
+        found = jax.tree.map(np.asarray, compiled(*wide))
     told = compiled.memory_analysis()
     if told is None:
         return found, None
     sizes = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes)
     return found, int(sum(sizes))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(
+    function: Any, shapes: tuple[tuple[int, ...], ...], static: tuple[tuple[str, Any], ...]
+) -> Any:
+    """Kept, as a program that was compiled ahead is not found again by itself."""
+    arguments = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
+    return function.lower(*arguments, **dict(static)).compile()
