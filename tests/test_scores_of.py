@@ -44,6 +44,20 @@ def test_scores_of_any_tree_come_back_from_their_plain_lists_and_null_is_a_diver
     assert choose(again, value="valid/accuracy").higher_is_better
 
 
+def test_slopes_come_back_as_well_and_must_be_of_the_same_scores():
+    slopes = {"strength": {"loss": (np.array(LOSSES) - 1).tolist()}}
+    scores = Scores.of({"loss": LOSSES}, GRID, slopes=slopes)
+    again = Scores.of(**scores.to_dict())
+    np.testing.assert_array_equal(
+        again.slopes["strength"]["loss"], scores.slopes["strength"]["loss"]
+    )
+    assert again.slopes["strength"]["loss"].shape == (3, 4, 1)
+    with pytest.raises(ValueError, match="`slopes` must be one of strength; got 'rate'"):
+        Scores.of(LOSSES, GRID, slopes={"rate": LOSSES})
+    with pytest.raises(ValueError, match=r"of the same scores as `values`.*got .*\(2, 4, 1\)"):
+        Scores.of(LOSSES, GRID, slopes={"strength": LOSSES[:2]})
+
+
 def ridge(h, train, valid, key):
     gram = train.inputs.T @ train.inputs + h["strength"] * jnp.eye(3)
     w = jnp.linalg.solve(gram, train.inputs.T @ train.targets)

@@ -93,6 +93,26 @@ def directions_of(names: list[str], told: Any) -> dict[str, bool]:
     return found
 
 
+def slopes_like(
+    means: Mapping[str, np.ndarray], number: Any, grid: Mapping[str, Any], slopes: Any
+) -> dict[str, np.ndarray]:
+    """The slopes of each score in one number of the grid, `[row, fold, seed]`.
+
+    Raises:
+      ValueError: for a number that the grid has not, or slopes that are not of the same scores and
+        shape.
+    """
+    check_one_of("slopes", number, grid)
+    found = flat_values(slopes)
+    shapes = lambda tree: {name: array.shape for name, array in tree.items()}
+    if shapes(found) != shapes(means):
+        raise ValueError(
+            f"`slopes[{number!r}]` must be of the same scores as `values`, [row, fold, seed] "
+            f"{shapes(means)}; got {shapes(found)}."
+        )
+    return found
+
+
 def _leaves(path: str, name: str, values: Any):
     """`(name, array)` of each score in nested dicts."""
     if not isinstance(values, Mapping):

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import Grid, GridLike
-from wdjax.selection.plain_scores import LONE, directions_of, flat_grid, flat_values
+from wdjax.selection.plain_scores import LONE, directions_of, flat_grid, flat_values, slopes_like
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
 
@@ -79,7 +79,12 @@ def _one_score(scores: "Scores", name: str) -> np.ndarray:
 
 
 def _scores_of_numbers(
-    values: Any, grid: Any, *, higher_is_better: Any = None, held_out: Any = None
+    values: Any,
+    grid: Any,
+    *,
+    higher_is_better: Any = None,
+    held_out: Any = None,
+    slopes: Any = None,
 ) -> "Scores":
     """Makes the scores of plain numbers: what a search found that was run elsewhere.
 
@@ -99,11 +104,12 @@ def _scores_of_numbers(
       held_out: which examples each fold holds out, and their weights and groups, as
         `HeldOut.of(data, folds)` gives. By default, and where `values` has single examples, each
         slot is an example of its own of weight 1.
+      slopes: by number of the grid, derivatives of the scores in its logarithm, shaped as they are.
 
     Raises:
       ValueError: for lists of unequal lengths, what is no number, other axes than these, a grid
         that is not finite or of another number of rows, a strength below 0, a score of unknown
-        direction, or held-out examples that do not fit.
+        direction, or held-out examples or slopes that do not fit.
 
     Example:
       >>> losses = [[0.9, 1.1], [0.5, 0.5], [0.6, 0.7]]  # row, fold
@@ -132,7 +138,12 @@ def _scores_of_numbers(
         name: _mean_over_examples(array, held_out) if name in each else array
         for name, array in flat.items()
     }
-    return Scores(own, means[LONE] if list(means) == [LONE] else means, held_out, directions)
+    alone_or_all = lambda tree: tree[LONE] if list(tree) == [LONE] else tree
+    derivatives = {
+        number: alone_or_all(slopes_like(means, number, axes, tree))
+        for number, tree in ({} if slopes is None else slopes).items()
+    }
+    return Scores(own, alone_or_all(means), held_out, directions, derivatives)
 
 
 class Scores(NamedTuple):
