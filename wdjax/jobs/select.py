@@ -24,6 +24,7 @@ from wdjax.jobs.setup import (
     draw_folds,
     prepare,
     strength_grid,
+    timescale_start,
 )
 from wdjax.jobs.verdict import (
     headline,
@@ -32,6 +33,7 @@ from wdjax.jobs.verdict import (
 )
 from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
+from wdjax.recipe.kinds import SCHEDULE_KINDS
 from wdjax.report.figures import import_drawing
 from wdjax.selection.choice import RULES, Choice, choose
 from wdjax.selection.cross_validation import Progress
@@ -106,6 +108,8 @@ def _select(
         value=options.choose_by,
         stepwise=recipes.recipe_stepwise(recipe),
         how={"mesh": prepared.mesh, "progress": listener, "cache": cache},
+        start=timescale_start(prepared, grid, folds.train.shape[1]),
+        annealed=SCHEDULE_KINDS[recipe.schedule].multiplier is not None,
     )
     say(plan_text(options, prepared, problem))
 

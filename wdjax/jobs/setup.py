@@ -309,6 +309,24 @@ def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
     return grid_product(strength=strengths, learning_rate=learning_rates, **slopes, **dropout)
 
 
+def timescale_start(prepared: Prepared, grid: Grid, num_train: int) -> dict[str, float]:
+    """Where a search that puts its own rows begins: in the middle of the learning rates, at the
+    strength whose timescale lies between an epoch and the run.
+
+        strength = whole_weight_strength / (steps an epoch * sqrt(epochs))
+
+    A penalty has no timescale, so no strength is given for one.
+
+    Source: Wang & Aitchison 2024, arXiv:2405.13698.
+    """
+    recipe = prepared.recipe
+    rate = float(np.exp(np.mean(np.log(np.unique(grid["learning_rate"])))))
+    timescale = -(-num_train // recipe.batch_size) * recipe.num_epochs**0.5
+    strength = prepared.decay.whole_weight_strength(rate) / timescale
+    of_strength = {"strength": strength} if np.isfinite(strength) else {}
+    return {"learning_rate": rate} | of_strength
+
+
 def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:
     """Refuses a decay that multiplies a weight by -1 or beyond at every step.
 

@@ -32,6 +32,7 @@ Example:
   ('mean', [])
 """
 
+from wdjax.selection.by_slopes import search_by_slopes as search_by_slopes
 from wdjax.selection.choice import Choice as Choice
 from wdjax.selection.choice import Gain as Gain
 from wdjax.selection.choice import choose as choose

@@ -94,6 +94,10 @@ class Problem(NamedTuple):
     """For ways that go part of the way: the same runs as `fit_and_score`, by pieces."""
     how: Mapping[str, Any] = {}
     """What else `cross_validate` takes: mesh, trials_at_once, progress, cache."""
+    start: Mapping[str, float] = {}
+    """Where a way that puts its own rows begins."""
+    annealed: bool = True
+    """Whether the learning rate falls towards the end of a run."""
 
     @property
     def num_rows(self) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checks import check_one_of
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import GridLike
+from wdjax.selection.scores import leaf_names
 from wdjax.selection.trials import FitAndScore, TrialScores, gather, one_trial
 from wdjax.types import Batch, TakesPadding, is_inexact, plain_function
 
@@ -147,15 +148,7 @@ def _check_smooth(
     names: tuple[str, ...],
 ) -> None:
     numbers = {name: jax.ShapeDtypeStruct((), jnp.result_type(grid[name])) for name in grid}
-
-    def trial_of(judge: FitAndScore) -> Callable[[Any, Batch, Array], TrialScores]:
-        def trial(numbers: Any, data: Batch, key: Array) -> TrialScores:
-            train, valid, num_train = gather(data, folds, 0)
-            return one_trial(judge, numbers, train, valid, num_train, key, 0, 0)
-
-        return trial
-
-    plain = jax.make_jaxpr(trial_of(fit_and_score))(numbers, data, key)
+    plain = jax.make_jaxpr(_first_trial(fit_and_score, folds))(numbers, data, key)
     if any(map(_takes_a_sign, _equations(plain.jaxpr))):
         raise ValueError(
             "`slopes`: the run takes the sign of something, as Lion's step and the hard gate of "
@@ -164,13 +157,32 @@ def _check_smooth(
             "optimiser or decay."
         )
     try:
-        jax.eval_shape(trial_of(with_slopes(fit_and_score, names)), numbers, data, key)
+        jax.eval_shape(_first_trial(with_slopes(fit_and_score, names), folds), numbers, data, key)
     except TypeError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"`slopes`: the run cannot be differentiated forward ({reason}); choose from values "
             "alone."
         ) from error
+
+
+def score_names(
+    fit_and_score: FitAndScore, numbers: Mapping[str, Any], data: Batch, folds: Folds, key: Array
+) -> list[str]:
+    """What the scores of a run are called, without running it."""
+    shapes = {name: jax.ShapeDtypeStruct((), jnp.result_type(numbers[name])) for name in numbers}
+    told = jax.eval_shape(_first_trial(fit_and_score, folds), shapes, data, key)
+    return leaf_names(told.means)
+
+
+def _first_trial(
+    fit_and_score: FitAndScore, folds: Folds
+) -> Callable[[Any, Batch, Array], TrialScores]:
+    def trial(numbers: Any, data: Batch, key: Array) -> TrialScores:
+        train, valid, num_train = gather(data, folds, 0)
+        return one_trial(fit_and_score, numbers, train, valid, num_train, key, 0, 0)
+
+    return trial
 
 
 def _takes_a_sign(equation: JaxprEqn) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from wdjax.selection.by_slopes import plan_of_slopes, search_problem_by_slopes
 from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.search import Problem, Search, Stopwatch
@@ -55,5 +56,10 @@ def _plan_of_grid(problem: Problem) -> str:
 
 WAYS: dict[str, Way] = {
     "grid": Way(search_by_grid, _plan_of_grid, "train every row"),
+    "slopes": Way(
+        search_problem_by_slopes,
+        plan_of_slopes,
+        "train a few rows with the slopes of their scores, each where those so far point",
+    ),
 }
 """The first is the default."""
