@@ -70,7 +70,9 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
         )
     if chosen.gain is not None and chosen.gain.method == "folds":
         lines.append("The interval is of fold means alone: single examples were not scored.")
-    diverged = int((~np.isfinite(judged.means)).sum())
+    if judged.left:
+        lines.append(f"{len(judged.left)} of {len(judged.means)} candidates left before the end.")
+    diverged = int((~np.isfinite(judged.means)).sum()) - len(judged.left)
     if diverged:
         lines.append(f"{diverged} of {len(judged.means)} candidates diverged and were left out.")
     return [first, *lines]

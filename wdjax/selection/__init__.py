@@ -47,11 +47,13 @@ from wdjax.selection.folds import folds_from_splits as folds_from_splits
 from wdjax.selection.folds import kfold as kfold
 from wdjax.selection.grids import Grid as Grid
 from wdjax.selection.grids import grid_product as grid_product
+from wdjax.selection.halving import halve as halve
 from wdjax.selection.laws import Law as Law
 from wdjax.selection.laws import Prediction as Prediction
 from wdjax.selection.laws import fit_law as fit_law
 from wdjax.selection.optimum import Best as Best
 from wdjax.selection.optimum import find_optimum as find_optimum
+from wdjax.selection.rungs import Rung as Rung
 from wdjax.selection.scores import HeldOut as HeldOut
 from wdjax.selection.scores import Scores as Scores
 from wdjax.selection.search import Cost as Cost

@@ -15,7 +15,10 @@ from wdjax.selection.evidence import (
     gains_by_example,
     gains_over_folds,
 )
+from wdjax.selection.grids import end_of_grid as end_of_grid
+from wdjax.selection.grids import row_of_zero as row_of_zero
 from wdjax.selection.plain_scores import LONE
+from wdjax.selection.rungs import Rung, rows_left
 from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
@@ -91,6 +94,10 @@ class Gain(NamedTuple):
             return f"no {self.level:.0%} interval".replace("%", " %")
         low, high = (format_number(float(f"{end:.2g}")) for end in (self.low, self.high))
         return f"{self.level * 100:g} % interval {low} to {high}"
+
+
+LEVEL = 0.95
+"""Of the intervals of the gains, together."""
 
 
 class Choice(NamedTuple):
@@ -197,6 +204,8 @@ class Judged(NamedTuple):
     over the folds."""
     value: str
     higher_is_better: bool
+    rungs: tuple[Rung, ...] = ()
+    """Where rows left before the end, see `halve`."""
 
     @classmethod
     def of(cls, scores: Scores, value: str, higher_is_better: Any = None) -> "Judged":
@@ -217,13 +226,19 @@ class Judged(NamedTuple):
         held_out, each = scores.held_out, None
         if held_out is not None and not held_out.repeated and name in held_out.values:
             each = sign * np.asarray(held_out.values[name], np.float64)
-        return cls(scores.grid, sign * scores.of(name), held_out, each, value, up)
+        losses = sign * scores.of(name)
+        return cls(scores.grid, losses, held_out, each, value, up, scores.rungs)
 
     @property
     def means(self) -> np.ndarray:
         """`[row]`; infinite where a run diverged."""
         means = self.losses.mean(axis=(1, 2))
         return np.where(np.isfinite(means), means, np.inf)
+
+    @property
+    def left(self) -> list[int]:
+        """The rows that left before the end and had not diverged."""
+        return [*rows_left(self.rungs)]
 
     @property
     def overlap(self) -> float | None:
@@ -285,7 +300,10 @@ class Judged(NamedTuple):
             )
         by_example = self.each is not None
         yield from _words_on_zero(self.grid, choice, gains, by_example=by_example)
-        diverged = int((~np.isfinite(self.means)).sum())
+        if self.left:
+            ends = ", ".join(str(rung.num_epochs) for rung in self.rungs)
+            yield f"{len(self.left)} of {len(self.means)} rows left at rungs of {ends} epochs."
+        diverged = int((~np.isfinite(self.means)).sum()) - len(self.left)
         if diverged:
             yield f"{diverged} of {len(self.means)} rows diverged and lose."
 
@@ -294,7 +312,9 @@ def gains_over_zero(searches: Sequence[Judged]) -> list[dict[int, Gain]]:
     """Of each search, `{row: its gain}` over its row of strength 0; simultaneous over all.
 
     Rows without such a row, and the zero rows themselves, are left out; so are rows of which one
-    of the two diverged.
+    of the two diverged. Rows that left before the end have no gain, but the intervals hold for
+    them too: for m rows of n, those of level 1 - 0.05 m / n, since it was the scores that said
+    which m.
     """
     pairs = [
         (which, row, zero)
@@ -306,26 +326,33 @@ def gains_over_zero(searches: Sequence[Judged]) -> list[dict[int, Gain]]:
     found: list[dict[int, Gain]] = [{} for _ in searches]
     if not pairs:
         return found
-    gains = _gains(searches, [(searches[w], zero, row) for w, row, zero in pairs])
+    tried = len(pairs) + sum(
+        row_of_zero(search.grid, row) not in (None, row)
+        for search in searches
+        for row in search.left
+    )
+    level = LEVEL if tried == len(pairs) else 1 - (1 - LEVEL) * len(pairs) / tried
+    gains = _gains(searches, [(searches[w], zero, row) for w, row, zero in pairs], level)
     for (which, row, _), mean, low, high in zip(pairs, *gains[:3], strict=True):
-        found[which][row] = Gain(
-            float(mean), float(low), float(high), gains.level, len(pairs), gains.method
-        )
+        found[which][row] = Gain(float(mean), float(low), float(high), LEVEL, tried, gains.method)
     return found
 
 
-def _gains(searches: Sequence[Judged], pairs: list[tuple[Judged, Any, int]]) -> Gains:
+def _gains(searches: Sequence[Judged], pairs: list[tuple[Judged, Any, int]], level: float) -> Gains:
     """Of each `(search, reference row, row)`: by single examples if all searches have them."""
     if all(search.each is not None for search in searches):
         held_out = _shared(searches)
         differences = np.stack([s.each[zero] - s.each[row] for s, zero, row in pairs])  # pyright: ignore[reportOptionalSubscript]
-        return gains_by_example(differences, held_out.weights, held_out.groups)
+        return gains_by_example(differences, held_out.weights, held_out.groups, level=level)
     differences = np.stack([s.losses[zero] - s.losses[row] for s, zero, row in pairs])
-    return gains_over_folds(differences, overlap=searches[0].overlap)
+    return gains_over_folds(differences, level=level, overlap=searches[0].overlap)
 
 
 def confident_rows(searches: Sequence[Judged]) -> list[tuple[int, ...]]:
-    """Of each search, the rows that cannot be told from the best of all searches' rows."""
+    """Of each search, the rows that cannot be told from the best of all searches' rows.
+
+    With those that left at a rung and could not be told from the best there.
+    """
     if not any(np.isfinite(search.means).any() for search in searches):
         return [() for _ in searches]
     if all(search.each is not None for search in searches):
@@ -336,37 +363,15 @@ def confident_rows(searches: Sequence[Judged]) -> list[tuple[int, ...]]:
         losses = np.concatenate([search.losses for search in searches])
         inside = confident_set_over_folds(losses, overlap=searches[0].overlap)
     ends = np.cumsum([len(search.losses) for search in searches])[:-1]
-    return [tuple(np.flatnonzero(part).tolist()) for part in np.split(inside, ends)]
+    told = [np.flatnonzero(part).tolist() for part in np.split(inside, ends)]
+    unclear = [[row for rung in search.rungs for row in rung.unclear] for search in searches]
+    return [tuple(sorted({*rows, *more})) for rows, more in zip(told, unclear, strict=True)]
 
 
 def _shared(searches: Sequence[Judged]) -> HeldOut:
     held_out = searches[0].held_out
     assert held_out is not None
     return held_out
-
-
-def row_of_zero(grid: Any, index: int, name: str = "strength") -> int | None:
-    """The row that differs from row `index` only in `name` being 0, or None."""
-    if name not in grid:
-        return None
-    axes = {key: np.asarray(axis) for key, axis in grid.items()}
-    same = np.ones(len(axes[name]), bool)
-    for key, axis in axes.items():
-        same &= (axis == 0) if key == name else (axis == axis[index])
-    return int(np.argmax(same)) if same.any() else None
-
-
-def end_of_grid(grid: Any, index: int, name: str) -> str | None:
-    """`"smallest"` or `"largest"` if row `index` has that value of the axis; zero is no end.
-
-    Zero is where an axis of strengths stops by nature, so neither it nor an axis of one value
-    counts as an end. The smallest value above zero does.
-    """
-    axis = np.asarray(grid[name])
-    above = np.unique(axis[axis != 0])
-    if above.size < 2:
-        return None
-    return {above[0]: "smallest", above[-1]: "largest"}.get(axis[index])
 
 
 def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:

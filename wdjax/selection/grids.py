@@ -93,3 +93,27 @@ def check_axis(name: str, values: Any) -> list[float]:
             f"`{name}` holds {seen[counts > 1][0]:g} twice; each candidate may stand once."
         )
     return axis.tolist()
+
+
+def row_of_zero(grid: Any, index: int, name: str = "strength") -> int | None:
+    """The row that differs from row `index` only in `name` being 0, or None."""
+    if name not in grid:
+        return None
+    axes = {key: np.asarray(axis) for key, axis in grid.items()}
+    same = np.ones(len(axes[name]), bool)
+    for key, axis in axes.items():
+        same &= (axis == 0) if key == name else (axis == axis[index])
+    return int(np.argmax(same)) if same.any() else None
+
+
+def end_of_grid(grid: Any, index: int, name: str) -> str | None:
+    """`"smallest"` or `"largest"` if row `index` has that value of the axis; zero is no end.
+
+    Zero is where an axis of strengths stops by nature, so neither it nor an axis of one value
+    counts as an end. The smallest value above zero does.
+    """
+    axis = np.asarray(grid[name])
+    above = np.unique(axis[axis != 0])
+    if above.size < 2:
+        return None
+    return {above[0]: "smallest", above[-1]: "largest"}.get(axis[index])

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import Grid, GridLike
 from wdjax.selection.plain_scores import LONE, directions_of, flat_grid, flat_values, slopes_like
+from wdjax.selection.rungs import Rung, rows_left
 from wdjax.tables import Estimate, Table
 from wdjax.types import Batch
 
@@ -149,8 +150,8 @@ def _scores_of_numbers(
 class Scores(NamedTuple):
     """What cross-validation found: every leaf of `values` is `[row, fold, seed]`.
 
-    NaN where that run diverged (or, in a partial result, has not finished). Rows are paired:
-    the key of a run depends on its fold and seed, never on its row.
+    NaN where that run diverged (or, in a partial result, has not finished, or left at one of
+    the `rungs`). Rows are paired: the key of a run depends on its fold and seed, never on its row.
     """
 
     grid: GridLike
@@ -163,6 +164,13 @@ class Scores(NamedTuple):
     """`{number: tree of [row, fold, seed]}`: the derivative of each score in the logarithm of a
     number of the grid, where it was asked for. Of a score that goes in steps, such as accuracy, it
     is 0."""
+    rungs: tuple[Rung, ...] = ()
+    """Where rows left before the end: they are NaN, and have not diverged. In order."""
+
+    @property
+    def left(self) -> dict[int, Rung]:
+        """`{row: its last rung}` of the rows that left before the end."""
+        return rows_left(self.rungs)
 
     @property
     def names(self) -> list[str]:
@@ -192,11 +200,15 @@ class Scores(NamedTuple):
     def table(self, marked: int | None = None) -> Table:
         """One row a candidate: its numbers, then mean +- standard error of every score."""
         means, errors = jax.tree.leaves(self.mean()), jax.tree.leaves(self.standard_error())
+        left = self.left
         rows = []
         for row in range(len(means[0])):
             numbers = [float(np.asarray(values)[row]) for values in self.grid.values()]
             pairs = zip(means, errors, strict=True)
-            rows.append((*numbers, *(Estimate(float(m[row]), float(e[row])) for m, e in pairs)))
+            cells = [Estimate(float(m[row]), float(e[row])) for m, e in pairs]
+            if row in left:
+                cells = [f"left at {left[row].num_epochs} epochs", *[None] * (len(means) - 1)]
+            rows.append((*numbers, *cells))
         _, num_folds, num_seeds = np.shape(jax.tree.leaves(self.values)[0])
         note = f"mean +- standard error over {num_folds} folds, {num_seeds} seeds each"
         return Table((*self.grid, *self.names), tuple(rows), marked=marked, note=note)

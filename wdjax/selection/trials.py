@@ -141,7 +141,7 @@ def _run_chunk(
         return jax.tree.map(flat, scores)
 
     trials, shared = (numbers, seed, num_blocks), (train, valid, num_train, key, fold)
-    return _split_trials(on_one_device, trials, shared, mesh)
+    return split_trials(on_one_device, trials, shared, mesh)
 
 
 def map_trials(function: Callable, trials: tuple, shared: tuple, *, mesh: Mesh) -> PyTree:
@@ -167,7 +167,7 @@ def compiled_trials(function: Callable, mesh: Mesh) -> Callable[[tuple, tuple], 
     @functools.partial(jax.jit, compiler_options=compiler_options(platform_of(mesh)))
     def program(trials, shared):
         one_by_one = lambda own, shared: jax.lax.map(lambda trial: function(*trial, *shared), own)
-        return _split_trials(one_by_one, trials, shared, mesh)
+        return split_trials(one_by_one, trials, shared, mesh)
 
     everywhere = NamedSharding(mesh, P())
     return lambda trials, shared: program(*jax.device_put((trials, shared), everywhere))
@@ -180,7 +180,7 @@ def filled_up(trials: PyTree, multiple: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], trials)
 
 
-def _split_trials(on_one_device, trials, shared, mesh):
+def split_trials(on_one_device, trials, shared, mesh):
     """`on_one_device(trials, shared)`, the trials split over the mesh's devices."""
     if mesh is None:
         return on_one_device(trials, shared)

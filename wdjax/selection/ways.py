@@ -6,6 +6,7 @@ from collections.abc import Callable
 from wdjax.selection.by_slopes import plan_of_slopes, search_problem_by_slopes
 from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import cross_validate
+from wdjax.selection.halving import plan_of_halving, search_by_halving
 from wdjax.selection.search import Problem, Search, Stopwatch
 
 
@@ -60,6 +61,9 @@ WAYS: dict[str, Way] = {
         search_problem_by_slopes,
         plan_of_slopes,
         "train a few rows with the slopes of their scores, each where those so far point",
+    ),
+    "halving": Way(
+        search_by_halving, plan_of_halving, "train every row a little, the best to the end"
     ),
 }
 """The first is the default."""
