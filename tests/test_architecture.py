@@ -39,6 +39,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SAME_NAMES = {
     "convert": "in `decay`, the function; in `jobs`, its command",
     "stream": "in `data`, of batches; in `jobs`, a training that reads one",
+    "transfer": "in `selection`, of scores; in `jobs`, its command",
     "telemetry": "measured in `diagnostics`, written by `jobs`, drawn in `report`",
 }
 

@@ -27,6 +27,7 @@ EXAMPLES = {
     "select": "wdjax select --data my.csv --target price --loss squared_error",
     "train": "wdjax train --strength 0.1 --epochs 50",
     "compare": "wdjax compare --vary optimizer --among sgd adam lion",
+    "transfer": "wdjax transfer --rows 250 500 1000 --width 16 32 64 --to-rows 4000 --to-width 256",
     "audit": "wdjax audit --model mlp --decay decoupled --strength 0.1 --strict",
     "convert": "wdjax convert 1e-4 keras_l2 torch_adamw",
     "predict": "wdjax predict runs/train-20261122-120000 new.csv",
@@ -166,12 +167,13 @@ def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
 
 
 def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
-    """Runs `select`, `compare` or `train` under the screen; their results."""
+    """Runs `select`, `compare`, `transfer` or `train` under the screen; their results."""
     from wdjax.runners import join_processes  # start-up: after JAX was told, see `_main`.
 
     runs: dict[str, Any] = {
         "select": (jobs.SelectOptions, jobs.run_select),
         "compare": (jobs.CompareOptions, jobs.run_compare),
+        "transfer": (jobs.TransferOptions, jobs.run_transfer),
         "train": (jobs.TrainOptions, jobs.run_train),
     }
     kind, run = runs[job]
@@ -309,11 +311,12 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
     for name, options in (
         ("select", jobs.SelectOptions),
         ("compare", jobs.CompareOptions),
+        ("transfer", jobs.TransferOptions),
         ("train", jobs.TrainOptions),
         ("audit", jobs.AuditOptions),
     ):
         command = _add_command(commands, name, options, streaming)
-        if name in ("select", "compare"):
+        if name in ("select", "compare", "transfer"):
             command.add_argument("--fresh", action="store_true", help=FRESH)
     convert = _add_command(commands, "convert", jobs.ConvertOptions)
     convert.usage = "wdjax convert VALUE SOURCE TARGET [OPTION VALUE ...]"

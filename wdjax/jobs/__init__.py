@@ -18,5 +18,7 @@ from wdjax.jobs.resume import resumed_options as resumed_options
 from wdjax.jobs.select import run_select as run_select
 from wdjax.jobs.stream import run_stream as run_stream
 from wdjax.jobs.train import run_train as run_train
+from wdjax.jobs.transfer import TransferOptions as TransferOptions
+from wdjax.jobs.transfer import run_transfer as run_transfer
 from wdjax.jobs.verdict import summary as summary
 from wdjax.loop.train_loop import NonFiniteError as NonFiniteError

@@ -129,10 +129,12 @@ def prepare(
     out: pathlib.Path = pathlib.Path(),
     *,
     load: Callable[[RunOptions, str], tuple[Dataset, Dataset]] = load_parts,
+    width: int | None = None,
 ) -> Prepared:
     """Checks the options, loads and splits the data, finds the devices.
 
-    `out`, the folder that was claimed, is not looked at.
+    `out`, the folder that was claimed, is not looked at. `width` is of the model's hidden layers,
+    by default its own.
 
     Raises:
       ValueError: for any option or data that cannot run, in one sentence.
@@ -155,7 +157,7 @@ def prepare(
     dataset, test_data = load(options, loss)
     _check_reads(model, options.model, dataset)
     recipe = Recipe(
-        make_model=model.make,
+        make_model=model.at_width(width),
         num_outputs=dataset.num_outputs,
         loss=loss,
         optimizer=options.optimizer,

@@ -32,6 +32,10 @@ def summary(results: dict[str, Any]) -> str:
     if results["kind"] == "compare":
         parts += ["", str(results["comparison"]), "", f"Results: {results['out']}/results.json"]
         return "\n".join(parts)
+    if results["kind"] == "transfer":
+        for table in results["tables"]:
+            parts += ["", str(table)]
+        return "\n".join([*parts, "", f"Report: {results['out']}/report.html"])
     if results["kind"] == "select":
         parts += ["", str(select_table(results)), ""]
     parts += ["", str(refit_table(results)), ""]

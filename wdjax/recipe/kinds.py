@@ -5,6 +5,8 @@ is an entry in its table: `register`.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from wdjax.checks import check_one_of
+from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.augment import (
     additive_noise,
     cutout,
@@ -191,6 +193,7 @@ class ModelKind:
       reads: the kinds of data it takes: image, table, text.
       images_32: whether it wants images as `[32, 32, 3]`: others are resized, and what is no image
         is refused there.
+      of_width: `width -> make`, if it can be built at a width.
 
     Raises:
       ValueError: if `make` is not callable, or another field is of another kind.
@@ -200,9 +203,12 @@ class ModelKind:
     defaults: Any = ModelDefaults()
     reads: Any = ("image", "table", "text")
     images_32: bool = False
+    of_width: Any = None
 
     def __post_init__(self):
         _check_callable("make", self.make, "make(num_outputs) -> Model")
+        if self.of_width is not None:
+            _check_callable("of_width", self.of_width, "width -> make(num_outputs) -> Model")
         if not isinstance(self.defaults, ModelDefaults):
             raise ValueError(f"`defaults` must be a ModelDefaults, got {self.defaults!r}.")
         if not isinstance(self.reads, tuple | list) or not self.reads:
@@ -210,15 +216,43 @@ class ModelKind:
         for kind in self.reads:
             check_one_of("reads", kind, ("image", "table", "text"))
 
+    def at_width(self, width: int | None) -> Any:
+        """`make` at a number of hidden units; the model's own where that is None.
+
+        A `make` of one's own may take the keyword `width` instead of an `of_width` beside it.
+
+        Raises:
+          ValueError: for a width below 1, or a model that cannot be built at one.
+        """
+        if width is None:
+            return self.make
+        check_positive_int("width", width)
+        if self.of_width is not None:
+            return self.of_width(width)
+        try:
+            inspect.signature(self.make).bind(1, width=width)
+        except TypeError:
+            raise ValueError(
+                f"`width` = {width}: this model cannot be built at a width; one that can is made "
+                "by make_model(num_outputs, *, width). Leave it out, and vary rows, epochs or the "
+                "batch size."
+            ) from None
+        return functools.partial(self.make, width=width)
+
 
 MODEL_KINDS: dict[str, ModelKind] = {
-    "mlp": ModelKind(make_mlp),
+    "mlp": ModelKind(make_mlp, of_width=lambda width: functools.partial(make_mlp, widths=(width,))),
     "cnn": ModelKind(
         make_cnn,
         ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
         images_32=True,
     ),
-    "rnn": ModelKind(make_rnn, ModelDefaults(100, 2, 7), reads=("image",)),
+    "rnn": ModelKind(
+        make_rnn,
+        ModelDefaults(100, 2, 7),
+        reads=("image",),
+        of_width=lambda width: functools.partial(make_rnn, width=width),
+    ),
 }
 
 

@@ -76,12 +76,16 @@ def render_report(results: Mapping[str, Any]) -> str:
     a score that is null prints "diverged" in a complete run and "-" in one that was stopped.
     """
     results = to_plain(results)
-    if results.get("kind") == "train":
-        sections = _final_runs(results, "The run")
+    if results.get("kind") == "transfer":
+        sections = _tables(results)
+    elif results.get("kind") == "train":
+        sections = [*_final_runs(results, "The run"), *_decay(results), *_telemetry(results)]
     else:
         sections = [
             *_strengths(results),
             *_final_runs(results, "What decay bought on the test part"),
+            *_decay(results),
+            *_telemetry(results),
         ]
     name = _dict(results, "data").get("name")
     title = " ".join(str(word) for word in ("wdjax", results.get("kind"), name) if word)
@@ -95,8 +99,6 @@ def render_report(results: Mapping[str, Any]) -> str:
             f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
             *_opening(results, title),
             *sections,
-            *_decay(results),
-            *_telemetry(results),
             *_circumstances(results),
             "</main></body></html>\n",
         ]
@@ -152,6 +154,19 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
     yield from _figures(
         sweep_figures(sweep), "No figure: nothing varies in this grid, or no score."
     )
+
+
+def _tables(results: Mapping[str, Any]) -> Iterable[str]:
+    """Of a transfer: the sizes and the law, then what rules say beside it."""
+    tables = [table for table in results.get("tables") or () if isinstance(table, Mapping)]
+    if not tables:
+        yield _missing("No size was searched to its end.")
+    for table in tables:
+        yield f"<h2>{_text(table.get('title') or 'The sizes searched')}</h2>"
+        headers = tuple(map(str, table.get("headers") or ()))
+        rows = tuple(tuple(row) for row in table.get("rows") or ())
+        yield _scrolling(Table(headers, rows))
+        yield _paragraph(str(table.get("note") or ""), "quiet")
 
 
 def _how_scored(results: Mapping[str, Any], sweep: Sweep) -> str:
