@@ -1,7 +1,8 @@
-"""The memory that this process could have at most: of the machine, and of its control group."""
+"""Memory: what this process could have at most, and what a compiled program takes."""
 
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 _REST = ("Active(file)", "Inactive(file)", "SReclaimable")
 _NO_LIMIT = 1 << 60
@@ -24,6 +25,17 @@ def memory_within_reach(root: str = "/") -> int | None:
     free = min([free, *_free_of_groups(pathlib.Path(root))])
     own = _table(pathlib.Path(root, "proc/self/status"), factor=1024)
     return free + swap + own.get("RssAnon", 0) + own.get("VmSwap", 0)
+
+
+def memory_of(compiled: Any) -> int | None:
+    """Bytes that a compiled program takes on a device: arguments, results and what it holds
+    between, by its compiler's own analysis; None where that says nothing."""
+    told = compiled.memory_analysis()
+    if told is None:
+        return None
+    held = told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
+    # What is donated is argument and result at once.
+    return int(held - told.alias_size_in_bytes)
 
 
 def _free_of_groups(root: pathlib.Path) -> Iterator[int]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from wdjax.checks import check_weights
+from wdjax.memory import memory_of
 
 
 class Examples(NamedTuple):
@@ -87,11 +88,7 @@ def in_float64(function: Any, *arguments: Any, **static: Any) -> tuple[Any, int 
         compiled = _compiled(function, shapes, tuple(static.items()))
         wide = (np.asarray(argument, np.float64) for argument in arguments)
         found = jax.tree.map(np.asarray, compiled(*wide))
-    told = compiled.memory_analysis()
-    if told is None:
-        return found, None
-    sizes = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes)
-    return found, int(sum(sizes))
+    return found, memory_of(compiled)
 
 
 @functools.lru_cache(maxsize=64)

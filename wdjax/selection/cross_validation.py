@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 from wdjax.checkpoint.leaves import data_of
 from wdjax.checks import LARGEST_COUNT, check_positive_int
 from wdjax.host_checks import check_given
+from wdjax.memory import memory_of
 from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
 from wdjax.selection.cache import CachedTrials, find_cached
@@ -267,17 +268,6 @@ def _train_missing(
         rows_done, rows_left = rows_done + newly, rows_left - newly
         rate = (time.perf_counter() - compiled_at) / rows_done
         report("run", done, rows_left * rate, memory)
-
-
-def memory_of(compiled: Any) -> int | None:
-    """Bytes that a compiled program takes on a device: arguments, results and what it holds
-    between, by its compiler's own analysis; None where that says nothing."""
-    told = compiled.memory_analysis()
-    if told is None:
-        return None
-    held = told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
-    # What is donated is argument and result at once.
-    return int(held - told.alias_size_in_bytes)
 
 
 def _report(

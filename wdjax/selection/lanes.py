@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.checkpoint.leaves import data_of
+from wdjax.memory import memory_of
 from wdjax.run import Run
-from wdjax.selection.cross_validation import memory_of
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import GridLike
 from wdjax.selection.search import Stepwise

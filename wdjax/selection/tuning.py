@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.interfaces import check_batch
+from wdjax.memory import memory_of
 from wdjax.run import Run, run_keys
 from wdjax.selection.search import Cost, Stopwatch
 from wdjax.step import TrainState
@@ -248,7 +249,7 @@ class _Programs:
         if num_epochs not in self._compiled:
             program = jax.jit(functools.partial(self._window, num_epochs)).lower(*given).compile()
             self._compiled[num_epochs] = program
-            self.memory = max(filter(None, (self.memory, _bytes_of(program))), default=None)
+            self.memory = max(filter(None, (self.memory, memory_of(program))), default=None)
         after, losses, slopes = self._compiled[num_epochs](*given)
         told = _window(num_epochs, hparams, losses, slopes, self._valid, self._numbers)
         return after, told
@@ -320,15 +321,6 @@ def _inexact(tree: PyTree) -> tuple[tuple[Array, ...], Callable[[Sequence[Array]
         return jax.tree.unflatten(structure, filled)
 
     return tuple(leaves[i] for i in places), rebuilt
-
-
-def _bytes_of(program: Any) -> int | None:
-    """What the compiler says that a program takes, its arguments and results included."""
-    told = program.memory_analysis()
-    if told is None:
-        return None
-    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    return sum(int(getattr(told, part, 0)) for part in parts)
 
 
 def _window(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from wdjax.selection.by_slopes import plan_of_slopes, search_problem_by_slopes
 from wdjax.selection.choice import choose
-from wdjax.selection.cross_validation import cross_validate
+from wdjax.selection.cross_validation import Progress, cross_validate
 from wdjax.selection.halving import plan_of_halving, search_by_halving
 from wdjax.selection.search import Problem, Search, Stopwatch
 
@@ -31,7 +31,14 @@ def search_by_grid(problem: Problem) -> Search:
     Raises:
       ValueError: as `cross_validate`, and as `choose`.
     """
-    watch = Stopwatch()
+    watch, most = Stopwatch(), [0]
+    told = problem.how.get("progress")
+
+    def listen(event: Progress) -> None:
+        most[0] = max(most[0], event.memory or 0)
+        if told is not None:
+            told(event)
+
     scores = cross_validate(
         problem.fit_and_score,
         problem.grid,
@@ -39,10 +46,11 @@ def search_by_grid(problem: Problem) -> Search:
         problem.folds,
         key=problem.key,
         num_seeds=problem.num_seeds,
-        **problem.how,
+        **{**problem.how, "progress": listen},
     )
     choice = choose(scores, problem.rule, value=problem.value)
-    return Search(scores, choice, watch.cost(problem.num_trials), (), "The whole grid was trained.")
+    cost = watch.cost(problem.num_trials, most[0] or None)
+    return Search(scores, choice, cost, (), "The whole grid was trained.")
 
 
 def _plan_of_grid(problem: Problem) -> str:
