@@ -13,7 +13,7 @@ from small_trials import mesh_of
 import wdjax
 from wdjax.decay import cautious_decay
 from wdjax.decay.optimizers import lion
-from wdjax.selection.slopes import with_slopes
+from wdjax.selection.slopes import check_slopes, with_slopes
 
 RNG = np.random.default_rng(0)
 linear = wdjax.Model(
@@ -273,3 +273,16 @@ def test_the_sign_in_the_derivative_of_a_norm_is_no_reason_to_refuse():
     run = wdjax.make_fit_and_score(fit, wdjax.make_score(linear, loss=wdjax.squared_error))
     scores, _ = search(run, table(dtype="float32"), slopes=("strength",))
     assert (scores.slope_of("loss") != 0).all()
+
+
+def test_the_sign_in_the_derivative_of_our_rectifier_is_no_reason_to_refuse():
+    net = wdjax.make_mlp(1, widths=(3,))
+    decay = lambda h: functools.partial(wdjax.decoupled_decay, h["strength"])
+    plain = lambda h: wdjax.make_optimizer(optax.identity(), h["learning_rate"], decay(h))
+    error = lambda outputs, targets: wdjax.squared_error(outputs[:, 0], targets)
+    fit = wdjax.make_fit(net, error, make_tx=plain, num_epochs=1, batch_size=4)
+    run = wdjax.make_fit_and_score(fit, wdjax.make_score(net, loss=error))
+    folds = wdjax.kfold(jax.random.key(0), 24, num_folds=2)
+    numbers = wdjax.grid_product(strength=[0.1], learning_rate=[0.05])
+    given = run, numbers, table(dtype="float32"), folds, jax.random.key(1)
+    assert check_slopes(*given, ("strength",)) == ("strength",)

@@ -14,6 +14,9 @@ from jaxtyping import Array, Num
 FITS_CACHE = 2**17
 """Numbers in an operand that is transposed ahead of its product; a larger one is left alone."""
 
+DERIVATIVE = "derivative_of_relu"
+"""What the derivative of `relu` is called in a traced program."""
+
 
 @jax.custom_jvp
 def relu(inputs: Num[Array | np.ndarray, "..."]) -> Array:
@@ -30,8 +33,10 @@ def relu(inputs: Num[Array | np.ndarray, "..."]) -> Array:
 @relu.defjvp
 def _relu_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     out = relu(*primals)
-    # Not `out > 0`, cast: XLA would turn that product back into the choice.
-    return out, tangents[0] * jnp.sign(out)
+    # Not `out > 0`, cast: XLA would turn that product back into the choice. The name tells this
+    # sign from one that the run itself takes.
+    with jax.named_scope(DERIVATIVE):
+        return out, tangents[0] * lax.sign(out)
 
 
 def dot_general(

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_one_of
+from wdjax.models.products import DERIVATIVE
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import GridLike
 from wdjax.selection.scores import leaf_names
@@ -187,8 +188,10 @@ def _first_trial(
 
 def _takes_a_sign(equation: JaxprEqn) -> bool:
     """Of floats: a floor division of integers takes one, too. (The derivative of an absolute value
-    is a choice between two numbers, no sign.)"""
-    return equation.primitive.name == "sign" and is_inexact(equation.invars[0].aval)
+    is a choice between two numbers, no sign; that of our rectifier is one, and has a name.)"""
+    of_a_derivative = DERIVATIVE in str(equation.source_info.name_stack)
+    is_sign = equation.primitive.name == "sign" and is_inexact(equation.invars[0].aval)
+    return is_sign and not of_a_derivative
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
