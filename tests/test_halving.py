@@ -203,14 +203,14 @@ def test_a_schedule_that_needs_a_number_gets_one():
 
 
 def test_one_program_is_compiled_for_each_width_and_none_the_second_time():
-    """12 rows eight at once, and then the one that is kept."""
+    """12 rows eight at once, then the one that is kept and its rival or zero."""
     program = lanes_module.compiled("cpu", lanes_module.go, ("at_once", "mesh", "stepwise"))
     # A training of its own: no other test has compiled it.
     stepwise = MEANS._replace(make_run=lambda inputs, num_steps: mean_run(inputs, num_steps))
     before = program._cache_size()
     for _ in range(2):
         search = halved_means(stepwise, trials_at_once=8, rungs=1, keep=1 / 12)
-        assert len(search.scores.rungs[0].kept) == 1
+        assert len(search.scores.rungs[0].kept) == 2
         assert program._cache_size() == before + 2
 
 
@@ -237,6 +237,8 @@ def test_the_worse_leave_the_diverged_first_and_zero_stays_beside_a_survivor():
     rung = judged(scores_of([3.0, 1.0, 2.0, 4.0, np.nan, 1.5]))
     assert rung.kept == [0, 1, 5]  # The best two, and the row of strength 0.
     assert rung.left.keys() == {2, 3, 4} and np.isnan(rung.left[4])
+    # Zero leads and is alone: its best rival stays.
+    assert judged(scores_of([1.0, 4.0, 2.0, 3.0, 5.0]), keep=0.2).kept == [0, 2]
     # Of the nine, three have a score: no more survive.
     rung = judged(scores_of([5.0, np.nan, np.nan, 1.0, *[np.nan] * 5]), keep=0.5)
     assert rung.kept == [0, 3]

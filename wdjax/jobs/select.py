@@ -176,6 +176,8 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results["scores"] = scores.values
     results |= {"cost": search.cost._asdict(), "doubts": list(search.doubts)}
     results["table"] = score_rows(scores)
+    if scores.rungs:
+        results["rungs"] = [rung._asdict() for rung in scores.rungs]
     choices = {rule: choose(scores, rule, value=options.choose_by) for rule in RULES}
     results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
     results["higher_is_better"] = dict(scores.higher_is_better)

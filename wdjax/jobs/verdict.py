@@ -22,6 +22,7 @@ from wdjax.selection.choice import (
 )
 from wdjax.selection.evidence import error_on_test, gain_on_test
 from wdjax.selection.grids import GridLike
+from wdjax.selection.rungs import Rung, rows_left
 from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
@@ -256,10 +257,17 @@ def select_table(results: dict[str, Any]) -> Table:
     names = [n for n in ("loss", *more, "train_loss", "gap") if n in scored]
     titles = {"loss": "validation loss", "train_loss": "train loss"}
     numbers = tuple(n for n, count in shape.items() if n == "strength" or count > 1)
+    left = rows_left([Rung(**rung) for rung in results.get("rungs", ())])
+
+    def cells_of(index: int, row: Mapping[str, Any]) -> list[Any]:
+        if index in left:
+            return [f"left at {left[index].num_epochs} epochs", *[None] * (len(names) - 1)]
+        return [Estimate(**row[name]) for name in names]
+
     return Table(
         headers=(*(n.replace("_", " ") for n in numbers), *(titles.get(n, n) for n in names)),
         rows=tuple(
-            (*(row[n] for n in numbers), *(Estimate(**row[name]) for name in names)) for row in rows
+            (*(row[n] for n in numbers), *cells_of(index, row)) for index, row in enumerate(rows)
         ),
         marked=results["choices"][results["rule"]]["index"],
     )

@@ -87,6 +87,7 @@ def halve(
           advance every row to T_j - B_j, B_j = ceil(T_j / 3), on the schedule of T epochs
           copy it, go B_j epochs on the schedule of T_j, score the copy, throw it away
           keep the best share `keep` by the mean over folds and seeds, and their rows of strength 0
+          (of zeros alone, the best of their rivals)
 
     Strong decay looks bad while the learning rate is high, so a row is judged as the run that ends
     at the rung, and goes on from before. One that reaches the end has been the run that
@@ -309,6 +310,11 @@ def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: 
     zeros = [row_of_zero(scores.grid, row) for row in best]
     beside = [z for z in zeros if z is not None and z in rows and np.isfinite(means[z])]
     kept = sorted({*best, *beside})
+    if set(kept) <= set(zeros):
+        # Zero leads: without its best rival nothing could be told of decay at the end.
+        rivals = [row for row in order.tolist() if row_of_zero(scores.grid, row) in kept]
+        rivals = [row for row in rivals if row not in kept and np.isfinite(means[row])]
+        kept = sorted([*kept, *rivals[:1]])
     unclear = [row for row in judged.confident() if row not in kept]
     told = scores.mean()
     means = (told[value] if isinstance(told, dict) else jax.tree.leaves(told)[0])[rows]
