@@ -275,14 +275,16 @@ def test_the_sign_in_the_derivative_of_a_norm_is_no_reason_to_refuse():
     assert (scores.slope_of("loss") != 0).all()
 
 
-def test_the_sign_in_the_derivative_of_our_rectifier_is_no_reason_to_refuse():
-    net = wdjax.make_mlp(1, widths=(3,))
+def test_the_signs_in_rectifiers_and_in_the_cross_entropy_are_no_reason_to_refuse():
+    net = wdjax.make_mlp(2, widths=(3,))
     decay = lambda h: functools.partial(wdjax.decoupled_decay, h["strength"])
     plain = lambda h: wdjax.make_optimizer(optax.identity(), h["learning_rate"], decay(h))
-    error = lambda outputs, targets: wdjax.squared_error(outputs[:, 0], targets)
+    error = wdjax.cross_entropy
     fit = wdjax.make_fit(net, error, make_tx=plain, num_epochs=1, batch_size=4)
     run = wdjax.make_fit_and_score(fit, wdjax.make_score(net, loss=error))
+    data = table(dtype="float32")
+    data = data._replace(targets=(data.targets > 0).astype("int32"))
     folds = wdjax.kfold(jax.random.key(0), 24, num_folds=2)
     numbers = wdjax.grid_product(strength=[0.1], learning_rate=[0.05])
-    given = run, numbers, table(dtype="float32"), folds, jax.random.key(1)
+    given = run, numbers, data, folds, jax.random.key(1)
     assert check_slopes(*given, ("strength",)) == ("strength",)
