@@ -18,9 +18,10 @@ import pytest
 from wdjax import jobs
 from wdjax.cli import _parser, main
 from wdjax.diagnostics.telemetry import PartTelemetry
-from wdjax.jobs import select, setup, train, verdict
+from wdjax.jobs import setup, train, verdict
 from wdjax.jobs.folder import mark
 from wdjax.jobs.options import SelectOptions, TrainOptions
+from wdjax.selection import ways
 from wdjax.selection.cross_validation import Progress, Scores
 from wdjax.selection.grids import grid_product
 
@@ -209,7 +210,7 @@ def test_overwriting_leaves_nothing_of_the_run_before_beside_the_new_results(
         raise KeyboardInterrupt
 
     if job == "select":
-        monkeypatch.setattr(select, "cross_validate", interrupted)
+        monkeypatch.setattr(ways, "cross_validate", interrupted)
         assert command(f"select {TINY} --out run --overwrite")[0] == 130
         assert strict_json("run/results.json")["status"] == "partial"
         assert not pathlib.Path("run/params.npz").exists()
@@ -474,7 +475,7 @@ def test_the_plan_says_which_strengths_take_a_whole_weight_a_step(command, monke
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(select, "cross_validate", interrupted)
+    monkeypatch.setattr(ways, "cross_validate", interrupted)
     tiny = TINY.replace("--strengths 0 0.1", "--strengths 0 100 400")
     status, _, told = command(f"select {tiny} --out run")
     assert status == 130, told
@@ -487,7 +488,7 @@ def test_if_every_candidate_diverges_that_is_the_message(command, monkeypatch, n
     def lost(function, grid, *args, **options):
         return Scores(grid, {"loss": np.full((2, 2, 1), np.nan), "train_loss": np.ones((2, 2, 1))})
 
-    monkeypatch.setattr(select, "cross_validate", lost)
+    monkeypatch.setattr(ways, "cross_validate", lost)
     status, printed, told = command(f"select {TINY} --out run")
     assert (status, printed) == (2, "")
     assert "every run of the grid diverged" in told and "lower the learning rate" in told

@@ -83,15 +83,29 @@ def script(tmp_path_factory):
     import wdjax.checkpoint
     import wdjax.decay
     import wdjax.loop
+    import wdjax.selection
     import wdjax.weights
 
     def fit_and_score(hparams, train, valid, key):
         w = train.inputs.T @ train.targets / (len(train.targets) + hparams["strength"])
         return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
 
+    def searched(rows):
+        strengths = wdjax.grid_product(strength=np.geomspace(0.01, 100, 15))
+        off = np.log(strengths["strength"] * np.sqrt(rows) / 30)[:, None, None]
+        drawn = np.random.default_rng(rows).normal(size=(15, 3, 2))
+        return wdjax.Scores(strengths, {"loss": off**2 / 9 + 0.02 * drawn})
+
     names = {
         name: getattr(module, name)
-        for module in (wdjax.checkpoint, wdjax.decay, wdjax.loop, wdjax.weights, wdjax)
+        for module in (
+            wdjax.checkpoint,
+            wdjax.decay,
+            wdjax.loop,
+            wdjax.selection,
+            wdjax.weights,
+            wdjax,
+        )
         for name in dir(module)
         if not name.startswith("_")
     }
@@ -108,6 +122,7 @@ def script(tmp_path_factory):
         "b": fit_and_score,
         "cosine": optax.cosine_decay_schedule(1.0, 100),
         "counts": np.bincount(y),
+        "searches": [({"rows": rows}, searched(rows)) for rows in (250, 500, 1000, 2000)],
         "features": np.random.default_rng(0).normal(size=(12, 2)),
         "data": data,
         "fit": wdjax.make_fit(

@@ -25,7 +25,7 @@ LEFT_OUT = {
     "LossAux": "a record, made by a loss",
     "Model": "a record of two functions: what takes it checks it",
     "Run": "a record of two functions, made by `make_run`",
-    "Scores": "a record, made by `cross_validate`",
+    "Scores": "a record, made by `cross_validate`; `tests/test_scores_of.py` gives `of` odd ones",
     "TrainState": "a record, made by `init_state`",
 }
 """Records that hold what they are given; each is an argument of a function that checks it."""
@@ -36,6 +36,10 @@ NUMBERS = (
 )
 NAMES = ("", "x", "\x1b[31m", "a\nb", "é" * 300, None, 3, b"x", ["x"])
 PATHS = ("", ".", "/", "missing", "a" * 300 + ".csv", "a\x00b", "\x1b[31m.npz", "x.csv", None, 3)
+
+
+FEATURES = np.random.default_rng(0).normal(size=(20, 3))
+TARGETS = FEATURES[:, 0] + np.random.default_rng(1).normal(size=20)
 
 
 class Call(NamedTuple):
@@ -100,6 +104,9 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "decay_weights": of(rate=0.1, parts=None),
         "decoupled_decay": of(strength=0.1, learning_rate=0.1, parts=None),
         "describe_decay": of(params=params, parts=None, strength=0.1, learning_rate=0.1),
+        "leave_one_out": of(features=FEATURES, targets=TARGETS, strengths=[0.1, 1.0], rule="min"),
+        "ridge_evidence": of(features=FEATURES, targets=TARGETS, intercept=True),
+        "softmax_evidence": of(features=FEATURES, labels=np.arange(20) % 2),
         "elastic_net_penalty": of(l1=0.1, l2=0.1, parts=None),
         "fit_run": of(run=run, hparams={"learning_rate": 0.1}, train=batch, key=key, **sizes),
         "folds_from_splits": of(pairs=[(np.arange(4), np.arange(4, 8))] * 2),

@@ -18,8 +18,8 @@ Example:
   >>> grid = wdjax.grid_product(strength=[0.0, 0.01, 0.1, 0.3, 1.0, 10.0])
   >>> folds = wdjax.kfold(jax.random.key(0), 40, num_folds=4)
   >>> search = wdjax.selection.halve(stepwise, grid, data, folds, key=jax.random.key(0))
-  >>> print(search.reason)
-  6 rows -> 2 after 3 of 9 epochs.
+  >>> print(search.reason.split(".")[0])
+  6 rows -> 2 after 1 -> 2 after 4 of 9 epochs
 """
 
 import functools

@@ -105,7 +105,7 @@ def fit_law(sizes: Mapping[str, Any], logs: Any, standard_errors: Any) -> Law:
       rows^(-0.49 +- 0.13)
       >>> prediction = law.predict({"rows": 4000})
       >>> f"{prediction.value:.1f} ({prediction.low:.1f} to {prediction.high:.1f})"
-      '1.2 (0.6 to 2.4)'
+      '1.2 (0.4 to 3.3)'
     """
     y = checked_axes("logs", np.asarray(logs), ("point",))
     given = {**sizes, "standard_errors": standard_errors}

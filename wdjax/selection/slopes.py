@@ -149,7 +149,7 @@ def _check_smooth(
     key: Array,
     names: tuple[str, ...],
 ) -> None:
-    numbers = {name: jax.ShapeDtypeStruct((), jnp.result_type(grid[name])) for name in grid}
+    numbers = {name: jax.ShapeDtypeStruct((), jnp.asarray(grid[name]).dtype) for name in grid}
     plain = jax.make_jaxpr(_first_trial(fit_and_score, folds))(numbers, data, key)
     # `logsumexp` takes a sign that nothing reads; what is read is left.
     read, _ = dce_jaxpr(plain.jaxpr, [True] * len(plain.jaxpr.outvars))

@@ -135,7 +135,7 @@ def predict_strength(
       >>> searches = [searched(rows) for rows in (250, 500, 1000, 2000)]
       >>> found = wdjax.selection.predict_strength(searches, {"rows": 4000})
       >>> one = found.predictions["strength"]
-      >>> found.believed, one.low < 30 / np.sqrt(4000) < one.high
+      >>> found.believed, bool(one.low < 30 / np.sqrt(4000) < one.high)
       (True, True)
     """
     sizes = [dict(sizes) for sizes, _ in searches]
