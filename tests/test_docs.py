@@ -75,6 +75,19 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
 ONE_LINE = re.findall(r"^\|[^|]+\|[^|]+\| `(.+)` \|$", read("functions.md"), re.MULTILINE)
 
 
+def fit_and_score(hparams, train, valid, key):
+    w = train.inputs.T @ train.targets / (len(train.targets) + hparams["strength"])
+    return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
+
+
+def searched(rows):
+    """Scores of which the best strength is 30 / sqrt(rows)."""
+    strengths = wdjax.grid_product(strength=np.geomspace(0.01, 100, 15))
+    off = np.log(strengths["strength"] * np.sqrt(rows) / 30)[:, None, None]
+    drawn = np.random.default_rng(rows).normal(size=(15, 3, 2))
+    return wdjax.Scores(strengths, {"loss": off**2 / 9 + 0.02 * drawn})
+
+
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """The names that the lines of functions.md take from the reader's script, and all of ours."""
@@ -85,16 +98,6 @@ def script(tmp_path_factory):
     import wdjax.loop
     import wdjax.selection
     import wdjax.weights
-
-    def fit_and_score(hparams, train, valid, key):
-        w = train.inputs.T @ train.targets / (len(train.targets) + hparams["strength"])
-        return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
-
-    def searched(rows):
-        strengths = wdjax.grid_product(strength=np.geomspace(0.01, 100, 15))
-        off = np.log(strengths["strength"] * np.sqrt(rows) / 30)[:, None, None]
-        drawn = np.random.default_rng(rows).normal(size=(15, 3, 2))
-        return wdjax.Scores(strengths, {"loss": off**2 / 9 + 0.02 * drawn})
 
     names = {
         name: getattr(module, name)
