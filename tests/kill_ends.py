@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-VOLATILE = ("timing", "command", "cached", "sha256", "digests")
+VOLATILE = ("timing", "cost", "command", "cached", "sha256", "digests")
 """Of a results file, what two runs of one job differ in; the last two are digests of all else."""
 HOW = ("resume", "overwrite")
 """Of what a run was told, how it was started again."""

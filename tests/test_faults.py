@@ -79,7 +79,11 @@ def kill_while_saving(folder, kills, seed):
     for _ in range(kills):
         child = start("save_again_and_again", folder=str(folder))
         assert child.stdout.readline() == "saving\n", child.stderr.read()
-        time.sleep(0.8 + chance.random() * 1.5)
+        deadline = time.monotonic() + 60
+        while not any(folder.glob("step_" + "[0-9]" * 10)):
+            assert time.monotonic() < deadline, "no first checkpoint"
+            time.sleep(0.02)
+        time.sleep(chance.random() * 1.5)
         child.kill()
         child.communicate()
         with warnings.catch_warnings():

@@ -183,7 +183,7 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results["higher_is_better"] = dict(scores.higher_is_better)
     lines = headline(scores, choices[options.rule], options.decay, command)
     results["headline"] = " ".join([*search.doubts, lines[0]])
-    results["advice"] = [*lines[1:], *_about_noise(options), f"Cost: {search.cost}."]
+    results["advice"] = [*lines[1:], *_about_noise(options)]
     return choices[options.rule]
 
 

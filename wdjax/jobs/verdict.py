@@ -24,6 +24,7 @@ from wdjax.selection.evidence import error_on_test, gain_on_test
 from wdjax.selection.grids import GridLike
 from wdjax.selection.rungs import Rung, rows_left
 from wdjax.selection.scores import Scores, standard_error_over_folds
+from wdjax.selection.search import Cost
 from wdjax.tables import Estimate, Table, format_number
 
 
@@ -42,6 +43,8 @@ def summary(results: dict[str, Any]) -> str:
     parts += ["", str(refit_table(results)), ""]
     if results["kind"] == "train":
         parts += [f"Warning: {text}" for text in results.get("warnings", [])]
+    if "cost" in results and results["kind"] == "select":
+        parts.append(f"Cost: {Cost(**results['cost'])}.")
     parts.append(f"Report: {results['out']}/report.html")
     return "\n".join(parts)
 
