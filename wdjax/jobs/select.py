@@ -117,7 +117,7 @@ def _select(
         search = WAYS[options.by].search(problem)
         clock.lap("grid")
         chosen = _judge(results, search, options, command)
-        rows = _refit_rows(problem.grid, chosen)
+        rows = _refit_rows(search.scores.grid, chosen)
         results["refit"], fit = refit_runs(prepared, data, rows, num_seeds, refit_key, on_progress)
         _add_test(results, chosen)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
@@ -172,7 +172,9 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     """The choice, what it cost and what there is to say of it, into the results."""
     scores = search.scores
     # A way that puts its own rows has another grid than it was asked for.
-    results |= {"grid": dict(scores.grid), "grid_shape": getattr(scores.grid, "shape", {})}
+    different = {name: len(np.unique(axis)) for name, axis in scores.grid.items()}
+    shape = getattr(scores.grid, "shape", different)
+    results |= {"grid": dict(scores.grid), "grid_shape": shape}
     results["scores"] = scores.values
     results |= {"cost": search.cost._asdict(), "doubts": list(search.doubts)}
     results["table"] = score_rows(scores)
