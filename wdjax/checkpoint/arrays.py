@@ -1,7 +1,12 @@
 """The arrays of a checkpoint, in orbax' format."""
 
+import contextlib
+import gc
+import logging
 import pathlib
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +14,9 @@ import numpy as np
 
 from wdjax.checkpoint.manifest import DamagedCheckpointError, first_line
 from wdjax.extras import need
+
+LATEST_READ = 0.5
+"""Seconds within which the reads beside a failed one have ended, too."""
 
 
 def write_arrays(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -41,7 +49,7 @@ def read_arrays(folder: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, np
     # Without a dtype to restore as, nothing is cast; what was read is compared below.
     as_numpy = {path: orbax.RestoreArgs(restore_type=np.ndarray) for path in stored}
     try:
-        with checkpointer:
+        with _one_error_is_enough(), checkpointer:
             found = checkpointer.restore(
                 folder, args=orbax.args.PyTreeRestore(item=stored, restore_args=as_numpy)
             )
@@ -59,6 +67,42 @@ def read_arrays(folder: pathlib.Path, leaves: Mapping[str, Any]) -> dict[str, np
                 f"but {expected.dtype}{list(expected.shape)} was written."
             )
     return {**empty, **found}
+
+
+@contextlib.contextmanager
+def _one_error_is_enough() -> Iterator[None]:
+    """Keeps silent the reads that orbax does not wait for once one of them has failed.
+
+    Each finds the event loop of the restore closed, and Python prints a traceback of it from a
+    thread of tensorstore's, through one of these hooks. The failed read itself is raised.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+
+    def of_exception(kind: Any, error: Any, trace: Any) -> None:
+        if not _found_the_loop_closed(error):
+            hooks[0](kind, error, trace)
+
+    def of_unraisable(unraisable: Any) -> None:
+        if not _found_the_loop_closed(unraisable.exc_value):
+            hooks[1](unraisable)
+
+    sys.excepthook, sys.unraisablehook = of_exception, of_unraisable
+    # Of reads that failed in time, asyncio logs that nobody asked for their error.
+    log = logging.getLogger("asyncio")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    except Exception:
+        time.sleep(LATEST_READ)
+        gc.collect()
+        raise
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        log.disabled = was_disabled
+
+
+def _found_the_loop_closed(error: Any) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _orbax() -> tuple[Any, Any]:
