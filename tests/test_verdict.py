@@ -133,3 +133,17 @@ def test_default_strengths_stop_where_a_step_removes_the_whole_weight(tmp_path, 
         grid = setup.strength_grid(options, setup.prepare(options))
         assert grid.shape["strength"] == 14
         np.testing.assert_allclose(grid["strength"].max(), largest)
+
+
+def test_results_keep_the_mean_slope_of_each_row_and_its_error_but_none_of_a_score_in_steps():
+    grid = grid_product(strength=[0.0, 1.0], learning_rate=[0.003])
+    losses, slopes = np.ones((2, 3, 2)), np.full((2, 3, 2), np.nan)
+    slopes[1] = [[1.0, 3.0], [2.0, 2.0], [4.0, 6.0]]
+    values = {"loss": losses, "accuracy": losses}
+    each = {"loss": slopes, "accuracy": 0 * slopes}
+    found = verdict.slope_rows(Scores(grid, values, slopes={"strength": each}))
+    assert list(found["strength"]) == ["loss"]
+    zero, one = found["strength"]["loss"]
+    assert np.isnan(zero["mean"]) and np.isnan(zero["standard_error"])
+    np.testing.assert_allclose(one["mean"], 3.0)
+    np.testing.assert_allclose(one["standard_error"], np.std([2, 2, 5], ddof=1) / 3**0.5)

@@ -30,6 +30,7 @@ from wdjax.jobs.verdict import (
     headline,
     score_rows,
     sentence_on_test,
+    slope_rows,
 )
 from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
@@ -178,6 +179,7 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results["scores"] = scores.values
     results |= {"cost": search.cost._asdict(), "doubts": list(search.doubts)}
     results["table"] = score_rows(scores)
+    results |= {"slopes": slope_rows(scores)} if scores.slopes else {}
     if scores.rungs:
         results["rungs"] = [rung._asdict() for rung in scores.rungs]
     choices = {rule: choose(scores, rule, value=options.choose_by) for rule in RULES}

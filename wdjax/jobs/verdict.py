@@ -252,6 +252,23 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
+def slope_rows(scores: Scores) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """`{number: {score: an estimate a row}}` of the derivatives in the number's logarithm.
+
+    Without scores that go in steps, such as accuracy, whose slopes are 0 and say nothing.
+    """
+
+    def estimates(slopes: np.ndarray) -> list[dict[str, float]]:
+        pairs = zip(slopes.mean(axis=(1, 2)), standard_error_over_folds(slopes), strict=True)
+        return [{"mean": float(mean), "standard_error": float(error)} for mean, error in pairs]
+
+    each = {n: {s: scores.slope_of(s, n) for s in scores.names} for n in scores.slopes}
+    return {
+        number: {name: estimates(v) for name, v in of.items() if np.nan_to_num(v).any()}
+        for number, of in each.items()
+    }
+
+
 def select_table(results: dict[str, Any]) -> Table:
     """The table of candidates, the chosen row marked."""
     rows, shape = results["table"], results["grid_shape"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wdjax.extras import need
-from wdjax.report.scales import LOG_RATIO, Scale, log_ticks
+from wdjax.report.scales import LOG_RATIO, Scale, log_ticks, stroke_ends
 from wdjax.report.scales import make_scale as make_scale
 from wdjax.tables import format_number
 
@@ -49,6 +49,8 @@ class Series(NamedTuple):
     mean: np.ndarray
     error: np.ndarray
     colour: str = INK
+    slope: np.ndarray | None = None
+    """d value / d log x, NaN where it is not known; drawn as a short stroke along it."""
 
 
 class Mark(NamedTuple):
@@ -73,7 +75,8 @@ def draw_series(
     """Lines over a number of the grid, each with its band of one standard error.
 
     A cross at the top stands for a point without a score, an arrow for one off the scale. The
-    marks are rules of thin ink with their names above; `level` is a dotted horizontal line; behind
+    marks are rules of thin ink with their names above; a short stroke through a point is its
+    slope; `level` is a dotted horizontal line; behind
     the values that are `shaded` the ground is darker.
     """
     scale = make_scale(np.concatenate([s.x for s in series]))
@@ -89,6 +92,7 @@ def draw_series(
         _draw_marks(ax, marks, scale)
         for s, full in zip(shown, series, strict=True):
             _draw_line(ax, s, scale)
+            _draw_slopes(ax, s, scale)
             _draw_edge(ax, scale.place(full.x[~np.isfinite(full.mean)]), "x", s.colour)
             _draw_edge(ax, scale.place(full.x[off_scale(full.mean)]), "^", s.colour)
         if len(shown) > 1:
@@ -304,6 +308,16 @@ def _draw_line(ax: Any, s: Series, scale: Scale) -> None:
             ax.fill_between(x[run], low, high, color=s.colour, alpha=0.15, lw=0)
         elif error[run[0]] > 0:
             ax.errorbar(x[run], mean[run], error[run], color=s.colour, lw=0.8)
+
+
+def _draw_slopes(ax: Any, s: Series, scale: Scale) -> None:
+    """A stroke of one length through each point whose slope is known, however steep it is."""
+    if s.slope is None:
+        return
+    known = (s.x > 0) & np.isfinite(s.mean) & np.isfinite(s.slope)
+    for x, mean, slope in zip(s.x[known], s.mean[known], s.slope[known], strict=True):
+        ends = stroke_ends(ax, scale, float(x), float(mean), float(slope))
+        ax.plot(*ends, color=INK, lw=1.1, zorder=4, solid_capstyle="butt")
 
 
 def _draw_edge(ax: Any, x: np.ndarray, marker: str, colour: str) -> None:

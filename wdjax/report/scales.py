@@ -8,6 +8,9 @@ import numpy as np
 LOG_RATIO = 8.0
 """Positive values that spread further than this are shown on a log scale."""
 
+STROKE = 22.0
+"""Points: the length of a stroke along a slope."""
+
 
 class Scale(NamedTuple):
     """The horizontal axis: where a value stands, which values are labelled, where it breaks."""
@@ -53,3 +56,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     every = 10.0 ** np.arange(first, last + 1, max(1, (last - first) // 6))
     ticks = np.ravel(every[:, None] * np.asarray(steps)[None, :])
     return [float(t) for t in ticks if low <= t <= high]
+
+
+def stroke_ends(
+    ax: Any, scale: Scale, x: float, y: float, slope: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a stroke begins and ends that has `slope` = dy / d log x at `(x, y)`, in the places
+    `(xs, ys)` of axes whose limits are set; of one length on the page whatever the scales."""
+    ahead = 1e-3  # Of log x: what bends on a scale is a line there.
+    points = [(scale.place(x), y), (scale.place(x * np.exp(ahead)), y + ahead * slope)]
+    here, there = ax.transData.transform(np.array(points, float))
+    along = (there - here) / np.hypot(*(there - here)) * (STROKE / 2) * ax.figure.dpi / 72
+    xs, ys = ax.transData.inverted().transform([here - along, here + along]).T
+    return xs, ys

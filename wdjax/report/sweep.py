@@ -10,6 +10,7 @@ from wdjax.loss_kinds import MEASURE_KINDS
 from wdjax.measures import direction_of
 from wdjax.report import figures
 from wdjax.report.figures import Figure, Mark, Series
+from wdjax.report.strokes import mean_slopes, words_on_strokes
 from wdjax.selection.choice import RULES
 from wdjax.tables import Estimate, Table, format_number
 
@@ -29,6 +30,8 @@ class Sweep(NamedTuple):
     """The rows that cannot be told from the best."""
     higher_is_better: Mapping[str, bool] = {}
     """The directions that the results tell."""
+    slopes: Any = None
+    """What the results tell of the scores' slopes."""
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -74,7 +77,8 @@ def read_sweep(results: Mapping[str, Any]) -> Sweep | None:
     directions = results.get("higher_is_better")
     directions = directions if isinstance(directions, Mapping) else {}
     partial = results.get("status") == "partial"
-    return Sweep(rows, axes, metrics, choices, chosen, partial, value, inside, directions)
+    told = value, inside, directions, results.get("slopes")
+    return Sweep(rows, axes, metrics, choices, chosen, partial, *told)
 
 
 def _order(metric: str) -> tuple[bool, bool, bool]:
@@ -239,8 +243,10 @@ def _held(sweep: Sweep, free: tuple[str, ...]) -> str:
 
 def _series(sweep: Sweep, metric: str, rows: np.ndarray, label: str, colour: str) -> Series:
     means, errors = sweep.estimates(metric)
-    x = sweep.column(sweep.varying[0])
-    return Series(label, x[rows], means[rows], errors[rows], colour)
+    axis = sweep.varying[0]
+    slopes = mean_slopes(sweep.slopes, metric, axis, len(sweep.rows))
+    slopes = None if slopes is None else slopes[rows]
+    return Series(label, sweep.column(axis)[rows], means[rows], errors[rows], colour, slopes)
 
 
 def _summary(series: Series, axis: str) -> str:
@@ -297,6 +303,7 @@ def _score_figure(sweep: Sweep, metric: str) -> Figure | None:
         caption += "; the band is"
     caption += " one standard error." if sweep.choices or not others else "."
     caption += " Rings mark what the rules chose." if marks else ""
+    caption += words_on_strokes(series, name)
     shaded = []
     if metric == sweep.value and sweep.confident:
         inside = np.array([r for r in rows if r in sweep.confident], int)
@@ -359,6 +366,7 @@ def _train_figure(sweep: Sweep) -> Figure | None:
     return Figure(
         figures.draw_series("train", "Train and validation loss", description, series, axis=name),
         "Strength costs fit on the training part and should gain it on the validation part."
+        + words_on_strokes(series, name)
         + _edges(sweep, *(s.mean for s in series))
         + _held(sweep, (axis,)),
     )
