@@ -132,6 +132,7 @@ def select(folder, num_devices=None):
         folds=2,
         seeds=1,
         strengths=(0.0, 0.1, 1.0),
+        learning_rates=(3e-3,),
         devices=num_devices,
         out=folder,
     )

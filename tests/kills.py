@@ -63,7 +63,8 @@ JOBS = {
     "train": f"train {DATA} --strength 0.1 --epochs 10 --seeds 2 --save-every 8",
     "stream": f"train --stream {DATA} --strength 0.1 --epochs 4 --save-every 2 --patience 6 "
     "--evaluate-every 4",
-    "select": f"select {DATA} --optimizer sgd --strengths 0 0.1 1 --folds 3 --seeds 1 --epochs 3",
+    "select": f"select {DATA} --optimizer sgd --strengths 0 0.1 1 --learning-rates 0.003 "
+    "--folds 3 --seeds 1 --epochs 3",
     "compare": f"compare {DATA} --optimizer sgd --vary decay --among decoupled l1 "
     "--strengths 0 0.1 --folds 2 --seeds 1 --epochs 2",
 }

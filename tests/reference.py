@@ -8,6 +8,18 @@ def cosine_schedule(peak, num_steps):
     return peak * 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
 
 
+def warmup_cosine_schedule(peak, num_steps):
+    """A rise over the first 20th, rounded up, and a cosine to zero over the rest, step by step."""
+    warmup, etas = int(np.ceil(num_steps / 20)), []
+    for t in range(num_steps):
+        if t < warmup:
+            etas.append(peak * (t + 1) / (warmup + 1))
+        else:
+            past = (t - warmup) / (num_steps - warmup)
+            etas.append(peak / 2 * (1 + np.cos(np.pi * past)))
+    return np.array(etas)
+
+
 def rates(coupling, strength, learning_rates, peak):
     """c_t for every step, per coupling."""
     return {

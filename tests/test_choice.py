@@ -186,7 +186,7 @@ def test_one_fold_has_no_error_and_says_so():
 def test_zero_chosen_is_said_and_a_tie_is_not_called_harm():
     tie = by_fold([2, 2, 4, 4], [2, 2.5, 4, 4], [6] * 4)
     reason = choose(scores_of(tie, strength=[0, 1, 2])).reason
-    assert "It is zero, which cannot be told from any of the 2 strengths tried" in reason
+    assert "It is zero, which cannot be told from any of the 2 rows with decay" in reason
     harm = by_fold([2, 2, 4, 4], [5, 5, 7, 7.1], [6, 6, 8, 8.1])
     reason = choose(scores_of(harm, strength=[0, 1, 2])).reason
     assert "It is zero: decay hurts at every strength tried" in reason

@@ -30,7 +30,10 @@ SETTINGS = (
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
 )
-TINY = "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --batch-size 32 --data iris"
+TINY = (
+    "--epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --learning-rates 0.003 --batch-size 32 "
+    "--data iris"
+)
 
 
 @pytest.fixture
@@ -87,7 +90,10 @@ def run_in(folder, words):
 def finished(tmp_path_factory):
     """The main job, small, on the digits: `(folder, process)`."""
     folder = tmp_path_factory.mktemp("finished")
-    words = "select --epochs 2 --folds 2 --seeds 2 --strengths 0 0.1 100 --batch-size 128 --out run"
+    words = (
+        "select --epochs 2 --folds 2 --seeds 2 --strengths 0 0.1 100 --learning-rates 0.003 "
+        "--batch-size 128 --out run"
+    )
     return folder, run_in(folder, words)
 
 
@@ -241,7 +247,7 @@ def test_more_cpu_devices_than_cores_are_used_and_said_to_be_no_faster(cores, mo
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished_as_a_valid_partial_result(tmp_path):
     """After the first chunk of a run that would take minutes; the same command then goes on."""
-    words = "select --epochs 30 --folds 5 --seeds 2 --out run"
+    words = "select --epochs 30 --folds 5 --seeds 2 --learning-rates 0.003 --out run"
     # A shell's background jobs ignore Ctrl-C, and hand that on to their children.
     listening = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -294,7 +300,7 @@ def test_one_program_runs_the_grid_and_one_the_refits(command, caplog, tmp_path)
     (tmp_path / "run/old").write_text("")
     mark(tmp_path / "run")
     strengths = " ".join(f"{i / 10:g}" for i in range(13))
-    words = f"select {TINY} --learning-rates 0.01 0.1 --decay coupled"
+    words = f"select {TINY} --decay coupled".replace("0.003", "0.01 0.1")
     words = words.replace("--strengths 0 0.1", f"--strengths {strengths}")
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         status, printed, _ = command(f"{words} --out run --overwrite")
@@ -303,7 +309,8 @@ def test_one_program_runs_the_grid_and_one_the_refits(command, caplog, tmp_path)
     assert sum("_run_chunk" in message for message in compiled) == 1
     assert sum("jit(program)" in message for message in compiled) == 1
     first = printed.splitlines()[0]
-    assert "Learning rate 0." in first and "at the one learning rate" not in first
+    assert "learning rate 0." in first and "at the one learning rate" not in first
+    assert "The best strength at each learning rate: " in printed
     results = strict_json("run/results.json")
     assert results["grid_shape"] == {"strength": 13, "learning_rate": 2}
     assert np.shape(results["scores"]["loss"]) == (26, 2, 1)
@@ -350,6 +357,7 @@ def test_a_table_of_numbers_to_predict_by_a_function_that_prints_nothing(command
         target="price",
         loss="squared_error",
         strengths=(0.0, 0.1),
+        learning_rates=(0.003,),
         folds=2,
         seeds=1,
         epochs=40,

@@ -24,6 +24,7 @@ print(json.dumps(counts | {"scikit-learn": int("sklearn" in sys.modules)}))
 def test_the_second_select_compiles_nothing(tmp_path):
     """Three processes share a cache folder and nothing else. The last trains again."""
     words = "select --data iris --batch-size 32 --epochs 1 --folds 2 --seeds 1 --strengths 0 0.1"
+    words += " --learning-rates 0.003"
     counts = {}
     for name, more in (("first", ()), ("second", ()), ("fresh", ("--fresh",))):
         done = subprocess.run(

@@ -42,6 +42,35 @@ def test_a_grid_is_a_tree_that_keeps_its_shape_and_order():
     assert traced == 1.0
 
 
+def test_rows_left_out_are_gone_and_counted():
+    """Pairs whose product is 1 or more; a value without a pair left is no part of the shape."""
+    grid = grid_product(strength=[0.0, 1.0, 5.0, 90.0], rate=[0.1, 0.5], fixed=2.0)
+    fewer = grid.without(grid["strength"] * grid["rate"] >= 1)
+    assert (fewer.num_rows, fewer.num_left_out) == (5, 1)
+    assert fewer.shape == {"strength": 3, "rate": 2, "fixed": 1}
+    rows = [tuple(fewer.row(i).values()) for i in range(5)]
+    assert rows == [(0, 0.1, 2), (0, 0.5, 2), (1, 0.1, 2), (1, 0.5, 2), (5, 0.1, 2)]
+    again = jax.tree.map(lambda x: x, fewer)
+    assert (again.num_rows, again.num_left_out, again.shape) == (5, 1, fewer.shape)
+    assert fewer.without(fewer["strength"] == 5).num_left_out == 0
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([True, True], "`rows` leaves out every row of the grid; keep at least one"),
+        (
+            [True],
+            r"`rows` must be one truth value for each of the 2 rows, got bool of shape \(1,\)",
+        ),
+        ([1, 0], "`rows` must be one truth value for each of the 2 rows, got int64"),
+    ],
+)
+def test_rows_that_cannot_be_left_out_are_refused(rows, words):
+    with pytest.raises(ValueError, match=words):
+        grid_product(strength=[0.0, 1.0]).without(rows)
+
+
 @pytest.mark.parametrize(
     "axes, words",
     [

@@ -422,7 +422,7 @@ def test_the_report_opens_in_a_browser_with_its_figures_and_the_tables_of_its_js
     words = "select --data iris --epochs 2 --seeds 1 --folds 2 --batch-size 20 --devices 1"
     subprocess.run(
         [sys.executable, "-m", "wdjax.cli", *words.split(), "--strengths", "0", "0.1", "1"]
-        + ["--out", str(out)],
+        + ["--learning-rates", "0.003", "--out", str(out)],
         check=True,
         capture_output=True,
         timeout=280,

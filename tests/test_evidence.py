@@ -9,6 +9,7 @@ import pytest
 from scipy import optimize, stats
 
 from wdjax.selection import evidence
+from wdjax.selection.evidence import over_examples
 
 RNG = np.random.default_rng(0)
 
@@ -473,6 +474,23 @@ def test_the_set_keeps_the_lowest_mean_and_rows_that_are_the_same():
     constant = np.ones((2, 5, 3, 100)) * np.array([0.0, 1.0])[:, None, None, None]
     assert evidence.confident_set(constant, np.ones((5, 100))).all()  # Nothing can be told.
     assert evidence.confident_set(losses[:1], np.ones((5, 100))).tolist() == [True]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_rows_that_leave_for_their_gap_alone_would_leave_by_the_draws_too(seeds, monkeypatch):
+    """The set of thirty rows, most of them far from the best, with the short cut and without."""
+    rng = np.random.default_rng(seeds)
+    losses = rng.gamma(1.0, size=(30, 5, seeds, 80)) * 0.3 + rng.gamma(1.0, size=(1, 5, 1, 80))
+    losses += np.linspace(0, 0.6, 30)[:, None, None, None] ** 2
+    weights = np.ones((5, 80))
+    short = evidence.confident_set(losses, weights)
+    asked = []
+    cut = over_examples._clearly_beaten
+    monkeypatch.setattr(
+        over_examples, "_clearly_beaten", lambda *a: asked.append(cut(*a)) or np.zeros(30, bool)
+    )
+    np.testing.assert_array_equal(evidence.confident_set(losses, weights), short)
+    assert asked[0].sum() >= 5 and not (asked[0] & short).any()
 
 
 def test_the_set_over_folds_drops_what_is_worse_in_every_fold_by_far():

@@ -17,7 +17,8 @@ SMALL = "--data iris --devices 1 --batch-size 30"
 JOBS = {
     "train": f"train {SMALL} --strength 0.1 --epochs 2 --save-every 1",
     "stream": f"train {SMALL} --strength 0.1 --epochs 1 --stream",
-    "select": f"select {SMALL} --strengths 0 0.1 --folds 2 --seeds 1 --epochs 1",
+    "select": f"select {SMALL} --strengths 0 0.1 --learning-rates 0.003 --folds 2 --seeds 1 "
+    "--epochs 1",
     "compare": f"compare {SMALL} --strengths 0.1 --learning-rates 0.01 --folds 2 --seeds 1 "
     "--epochs 1",
 }

@@ -25,6 +25,7 @@ from wdjax.recipe import (
     recipe_param_shapes,
     recipe_tx,
 )
+from wdjax.recipe.kinds import SCHEDULE_KINDS
 from wdjax.types import Batch
 
 RNG = np.random.default_rng(0)
@@ -81,7 +82,11 @@ def descend(recipe, gradient, num_steps, strength, learning_rate):
 @pytest.mark.parametrize("decay", ["decoupled", "independent", "corrected"])
 def test_without_a_gradient_each_decay_is_its_product(decay, schedule, x64):
     recipe = recipe_of(decay=decay, schedule=schedule, optimizer="sgd")
-    etas = reference.cosine_schedule(0.2, 6) if schedule == "cosine" else np.full(6, 0.2)
+    etas = {
+        "constant": np.full(6, 0.2),
+        "cosine": reference.cosine_schedule(0.2, 6),
+        "warmup_cosine": reference.warmup_cosine_schedule(0.2, 6),
+    }[schedule]
     rates = reference.rates(decay, 0.5, etas, 0.2)
     found = descend(recipe, jnp.zeros_like, 6, 0.5, 0.2)
     np.testing.assert_allclose(found, np.prod(1 - rates) * np.array([[1.0, -2.0]]), rtol=1e-6)
@@ -123,6 +128,19 @@ def test_the_schedule_is_the_cosine_to_zero(x64):
     np.testing.assert_allclose(schedule(jnp.arange(10)), reference.cosine_schedule(0.3, 10))
     np.testing.assert_allclose(0.3 * multiplier(jnp.arange(10)), schedule(jnp.arange(10)))
     assert recipe_learning_rate(recipe_of(), 0.3, 10) == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 6, 20, 21, 90])
+def test_the_warm_up_is_a_twentieth_of_the_run_and_a_cosine_to_zero_follows(num_steps, x64):
+    """Also where the number of steps is traced. No step has learning rate 0."""
+    expected = reference.warmup_cosine_schedule(0.3, num_steps)
+    recipe, steps = recipe_of(schedule="warmup_cosine"), jnp.arange(num_steps)
+    schedule, _ = recipe_learning_rate(recipe, 0.3, num_steps)
+    np.testing.assert_allclose(schedule(steps), expected, rtol=1e-12)
+    make = SCHEDULE_KINDS[recipe.schedule].multiplier
+    traced = jax.jit(lambda num_steps: 0.3 * make(num_steps)(steps))(num_steps)
+    np.testing.assert_allclose(traced, expected, rtol=1e-12)
+    assert (expected > 0).all() and np.argmax(expected) == min(-(-num_steps // 20), num_steps - 1)
 
 
 def test_a_table_and_its_numbers_are_standardised_on_the_training_part(key):

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_results import SMALL, synthetic_results
 
-from wdjax.report import figures, render_report
+from wdjax.report import figures, heat, render_report
 from wdjax.report.runs import what_decay_bought
 from wdjax.report.telemetry import COLUMNS, read_telemetry, telemetry_table
 from wdjax.tables import Estimate, format_number, to_json
@@ -343,7 +343,8 @@ def test_whatever_is_missing_leaves_its_section_out(put, monkeypatch):
         paint(canvas.add_subplot())
         return ""
 
-    monkeypatch.setattr(figures, "_draw", paint_only)
+    for module in (figures, heat):
+        monkeypatch.setattr(module, "draw_axes", paint_only)
     whole = synthetic_results(strengths=[0.0, 1e-3], num_seeds=1)
     whole |= {name: {"one": 1} for name in ("config", "versions", "data", "timing")}
     for name in dict.fromkeys(every_name(whole)):

@@ -19,7 +19,9 @@ from wdjax.jobs.options import SelectOptions, TrainOptions
 from wdjax.writing import write_whole
 
 TRAIN = "train --data iris --strength 0.1 --devices 1"
-SELECT = "select --data iris --strengths 0 0.1 --folds 2 --seeds 1 --epochs 1"
+SELECT = (
+    "select --data iris --strengths 0 0.1 --learning-rates 0.003 --folds 2 --seeds 1 --epochs 1"
+)
 COMPARE = "compare --data iris --strengths 0.1 --learning-rates 0.01 --folds 2 --seeds 1 --epochs 1"
 STREAM = f"{TRAIN} --stream --epochs 1"
 SELECT, COMPARE = f"{SELECT} --batch-size 30 --devices 1", f"{COMPARE} --batch-size 30 --devices 1"

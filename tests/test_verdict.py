@@ -1,16 +1,23 @@
 """The first line of a selection, what it advises, and the strengths it tries by default."""
 
+import re
 import shlex
 
+import jax
 import numpy as np
+import pytest
 
 from wdjax import jobs
 from wdjax.cli import _parser
-from wdjax.jobs import setup, verdict
+from wdjax.jobs import candidates, select, setup, verdict
 from wdjax.jobs.options import SelectOptions
+from wdjax.recipe import DECAY_KINDS
+from wdjax.recipe.kinds import OPTIMIZER_KINDS
 from wdjax.selection.choice import choose
-from wdjax.selection.cross_validation import Scores
+from wdjax.selection.folds import kfold
 from wdjax.selection.grids import grid_product
+from wdjax.selection.scores import HeldOut, Scores
+from wdjax.selection.search import Problem
 
 
 def headline_of(
@@ -104,6 +111,7 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
     """With the strengths moved, the taken folder dropped, everything else kept."""
     monkeypatch.chdir(tmp_path)
     asked = "wdjax select --data wine --strengths 0 10 100 --out 'my run' --overwrite --seeds 2"
+    asked += " --learning-rates 0.003"
     lines = headline_of([[3.0, 3.1], [2, 2], [1, 1]], [0, 10, 100], asked)
     assert lines[1].startswith("The best mean lies at the largest strength tried; the best may lie")
     words = shlex.split(lines[1].partition("Try: ")[2])
@@ -114,7 +122,7 @@ def test_at_an_end_of_the_grid_a_command_is_given_that_runs(tmp_path, monkeypatc
     assert options.strengths[0] == 0 and options.strengths[1] == 10
     # 1e4 would remove 30 times the weight at a learning rate of 3e-3: it stops at the whole.
     np.testing.assert_allclose(options.strengths[-1], 1 / 0.003, rtol=2e-3)
-    grid = setup.strength_grid(options, setup.prepare(options))
+    grid = candidates.strength_grid(options, setup.prepare(options))
     assert grid.num_rows == 11
 
 
@@ -127,12 +135,135 @@ def test_where_nothing_lies_beyond_no_command_is_given():
 
 
 def test_default_strengths_stop_where_a_step_removes_the_whole_weight(tmp_path, monkeypatch):
+    """At one learning rate; at several, the pairs that reach it are left out."""
     monkeypatch.chdir(tmp_path)
-    for rates, largest in (((3e-3,), 100.0), ((3e-3, 0.1), 10.0)):
-        options = SelectOptions(learning_rates=rates, data="wine")
-        grid = setup.strength_grid(options, setup.prepare(options))
-        assert grid.shape["strength"] == 14
+    prepared = setup.prepare(SelectOptions(data="wine"))
+    for rate, largest in ((3e-3, 100.0), (0.1, 10.0)):
+        grid = candidates.strength_grid(
+            SelectOptions(learning_rates=(rate,), data="wine"), prepared
+        )
+        assert grid.shape["strength"] == 14 and not grid.num_left_out
         np.testing.assert_allclose(grid["strength"].max(), largest)
+    grid = candidates.strength_grid(
+        SelectOptions(learning_rates=(3e-3, 0.1), data="wine"), prepared
+    )
+    assert (grid.shape["strength"], grid.num_left_out) == (10, 2)
+    assert (grid["strength"] * grid["learning_rate"]).max() < 1
+
+
+def test_by_default_learning_rate_and_strength_are_searched_together(tmp_path, monkeypatch):
+    """Half decades of both, zero beside them; what is left out is said."""
+    monkeypatch.chdir(tmp_path)
+    options = SelectOptions(data="wine")
+    prepared = setup.prepare(options)
+    assert (prepared.recipe.schedule, prepared.recipe.num_epochs) == ("warmup_cosine", 30)
+    grid = candidates.strength_grid(options, prepared)
+    rates, strengths = np.unique(grid["learning_rate"]), np.unique(grid["strength"])
+    np.testing.assert_array_equal(rates, [3e-4, 9.5e-4, 3e-3, 9.5e-3, 0.03, 0.095, 0.3])
+    np.testing.assert_array_equal(strengths[:4], [0, 3.2e-3, 0.01, 0.032])
+    assert (len(strengths), strengths[-1]) == (10, 32)
+    assert (grid.num_rows, grid.num_left_out) == (67, 3)
+    problem = Problem(None, grid, None, kfold(jax.random.key(0), 20, 5), None, num_seeds=3)
+    told = select.plan_text(options, prepared, problem)
+    assert "1005 trainings: (10 strengths x 7 learning rates less 3) x 5 folds x 3 seeds" in told
+    assert "30 epochs at batch 64, warmup_cosine schedule, mlp with adam" in told
+    assert "whole weight or more: strength 10 at learning rate 0.3; strength 32 at" in told
+    assert told.endswith("strength 32 at learning rate 0.095, 0.3.")
+
+
+@pytest.mark.parametrize("decay", DECAY_KINDS)
+@pytest.mark.parametrize("optimizer", OPTIMIZER_KINDS)
+def test_every_default_grid_holds_zero_and_nothing_that_removes_a_whole_weight(decay, optimizer):
+    options = SelectOptions(data="wine", decay=decay, optimizer=optimizer)
+    prepared = setup.prepare(options)
+    grid = candidates.strength_grid(options, prepared)
+    assert grid.shape["learning_rate"] == 7
+    for rate in np.unique(grid["learning_rate"]).tolist():
+        here = grid["strength"][grid["learning_rate"] == rate]
+        assert here[0] == 0 and 4 <= len(here) <= 10
+        assert here.max() < prepared.decay.whole_weight_strength(rate)
+
+
+# Learning rate and strength together
+
+
+def over_both(losses, strengths=(0, 1, 2), rates=(0.1, 0.3), noise=0.01):
+    """Scores with single examples, `losses[strength][rate]` apart from noise."""
+    rng = np.random.default_rng(0)
+    means = np.array(losses, np.float64).reshape(-1, 1, 1, 1)
+    each = means + rng.gamma(1.0, size=(1, 5, 1, 100)) - 1
+    each = each + noise * rng.normal(size=(len(means), 5, 3, 100))
+    index = np.arange(500).reshape(5, 100)
+    held_out = HeldOut({"loss": each}, index, np.ones((5, 100)), None, np.full(5, 400))
+    grid = grid_product(strength=strengths, learning_rate=rates)
+    return Scores(grid, {"loss": each.mean(-1)}, held_out)
+
+
+def gains_in(line):
+    """The sizes that a headline tells: `by 0.1 (95 % ...`."""
+    return [float(size) for size in re.findall(r" by ([0-9.]+) \(95", line)]
+
+
+def lines_of(scores, rule="min"):
+    return verdict.headline(scores, choose(scores, rule), "decoupled", "wdjax select")
+
+
+def test_both_numbers_are_in_the_headline_and_decay_is_held_against_the_best_without_it():
+    """Decay gains 0.5 at the learning rate chosen, and 0.1 over what one would do without it."""
+    lines = lines_of(over_both([[1.1, 1.5], [1.2, 1.0], [1.5, 1.1]]))
+    assert lines[0].startswith(
+        "Decay helps: at learning rate 0.3 and strength 1 (decoupled) the validation loss is "
+    )
+    assert "lower than at zero at its best (learning rate 0.1) by " in lines[0]
+    np.testing.assert_allclose(gains_in(lines[0]), [0.1, 0.5], atol=0.01)
+    assert "for all 4 candidates at once), and lower than at zero at the same" in lines[0]
+    assert "at the same learning rate by " in lines[0] and "one learning rate" not in lines[0]
+
+
+def test_a_learning_rate_that_only_decay_makes_good_is_no_gain():
+    """0.5 over zero beside it, and nothing over the best zero: it cannot be told from zero."""
+    lines = lines_of(over_both([[1.0, 1.5], [1.2, 0.999], [1.5, 1.1]]))
+    assert lines[0].startswith("Chosen learning rate 0.3 and strength 1 (decoupled), which cannot")
+    np.testing.assert_allclose(gains_in(lines[0])[1], 0.5, atol=0.01)
+
+
+def test_where_zero_is_best_at_the_same_learning_rate_one_gain_is_said():
+    lines = lines_of(over_both([[1.5, 1.1], [1.4, 1.0], [1.5, 1.1]]))
+    assert "lower than at zero at the same learning rate, zero's best too, by " in lines[0]
+    np.testing.assert_allclose(gains_in(lines[0]), [0.1], atol=0.01)
+    zero = lines_of(over_both([[1.0, 1.5], [1.2, 1.6], [1.5, 1.7]]))
+    assert zero[0].startswith("Decay hurts: zero has the lowest validation loss ")
+    assert ", at learning rate 0.1, and every candidate with decay tried is worse" in zero[0]
+
+
+def test_whether_the_best_strength_moves_with_the_learning_rate_is_told_with_the_evidence():
+    moves = lines_of(over_both([[1.5, 1.5], [1.1, 1.4], [1.4, 1.0]]))
+    assert moves[1] == (
+        "The best strength at each learning rate: 1 at 0.1, 2 at 0.3. It moves with the learning "
+        "rate: none is in the 95 % set of every learning rate."
+    )
+    same = lines_of(over_both([[1.5, 1.5], [1.1, 1.0], [1.4, 1.3]]))
+    assert same[1].endswith("cannot be told: 1 is in the 95 % set of every learning rate.")
+    flat = lines_of(over_both([[1.1, 1.0], [1.1, 1.0], [1.1, 1.0]], noise=1.0))
+    assert "cannot be told: 0 and 1 and 2 are in" in flat[1].replace(", ", " and ")
+
+
+def test_the_refits_are_of_the_choice_of_zero_at_its_best_and_of_the_largest_there():
+    scores = over_both([[1.1, 1.5], [1.2, 1.0], [1.5, 1.1]])
+    grid = scores.grid.without(
+        (scores.grid["strength"] == 2) & (scores.grid["learning_rate"] > 0.2)
+    )
+    rows = [0, 1, 2, 3, 4]
+    fewer = scores._replace(
+        grid=grid,
+        values={"loss": scores.values["loss"][rows]},
+        held_out=scores.held_out._replace(values={"loss": scores.held_out.values["loss"][rows]}),
+    )
+    assert select._refit_rows(grid, choose(fewer)) == {
+        "chosen": {"strength": 1.0, "learning_rate": 0.3},
+        "zero": {"strength": 0.0, "learning_rate": 0.1},
+        "largest": {"strength": 1.0, "learning_rate": 0.3},
+    }
 
 
 def test_results_keep_the_mean_slope_of_each_row_and_its_error_but_none_of_a_score_in_steps():

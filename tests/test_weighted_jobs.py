@@ -52,6 +52,8 @@ def weighted_select(**changes):
         example_weight="sigmoid:augment",
         example_slopes=(-4.0, 0.0),
         strengths=(0.0, 1.0, 2.0),
+        learning_rates=(3e-3,),
+        schedule="constant",
         epochs=1,
         folds=2,
         seeds=1,
@@ -286,6 +288,7 @@ def test_the_weights_of_a_file_reach_training_scores_and_the_plan(tmp_path, stre
         out=str(tmp_path / "run"),
         devices=1,
         stream=streamed,
+        schedule="constant",
     )
     results = run_train(options, say=said.append)
     assert "They count by their weights, 1 to 9; 10 of weight 0 are left out." in said[0]

@@ -10,6 +10,7 @@ import jax
 
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
+from wdjax.jobs.candidates import strength_grid
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import OnProgress, Say
@@ -20,7 +21,6 @@ from wdjax.jobs.setup import (
     check_folds_fit,
     draw_folds,
     prepare,
-    strength_grid,
 )
 from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
@@ -35,8 +35,8 @@ from wdjax.tables import Estimate
 class CompareOptions(SelectOptions):
     """Compare optimisers, augmentations, models or decays, each at the best of its numbers."""
 
-    learning_rates: tuple[float, ...] | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
-        None, "a grid axis (default three that fit the optimizer)"
+    learning_rates: tuple[float, ...] | None = option(
+        None, "tried with every strength (default three that fit the optimizer)"
     )
     vary: str = option("optimizer", "what differs", tuple(COMPARED))
     among: tuple[str, ...] | None = option(

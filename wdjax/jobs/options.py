@@ -8,6 +8,7 @@ from typing import Any
 from wdjax.checks import check_text
 from wdjax.recipe.kinds import (
     AUGMENTATION_KINDS,
+    COMMAND_SCHEDULE,
     DECAY_KINDS,
     DTYPES,
     EXAMPLE_FEATURE_KINDS,
@@ -97,10 +98,10 @@ class RunOptions:
         default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model"
     )
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
-    schedule: str = option(default_of(SCHEDULE_KINDS), "", tuple(SCHEDULE_KINDS))
+    schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
     decay: str = option(default_of(DECAY_KINDS), f"{', '.join(DECAY_KINDS)}, FILE.py:NAME")
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
-    epochs: int | None = option(None, "passes over the training part (default 100; cnn 15)")
+    epochs: int | None = option(None, "passes over the training part (default 30; cnn 15)")
     batch_size: int = option(64, "examples a step")
     augment: str = option("", f"{','.join(AUGMENTATION_KINDS)},FILE.py:NAME")
     measure: str = option("", "further scores to show: FILE.py:NAME,...")
@@ -129,9 +130,11 @@ class SelectOptions(RunOptions):
     """Choose a decay strength by cross-validation, and judge it on a test part."""
 
     strengths: tuple[float, ...] | None = option(
-        None, "the candidates (default zero and 13 log-spaced; cnn 3, rnn 7)"
+        None, "the candidates (default zero and 9 log-spaced, 13 at one learning rate)"
     )
-    learning_rates: tuple[float, ...] = option((3e-3,), "several make a grid axis")
+    learning_rates: tuple[float, ...] | None = option(
+        None, "tried with every strength (default 7 log-spaced; rnn 4, cnn 3)"
+    )
     example_slopes: tuple[float, ...] | None = option(
         None, "of the example weight, a grid axis (default -8 0 8); 0: all alike"
     )

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
+from wdjax.jobs.candidates import strength_grid, timescale_start
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions
 from wdjax.jobs.refit import OnProgress, Say, refit_runs
@@ -23,8 +24,6 @@ from wdjax.jobs.setup import (
     check_folds_fit,
     draw_folds,
     prepare,
-    strength_grid,
-    timescale_start,
 )
 from wdjax.jobs.verdict import (
     headline,
@@ -36,7 +35,7 @@ from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import SCHEDULE_KINDS
 from wdjax.report.figures import import_drawing
-from wdjax.selection.choice import RULES, Choice, choose
+from wdjax.selection.choice import RULES, Choice, choose_by_each
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.grids import GridLike
 from wdjax.selection.search import Problem, Search
@@ -182,7 +181,7 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results |= {"slopes": slope_rows(scores)} if scores.slopes else {}
     if scores.rungs:
         results["rungs"] = [rung._asdict() for rung in scores.rungs]
-    choices = {rule: choose(scores, rule, value=options.choose_by) for rule in RULES}
+    choices = choose_by_each(scores, RULES, value=options.choose_by)
     results["choices"] = {rule: choice.to_dict() for rule, choice in choices.items()}
     results["higher_is_better"] = dict(scores.higher_is_better)
     lines = headline(scores, choices[options.rule], options.decay, command)
@@ -198,12 +197,18 @@ def _add_test(results: dict[str, Any], chosen: Choice) -> None:
 
 
 def _refit_rows(grid: GridLike, chosen: Choice) -> dict[str, dict[str, float]]:
-    """The chosen numbers, and the same at strength zero and at the largest tried."""
-    largest = float(np.max(grid["strength"]))
+    """The chosen numbers, no decay at its own best numbers, and the chosen at most decay tried."""
+    axes = {name: np.asarray(axis, np.float64) for name, axis in grid.items()}
+    beside = np.ones(len(axes["strength"]), bool)
+    for name, axis in axes.items():
+        beside &= (name == "strength") | (axis == axis[chosen.index])
+    no_decay = chosen.hparams
+    if chosen.best_zero is not None:
+        no_decay = {name: float(axis[chosen.best_zero]) for name, axis in axes.items()}
     return {
         "chosen": chosen.hparams,
-        "zero": chosen.hparams | {"strength": 0.0},
-        "largest": chosen.hparams | {"strength": largest},
+        "zero": no_decay | {"strength": 0.0},
+        "largest": chosen.hparams | {"strength": float(axes["strength"][beside].max())},
     }
 
 
@@ -219,23 +224,42 @@ def plan_text(options: SelectOptions, prepared: Prepared, problem: Problem) -> s
     return (
         f"{prepared.describe()}\n"
         f"{WAYS[options.by].plan(problem)}, "
-        f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, "
+        f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, {recipe.schedule} schedule, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * problem.num_seeds} refits, judged on the test part. Writes to {prepared.out}."
-        f"{_about_whole_weights(prepared, problem.grid)}"
+        f"{_about_left_out(problem.grid)}{_about_whole_weights(prepared, problem.grid)}"
     )
+
+
+def _about_left_out(grid: GridLike) -> str:
+    """The pairs that are not tried, by strength."""
+    if not getattr(grid, "num_left_out", 0):
+        return ""
+    strengths, rates = (np.asarray(grid[name]) for name in ("strength", "learning_rate"))
+    without = {
+        strength: sorted(set(rates.tolist()) - set(rates[strengths == strength].tolist()))
+        for strength in np.unique(strengths).tolist()
+    }
+    pairs = "; ".join(
+        f"strength {strength:g} at learning rate {', '.join(f'{rate:g}' for rate in missing)}"
+        for strength, missing in without.items()
+        if missing
+    )
+    return f"\nLeft out, as a step would remove a whole weight or more: {pairs}."
 
 
 def _about_whole_weights(prepared: Prepared, grid: GridLike) -> str:
     """Traced strengths cannot be warned of when the decay is built."""
-    highest = float(np.max(grid["learning_rate"]))
-    rates = np.unique(grid["strength"]) / prepared.decay.whole_weight_strength(highest)
-    whole = np.unique(grid["strength"])[rates >= 1 + 1e-6]
+    rates = np.unique(grid["learning_rate"])
+    if len(rates) > 1:  # Such pairs are left out.
+        return ""
+    shares = np.unique(grid["strength"]) / prepared.decay.whole_weight_strength(float(rates[0]))
+    whole = np.unique(grid["strength"])[shares >= 1 + 1e-6]
     if not len(whole):
         return ""
     named = ", ".join(f"{strength:g}" for strength in whole)
     return (
-        f"\nAt learning rate {highest:g} a step at strength {named} removes more than a whole "
+        f"\nAt learning rate {rates[0]:g} a step at strength {named} removes more than a whole "
         "weight: the weights change sign at every step."
     )
 

@@ -38,7 +38,7 @@ from wdjax.recipe.own import check_is_model, check_own, check_own_model, is_own,
 from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds, kfold
-from wdjax.selection.grids import Grid, check_axis, grid_product
+from wdjax.selection.grids import check_axis
 from wdjax.tables import format_number
 from wdjax.types import Fit
 
@@ -288,45 +288,6 @@ def _mesh(num_devices: int | None) -> Mesh:
         devices = devices[:num_devices]
     # Auto axes: the default, explicit ones, break ordinary flax and optax code.
     return jax.make_mesh((len(devices),), ("trial",), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def strength_grid(options: SelectOptions, prepared: Prepared) -> Grid:
-    """The candidates: the strengths asked for or the default range, times learning rates.
-
-    Raises:
-      ValueError: for a grid that is empty, repeats itself, or holds a value out of range.
-    """
-    learning_rates = check_axis("learning_rates", options.learning_rates)
-    check_number("learning_rates", min(learning_rates), low=0.0, exclusive_low=True)
-    if options.strengths is None:
-        ends = zip(prepared.decay.strengths, prepared.defaults.narrowed, strict=True)
-        low, high = (end * factor for end, factor in ends)
-        high = min(high, prepared.decay.whole_weight_strength(max(learning_rates)))
-        strengths = [0.0, *np.geomspace(low, high, prepared.defaults.num_strengths)]
-    else:
-        strengths = check_axis("strengths", options.strengths)
-        check_overshoot("strengths", options.decay, max(strengths), max(learning_rates))
-    dropout = {"dropout": options.dropout} if options.dropout else {}
-    slopes = slope_axes(options)
-    return grid_product(strength=strengths, learning_rate=learning_rates, **slopes, **dropout)
-
-
-def timescale_start(prepared: Prepared, grid: Grid, num_train: int) -> dict[str, float]:
-    """Where a search that puts its own rows begins: in the middle of the learning rates, at the
-    strength whose timescale lies between an epoch and the run.
-
-        strength = whole_weight_strength / (steps an epoch * sqrt(epochs))
-
-    A penalty has no timescale, so no strength is given for one.
-
-    Source: Wang & Aitchison 2024, arXiv:2405.13698.
-    """
-    recipe = prepared.recipe
-    rate = float(np.exp(np.mean(np.log(np.unique(grid["learning_rate"])))))
-    timescale = -(-num_train // recipe.batch_size) * recipe.num_epochs**0.5
-    strength = prepared.decay.whole_weight_strength(rate) / timescale
-    of_strength = {"strength": strength} if np.isfinite(strength) else {}
-    return {"learning_rate": rate} | of_strength
 
 
 def check_overshoot(name: str, decay: str, strength: float, learning_rate: float) -> None:

@@ -18,10 +18,13 @@ from wdjax.selection.choice import (
     beyond,
     choose,
     gains_over_zero,
+    other_numbers,
     row_of_zero,
 )
 from wdjax.selection.evidence import error_on_test, gain_on_test
 from wdjax.selection.grids import GridLike
+from wdjax.selection.moves import best_by
+from wdjax.selection.over_zero import gains_over_best_zero
 from wdjax.selection.rungs import Rung, rows_left
 from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.selection.search import Cost
@@ -52,24 +55,16 @@ def summary(results: dict[str, Any]) -> str:
 def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[str]:
     """What the evidence allows, in one line, then what to do next, a line each.
 
-    Decay helps, or hurts, if the interval of the choice's paired gain over zero, which holds for
-    all rows tried at once, excludes zero; otherwise it cannot be told from zero (`choose`).
+    Decay helps, or hurts, if the interval of the choice's paired gain over the best row without
+    decay, which holds for all rows tried at once, excludes zero; otherwise it cannot be told from
+    no decay (`choose`). Where the best row without decay has another learning rate than the
+    choice, the gain over zero at the choice's own is said too.
     """
     judged = Judged.of(scores, chosen.value)
-    gains = gains_over_zero([judged])[0]
-    first = f"{_first_words(judged, chosen, gains, decay)}{_other_numbers(scores.grid, chosen)}."
-    lines = [*_other_scores(scores, chosen)]
-    ends = beyond(scores.grid, int(np.argmin(judged.means)), gains)
-    if "strength" in ends:
-        most = DECAY_KINDS[decay].whole_weight_strength(float(np.max(scores.grid["learning_rate"])))
-        wider = wider_command(command, scores.grid, ends["strength"], most)
-        where = f"The best mean lies at the {ends['strength']} strength tried"
-        lines.append(
-            f"{where}; the best may lie beyond. Try: {wider}"
-            if wider
-            else f"{where}. Nothing lies beyond at this learning rate: a step would remove the "
-            "whole weight."
-        )
+    lines = [f"{_first_words(judged, chosen, decay)}{_one_learning_rate(scores.grid)}."]
+    movement = best_by(judged)
+    lines += [] if movement is None else [str(movement)]
+    lines += [*_other_scores(scores, chosen), *_ends(judged, decay, command)]
     _, num_folds, num_seeds = judged.losses.shape
     if num_seeds == 1 and num_folds > 1:
         lines.append(
@@ -83,26 +78,45 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     diverged = int((~np.isfinite(judged.means)).sum()) - len(judged.left)
     if diverged:
         lines.append(f"{diverged} of {len(judged.means)} candidates diverged and were left out.")
-    return [first, *lines]
+    return lines
 
 
-def _first_words(judged: Judged, chosen: Choice, gains: Mapping[int, Gain], decay: str) -> str:
+def _ends(judged: Judged, decay: str, command: str) -> Iterator[str]:
+    """At which ends of the grid the best mean lies, and how to look beyond."""
+    grid, best = judged.grid, int(np.argmin(judged.means))
+    ends = beyond(grid, best, gains_over_zero([judged])[0])
+    if "strength" in ends:
+        rates = np.asarray(grid["learning_rate"])
+        most = DECAY_KINDS[decay].whole_weight_strength(float(rates[best]))
+        wider = wider_command(command, grid, ends["strength"], most)
+        where = f"The best mean lies at the {ends['strength']} strength tried"
+        yield (
+            f"{where}; the best may lie beyond. Try: {wider}"
+            if wider
+            else f"{where}. Nothing lies beyond at this learning rate: a step would remove the "
+            "whole weight."
+        )
+    if "learning_rate" in ends:
+        yield (
+            f"The best mean lies at the {ends['learning_rate']} learning rate tried; the best may "
+            "lie beyond: give others with --learning-rates."
+        )
+
+
+def _first_words(judged: Judged, chosen: Choice, decay: str) -> str:
     named = f"validation {chosen.value}"
     estimate = Estimate(chosen.mean, chosen.standard_error)
     score = f"{named} {estimate}"
+    numbers = other_numbers(judged.grid, chosen.index)
     at = f"strength {format_number(chosen.hparams['strength'])} ({decay})"
-    zero = row_of_zero(judged.grid, chosen.index)
-    if zero == chosen.index:
-        rivals = [gain for row, gain in gains.items() if row_of_zero(judged.grid, row) == zero]
-        unclear = sum(gain.verdict != "hurts" for gain in rivals)
+    at = f"{numbers} and {at}" if numbers else at
+    if chosen.hparams["strength"] == 0:
         best = "highest" if chosen.higher_is_better else "lowest"
-        if rivals and not unclear:
-            return f"Decay hurts: zero has the {best} {score}, and every strength tried is worse"
-        some = "any" if unclear == len(rivals) else unclear
-        told = f", but cannot be told from {some} of the {len(rivals)} strengths tried"
-        return f"Zero has the {best} {score}{told if unclear else ''}"
-    gain = chosen.gain
+        at = f", at {numbers}" if numbers else ""
+        return _of_zero(judged, best, score + at)
+    gain = chosen.verdict_on_decay
     if gain is None:
+        zero = row_of_zero(judged.grid, chosen.index)
         return f"Chosen {at}: {score}" + ("; zero diverged" if zero is not None else "")
     words = {
         "helps": f"Decay helps: at {at} the {named} is {estimate}",
@@ -110,8 +124,44 @@ def _first_words(judged: Judged, chosen: Choice, gains: Mapping[int, Gain], deca
         "equal": f"Chosen {at}, which scores what zero scores: {score}",
         "unclear": f"Chosen {at}, which cannot be told from zero: {score}",
     }[gain.verdict]
-    at_once = f", for all {gain.num_rows} strengths at once" if gain.num_rows > 1 else ""
-    return f"{words}, {_side(gain, chosen)} than at zero by {_size(gain)}{at_once})"
+    return f"{words}, {_over_zero(judged, chosen, gain)}"
+
+
+def _of_zero(judged: Judged, best: str, score: str) -> str:
+    """Of zero as the choice, against every row with decay."""
+    rivals = gains_over_best_zero(judged).gains
+    unclear = sum(gain.verdict != "hurts" for gain in rivals.values())
+    if rivals and not unclear:
+        every = "every candidate with decay" if _others(judged.grid) else "every strength"
+        return f"Decay hurts: zero has the {best} {score}, and {every} tried is worse"
+    some = "any" if unclear == len(rivals) else unclear
+    tried = "candidates with decay" if _others(judged.grid) else "strengths"
+    told = f", but cannot be told from {some} of the {len(rivals)} {tried} tried"
+    return f"Zero has the {best} {score}{told if unclear else ''}"
+
+
+def _over_zero(judged: Judged, chosen: Choice, gain: Gain) -> str:
+    """The gain that decides; where it is over zero at other numbers, the other one beside it."""
+    grid, others = judged.grid, _others(judged.grid)
+    rivals = "candidates" if others else "strengths"
+    at_once = f", for all {gain.num_rows} {rivals} at once" if gain.num_rows > 1 else ""
+    than = f"{_side(gain, chosen)} than at zero"
+    size = f"by {_size(gain)}{at_once})"
+    if not others or chosen.best_zero is None:
+        return f"{than} {size}"
+    if row_of_zero(grid, chosen.index) == chosen.best_zero:
+        return f"{than} at the same {others}, zero's best too, {size}"
+    first = f"{than} at its best ({other_numbers(grid, chosen.best_zero)}) {size}"
+    own = chosen.gain
+    if own is None:
+        return f"{first}; zero at the same {others} diverged"
+    return f"{first}, and {_side(own, chosen)} than at zero at the same {others} by {_size(own)})"
+
+
+def _others(grid: GridLike) -> str:
+    """What varies beside the strength, in words; empty if nothing does."""
+    names = [n for n, axis in grid.items() if n != "strength" and len(np.unique(axis)) > 1]
+    return " and ".join(name.replace("_", " ") for name in names)
 
 
 def _side(gain: Gain, chosen: Choice) -> str:
@@ -126,15 +176,11 @@ def _size(gain: Gain) -> str:
     return f"{format_number(float(f'{turned.mean:.3g}'))} ({turned.interval}"
 
 
-def _other_numbers(grid: GridLike, chosen: Choice) -> str:
-    words = ""
-    for name in ("example_slope", "part_slope"):
-        if name in chosen.hparams:
-            words += f", {name.replace('_', ' ')} {format_number(chosen.hparams[name])}"
+def _one_learning_rate(grid: GridLike) -> str:
     learning_rates = np.unique(np.asarray(grid["learning_rate"]))
-    if len(learning_rates) == 1:
-        return f"{words}. It holds at the one learning rate tried, {learning_rates[0]:g}"
-    return f"{words}. Learning rate {format_number(chosen.hparams['learning_rate'])}"
+    if len(learning_rates) > 1:
+        return ""
+    return f". It holds at the one learning rate tried, {learning_rates[0]:g}"
 
 
 def _other_scores(scores: Scores, chosen: Choice) -> Iterator[str]:

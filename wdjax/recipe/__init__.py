@@ -40,6 +40,7 @@ from wdjax.recipe.kinds import SCHEDULE_KINDS as SCHEDULE_KINDS
 from wdjax.recipe.kinds import AugmentationKind as AugmentationKind
 from wdjax.recipe.kinds import DecayKind as DecayKind
 from wdjax.recipe.kinds import ExampleFeatureKind as ExampleFeatureKind
+from wdjax.recipe.kinds import GridDefaults as GridDefaults
 from wdjax.recipe.kinds import ModelDefaults as ModelDefaults
 from wdjax.recipe.kinds import ModelKind as ModelKind
 from wdjax.recipe.kinds import OptimizerKind as OptimizerKind

@@ -62,7 +62,8 @@ class DecayKind:
         its schedule (eta_t = peak * s_t) are numbers or functions of the step; then c_t may be a
         function of the step as well. Strengths and learning rates may be traced.
       penalty: `(strength, parts) -> (params -> scalar)`, added to the loss once.
-      strengths: the smallest and the largest that a selection tries by default.
+      strengths: the smallest and the largest that a selection tries by default at one learning
+        rate; at several it leaves out half a decade at either end (`ModelDefaults`).
 
     Raises:
       ValueError: unless exactly one of `rate` and `penalty` is given, and is a function.
@@ -129,22 +130,24 @@ class OptimizerKind:
         neighbours in a geometric sequence.
       learning_rates: those that `wdjax compare` tries by default. At Adam's, Lion diverges and
         plain descent stands still.
+      searched: the smallest and the largest learning rate that `wdjax select` tries by default.
     """
 
     direction: Callable[[], optax.GradientTransformation]
     momentum: float = 0.0
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 0.01)
+    searched: tuple[float, float] = (3e-4, 0.3)
 
 
 OPTIMIZER_KINDS: dict[str, OptimizerKind] = {
     # eps_root keeps the run differentiable where a second moment is exactly zero.
     "adam": OptimizerKind(lambda: optax.scale_by_adam(eps_root=1e-12), 0.9, (1e-3, 3e-3, 0.01)),
-    "sgd": OptimizerKind(optax.identity, 0.0, (0.03, 0.1, 0.3)),
-    "momentum": OptimizerKind(lambda: optax.trace(decay=0.9), 0.9, (3e-3, 0.01, 0.03)),
+    "sgd": OptimizerKind(optax.identity, 0.0, (0.03, 0.1, 0.3), (3e-3, 3.0)),
+    "momentum": OptimizerKind(lambda: optax.trace(decay=0.9), 0.9, (3e-3, 0.01, 0.03), (3e-4, 0.3)),
     # Lion's momentum is the one whose sum is that of its own correlations, `2/pi arcsin(0.350 *
     # 0.99^(k-1))` at distance k, from its 0.9 and 0.99: at rates far below 0.01, where its memory
     # of a hundred steps is short beside the decay's (docs/derivations.md, 5.4).
-    "lion": OptimizerKind(optax.scale_by_lion, 0.957, (1e-4, 3e-4, 1e-3)),
+    "lion": OptimizerKind(optax.scale_by_lion, 0.957, (1e-4, 3e-4, 1e-3), (1e-5, 0.01)),
 }
 
 
@@ -164,21 +167,60 @@ def _cosine(num_steps: Any) -> Schedule:
     return lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * step / num_steps))
 
 
+WARMUP = 20
+"""One step in so many of a run, rounded up, is warm-up: 5 %."""
+
+
+def _warmup_cosine(num_steps: Any) -> Schedule:
+    """s_t = (t + 1) / (m + 1) for t < m = ceil(T / 20), then (1 + cos(pi (t - m) / (T - m))) / 2.
+
+    T is `num_steps`. No step stands still, s_m = 1, and s_T = 0 (and stays).
+    """
+    m = -(-num_steps // WARMUP)
+
+    def multiplier(step: Any) -> Any:
+        share = jnp.clip((step - m) / jnp.maximum(num_steps - m, 1), 0.0, 1.0)
+        return jnp.where(step < m, (step + 1) / (m + 1), 0.5 * (1.0 + jnp.cos(jnp.pi * share)))
+
+    return multiplier
+
+
 SCHEDULE_KINDS: dict[str, ScheduleKind] = {
     "constant": ScheduleKind(),
     "cosine": ScheduleKind(_cosine),
+    "warmup_cosine": ScheduleKind(_warmup_cosine),
 }
+
+COMMAND_SCHEDULE = "warmup_cosine"
+"""What every command takes unless another is named, so that a strength that `select` chooses is
+for the run that `train` does; a `Recipe` in Python has the first of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridDefaults:
+    """How many learning rates and strengths a selection tries together, and of which ranges.
+
+    The narrowed are factors on the ends of the optimiser's range of learning rates and of the
+    decay's range of strengths: few numbers must lie where it matters.
+    """
+
+    num_learning_rates: int = 7
+    num_strengths: int = 9
+    narrowed_learning_rates: tuple[float, float] = (1.0, 1.0)
+    narrowed_strengths: tuple[float, float] = (10**0.5, 10**-0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDefaults:
     """Sizes at which a model's selection ends within two minutes on two cores."""
 
-    num_epochs: int = 100
+    num_epochs: int = 30
     num_seeds: int = 3
     num_strengths: int = 13
+    """At one learning rate; `grid` has those at several."""
     narrowed: tuple[float, float] = (1.0, 1.0)
     """Factors on the two ends of the default range: few strengths must lie where it matters."""
+    grid: GridDefaults = GridDefaults()
     score_rows: int | None = None
     """Rows scored at a time: bounds the memory of an evaluation."""
 
@@ -244,12 +286,17 @@ MODEL_KINDS: dict[str, ModelKind] = {
     "mlp": ModelKind(make_mlp, of_width=lambda width: functools.partial(make_mlp, widths=(width,))),
     "cnn": ModelKind(
         make_cnn,
-        ModelDefaults(15, 1, 3, narrowed=(100.0, 0.1), score_rows=128),
+        ModelDefaults(
+            *(15, 1, 3),
+            narrowed=(100.0, 0.1),
+            grid=GridDefaults(3, 3, (10 / 3, 1 / 30), (100.0, 0.1)),
+            score_rows=128,
+        ),
         images_32=True,
     ),
     "rnn": ModelKind(
         make_rnn,
-        ModelDefaults(100, 2, 7),
+        ModelDefaults(30, 2, 7, grid=GridDefaults(4, 5, (10 / 3, 0.1), (10.0, 0.1))),
         reads=("image",),
         of_width=lambda width: functools.partial(make_rnn, width=width),
     ),

@@ -108,7 +108,7 @@ def draw_series(
 
     above = bool(marks) or not all(np.isfinite(_shown(s).mean).all() for s in series)
     right, top = 64.0 if len(series) > 1 else 14.0, 56.0 if above else 30.0
-    return _draw(name, title, description, paint, right=right, top=top)
+    return draw_axes(name, title, description, paint, right=right, top=top)
 
 
 def _shade(ax: Any, values: np.ndarray, shaded: Sequence[float], scale: Scale) -> None:
@@ -162,80 +162,7 @@ def draw_epochs(
                 ends.append((label, float(epochs[last]), float(mean[last]), colour))
         _label_ends(ax, ends)
 
-    return _draw(name, title, description, paint, right=64.0, top=30.0)
-
-
-def draw_heat(
-    name: str,
-    title: str,
-    description: str,
-    *,
-    down: tuple[str, Sequence[float]],
-    across: tuple[str, Sequence[float]],
-    values: np.ndarray,
-    lower_is_better: bool,
-    marked: tuple[int, int] | None,
-    outlined: Sequence[tuple[int, int]] = (),
-) -> str:
-    """A cell for each pair of values `[down, across]`, stronger in colour the better it is.
-
-    Cells hold their number where there is room for it; a cross stands for no score. The marked
-    cell has a frame, those `outlined` a dashed one together.
-    """
-    num_down, num_across = values.shape
-    height = max(HEIGHT, 74.0 + 16.0 * num_down)
-
-    def paint(ax: Any) -> None:
-        from matplotlib.patches import Rectangle
-
-        strength = _better(values, lower_is_better)
-        for i in range(num_down):
-            for j in range(num_across):
-                if not np.isfinite(values[i, j]):
-                    ax.plot(j, i, "x", color=MUTED, ms=4, mew=0.8)
-                    continue
-                alpha = 0.04 + 0.56 * strength[i, j]
-                ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=FIRST, alpha=alpha, lw=0))
-                if num_across <= 8:
-                    text = format_number(float(f"{values[i, j]:.3g}"))
-                    ax.text(j, i, text, ha="center", va="center", fontsize=8, color=INK)
-        for i, j in outlined:
-            # A side is drawn where the cell beyond it is not outlined too.
-            for (a, b), xs, ys in (
-                ((i - 1, j), (j - 0.5, j + 0.5), (i - 0.5, i - 0.5)),
-                ((i + 1, j), (j - 0.5, j + 0.5), (i + 0.5, i + 0.5)),
-                ((i, j - 1), (j - 0.5, j - 0.5), (i - 0.5, i + 0.5)),
-                ((i, j + 1), (j + 0.5, j + 0.5), (i - 0.5, i + 0.5)),
-            ):
-                if (a, b) not in outlined:
-                    ax.plot(xs, ys, color=INK, lw=0.9, ls=(0, (3, 2)), zorder=2)
-        if marked is not None:
-            corner = (marked[1] - 0.5, marked[0] - 0.5)
-            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=INK, lw=1.5, zorder=3))
-        ax.set_xlim(-0.5, num_across - 0.5)
-        ax.set_ylim(-0.5, num_down - 0.5)
-        every = -(-num_across // 8)
-        ax.set_xticks(range(0, num_across, every), [format_number(v) for v in across[1][::every]])
-        ax.set_yticks(range(num_down), [format_number(v) for v in down[1]])
-        ax.tick_params(length=0)
-        ax.set_xlabel(across[0], loc="right", color=MUTED)
-        ax.text(-0.01, 1.01, down[0], transform=ax.transAxes, ha="right", va="bottom", color=MUTED)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-
-    return _draw(name, title, description, paint, height=height, left=62.0, right=10.0, top=40.0)
-
-
-def _better(values: np.ndarray, lower_is_better: bool) -> np.ndarray:
-    """0 for the worst cell, 1 for the best; by ratio where the values spread far."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return values
-    if finite.min() > 0 and finite.max() / finite.min() > LOG_RATIO:
-        values, finite = np.log(values), np.log(finite)
-    spread = float(np.ptp(finite)) or 1.0
-    rising = (values - finite.min()) / spread
-    return 1 - rising if lower_is_better else rising
+    return draw_axes(name, title, description, paint, right=64.0, top=30.0)
 
 
 def _shown(s: Series) -> Series:
@@ -389,7 +316,7 @@ def import_drawing() -> None:
         importlib.import_module("matplotlib.backends.backend_svg")
 
 
-def _draw(
+def draw_axes(
     name: str,
     title: str,
     description: str,

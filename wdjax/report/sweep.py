@@ -11,6 +11,7 @@ from wdjax.measures import direction_of
 from wdjax.report import figures
 from wdjax.report.figures import Figure, Mark, Series
 from wdjax.report.strokes import mean_slopes, words_on_strokes
+from wdjax.report.heat import draw_heat
 from wdjax.selection.choice import RULES
 from wdjax.tables import Estimate, Table, format_number
 
@@ -209,7 +210,7 @@ def sweep_figures(sweep: Sweep) -> list[Figure]:
     if "gap" in sweep.metrics:
         drawn.append(_gap_figure(sweep))
     if len(sweep.varying) > 1:
-        drawn += [_heat_figure(sweep, metric) for metric in scores]
+        drawn += [heat_figure(sweep, metric) for metric in scores]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -393,8 +394,14 @@ def _gap_figure(sweep: Sweep) -> Figure | None:
     )
 
 
-def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
-    """The longer of the two axes runs up the page, so that cells have room for their numbers."""
+def heat_figure(
+    sweep: Sweep, metric: str, name: str | None = None, span: tuple[float, float] | None = None
+) -> Figure | None:
+    """One score over the first two numbers that vary, None if there is no score.
+
+    The longer of the two axes runs up the page, so that cells have room for their numbers. `name`
+    is that of the element, by default the metric's; `span` as for `draw_heat`.
+    """
     free = sweep.varying[:2]
     rows = _slice(sweep, free)
     means, _ = sweep.estimates(metric)
@@ -410,10 +417,12 @@ def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
     lower = not sweep.higher_is_better.get(metric, direction_of(metric, MEASURE_KINDS.get(metric)))
     cells = {int(r): (int(a), int(b)) for r, a, b in zip(rows, i, j, strict=True)}
     outlined = [cells[r] for r in sweep.confident if r in cells] if metric == sweep.value else []
+    every = {(a, b) for a in range(len(ups)) for b in range(len(rights))}
+    left_out = sorted(every - set(cells.values()))
     words = metric.replace("_", " ")
     return Figure(
-        figures.draw_heat(
-            f"heat-{sweep.metrics.index(metric)}",
+        draw_heat(
+            name or f"heat-{sweep.metrics.index(metric)}",
             f"Validation {words}",
             f"{len(ups)} by {len(rights)} means, from {format_number(np.nanmin(values))} "
             f"to {format_number(np.nanmax(values))}.",
@@ -423,10 +432,13 @@ def _heat_figure(sweep: Sweep, metric: str) -> Figure | None:
             lower_is_better=lower,
             marked=(int(i[place[0]]), int(j[place[0]])) if len(place) else None,
             outlined=outlined,
+            left_out=left_out,
+            span=span,
         ),
         f"Mean {words}; stronger colour is {'lower' if lower else 'higher'}, and better."
         + (" The frame is the choice." if len(place) else "")
-        + (" Dashed: what cannot be told from the best." if outlined else "")
+        + (" Dashed: what cannot be told from the best with 95 % confidence." if outlined else "")
+        + (" Blank: left out." if left_out else "")
         + _edges(sweep, means[rows])
         + _held(sweep, free),
     )

@@ -1,25 +1,20 @@
 """The rules that choose a candidate, and what its scores allow to say of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wdjax.checks import check_one_of
-from wdjax.measures import direction_of
-from wdjax.selection.evidence import (
-    Gains,
-    confident_set,
-    confident_set_over_folds,
-    gains_by_example,
-    gains_over_folds,
-)
 from wdjax.selection.grids import end_of_grid as end_of_grid
 from wdjax.selection.grids import row_of_zero as row_of_zero
-from wdjax.selection.plain_scores import LONE
-from wdjax.selection.rungs import Rung, rows_left
-from wdjax.selection.scores import HeldOut, Scores, standard_error_over_folds
+from wdjax.selection.judged import Judged as Judged
+from wdjax.selection.judged import confident_rows as confident_rows
+from wdjax.selection.over_zero import Gain as Gain
+from wdjax.selection.over_zero import OverBestZero, gains_over_best_zero
+from wdjax.selection.over_zero import gains_over_zero as gains_over_zero
+from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 
 
@@ -67,39 +62,6 @@ RULES: dict[str, Rule] = {
 """Ways of choosing, by name."""
 
 
-class Gain(NamedTuple):
-    """How much better than zero, paired: positive is better, with a simultaneous interval."""
-
-    mean: float
-    low: float
-    high: float
-    level: float
-    num_rows: int
-    """How many rows the interval holds for at once."""
-    method: str
-    """"examples": the error holds which examples were held out and which runs were made;
-    "folds": of fold means alone; "none": there is no interval."""
-
-    @property
-    def verdict(self) -> str:
-        """ "helps" if the interval lies above 0, "hurts" below, "equal" at 0, else "unclear"."""
-        if self.low == self.high == 0:
-            return "equal"
-        return "helps" if self.low > 0 else "hurts" if self.high < 0 else "unclear"
-
-    @property
-    def interval(self) -> str:
-        """`95 % interval 0.0012 to 0.0034`, or that there is none."""
-        if not np.isfinite([self.low, self.high]).all():
-            return f"no {self.level:.0%} interval".replace("%", " %")
-        low, high = (format_number(float(f"{end:.2g}")) for end in (self.low, self.high))
-        return f"{self.level * 100:g} % interval {low} to {high}"
-
-
-LEVEL = 0.95
-"""Of the intervals of the gains, together."""
-
-
 class Choice(NamedTuple):
     """One candidate, and why."""
 
@@ -117,6 +79,16 @@ class Choice(NamedTuple):
     row, or one of the two diverged."""
     confident_set: tuple[int, ...] = ()
     """The rows that cannot be told from the best: it is one of them with 95 % confidence."""
+    best_zero: int | None = None
+    """The best of the rows of strength 0, whatever their other numbers."""
+    gain_over_best_zero: Gain | None = None
+    """Over that row: what decay is worth to who would tune the other numbers without it. The same
+    as `gain` where the grid has one row of strength 0."""
+
+    @property
+    def verdict_on_decay(self) -> Gain | None:
+        """The gain that says whether decay helps: over the best row without it, if known."""
+        return self.gain if self.gain_over_best_zero is None else self.gain_over_best_zero
 
     def table(self) -> Table:
         """One row: the numbers chosen and what they score."""
@@ -130,9 +102,15 @@ class Choice(NamedTuple):
         return self.table()._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name; the gain with its verdict."""
-        gain = None if self.gain is None else {**self.gain._asdict(), "verdict": self.gain.verdict}
-        return {**self._asdict(), "gain": gain, "confident_set": list(self.confident_set)}
+        """The fields by name; the gains with their verdicts."""
+        gains = {
+            name: None if gain is None else {**gain._asdict(), "verdict": gain.verdict}
+            for name, gain in (
+                ("gain", self.gain),
+                ("gain_over_best_zero", self.gain_over_best_zero),
+            )
+        }
+        return {**self._asdict(), **gains, "confident_set": list(self.confident_set)}
 
 
 def choose(
@@ -154,10 +132,12 @@ def choose(
 
     Whether decay helped is another question than which row is best, and no rule answers it: the
     best of many rows looks better than zero by luck alone. `gain` is the chosen row's paired gain
-    over the row of strength 0, with a 95 % interval that holds for all rows tried at once
-    (`wdjax.selection.evidence` has the recipe). Decay helps if it lies above 0, hurts if below,
-    and otherwise cannot be told from zero; `reason` says which, in words. The interval holds which
-    examples were held out and which runs (fold x seed) were made, where `scores` have single
+    over the row that differs only in strength 0, and `gain_over_best_zero` that over the best row
+    of strength 0 at any other numbers, each with a 95 % interval that holds for all rows tried at
+    once (`wdjax.selection.evidence` and `gains_over_best_zero` have the recipes). A learning rate
+    may be the best one only because of decay; so decay helps if the second interval lies above 0,
+    hurts if below, and otherwise cannot be told from none; `reason` says which. Intervals hold
+    which examples were held out and which runs (fold x seed) were made, where `scores` have single
     examples; else the fold means alone, which tell less. Folds that hold an example out more than
     once are not taken for independent. `confident_set` are the rows that cannot be told from the
     best, by the same errors.
@@ -185,193 +165,103 @@ def choose(
       >>> choice.hparams["strength"], round(choice.mean, 3)
       (0.1, 0.5)
     """
-    check_one_of("rule", rule, RULES)
+    told: dict[str, Any] = dict(value=value, simpler=simpler, higher_is_better=higher_is_better)
+    return choose_by_each(scores, [rule], **told)[rule]
+
+
+def choose_by_each(
+    scores: Scores,
+    rules: Iterable[str],
+    *,
+    value: str = "loss",
+    simpler: str = "strength",
+    higher_is_better: Any = None,
+) -> dict[str, Choice]:
+    """`choose` by each of some rules: what the evidence says of the rows is found once for all.
+
+    Raises:
+      ValueError: as `choose`.
+    """
+    rules = list(rules)
+    for rule in rules:
+        check_one_of("rule", rule, RULES)
     judged = Judged.of(scores, value, higher_is_better)
-    if RULES[rule].needs_simpler:
+    if any(RULES[rule].needs_simpler for rule in rules):
         check_one_of("simpler", simpler, scores.grid)
-    return judged.choose(rule, simpler, gains_over_zero([judged])[0], judged.confident())
+    gains, over_best = gains_over_zero([judged])[0], gains_over_best_zero(judged)
+    confident = confident_rows([judged])[0]
+    return {rule: choose_row(judged, rule, simpler, gains, over_best, confident) for rule in rules}
 
 
-class Judged(NamedTuple):
-    """One score of a search, turned so that lower is better."""
+def choose_row(
+    judged: Judged,
+    rule: str,
+    simpler: str,
+    gains: dict[int, Gain],
+    over_best: OverBestZero,
+    confident: tuple[int, ...],
+) -> Choice:
+    """The rule's choice, with what is known of its gains.
 
-    grid: Mapping[str, Any]
-    losses: np.ndarray
-    """`[row, fold, seed]`, NaN where a run diverged."""
-    held_out: HeldOut | None
-    each: np.ndarray | None
-    """`[row, fold, seed, example]`, or None if single examples are not known, or not independent
-    over the folds."""
-    value: str
-    higher_is_better: bool
-    rungs: tuple[Rung, ...] = ()
-    """Where rows left before the end, see `halve`."""
-
-    @classmethod
-    def of(cls, scores: Scores, value: str, higher_is_better: Any = None) -> "Judged":
-        """The score named `value`, with its direction.
-
-        Raises:
-          ValueError: for an unknown score or direction.
-        """
-        if isinstance(scores.values, dict):
-            check_one_of("value", value, scores.names)
-            name = value
-        elif len(scores.names) == 1:
-            name = scores.names[0]
-        else:
-            raise ValueError("`scores.values` must be one array or a dict of arrays by name.")
-        up = _direction(scores, name, higher_is_better)
-        sign = -1.0 if up else 1.0
-        held_out, each = scores.held_out, None
-        if held_out is not None and not held_out.repeated and name in held_out.values:
-            each = sign * np.asarray(held_out.values[name], np.float64)
-        losses = sign * scores.of(name)
-        return cls(scores.grid, losses, held_out, each, value, up, scores.rungs)
-
-    @property
-    def means(self) -> np.ndarray:
-        """`[row]`; infinite where a run diverged."""
-        means = self.losses.mean(axis=(1, 2))
-        return np.where(np.isfinite(means), means, np.inf)
-
-    @property
-    def left(self) -> list[int]:
-        """The rows that left before the end and had not diverged."""
-        return [*rows_left(self.rungs)]
-
-    @property
-    def overlap(self) -> float | None:
-        """Held-out examples per training example, of folds that are not independent."""
-        if self.held_out is None or not self.held_out.repeated:
-            return None
-        return float(((self.held_out.weights > 0).sum(axis=1) / self.held_out.num_train).mean())
-
-    def confident(self) -> tuple[int, ...]:
-        """The rows that cannot be told from the best."""
-        return confident_rows([self])[0]
-
-    def choose(
-        self, rule: str, simpler: str, gains: dict[int, Gain], confident: tuple[int, ...]
-    ) -> Choice:
-        """The rule's choice, with what is known of its gain.
-
-        Raises:
-          ValueError: if every row has diverged.
-        """
-        means, errors = self.means, standard_error_over_folds(self.losses)
-        if not np.isfinite(means).any():
-            raise ValueError(
-                "every run of the grid diverged (no finite score): lower the learning rate or the "
-                "largest strengths, or check the data."
-            )
-        best = int(np.argmin(means))
-        axis = np.asarray(self.grid[simpler]) if simpler in [*self.grid] else None
-        index = int(RULES[rule].pick(means, errors, axis))
-        sign = -1.0 if self.higher_is_better else 1.0
-        choice = Choice(
-            index=index,
-            hparams={name: float(np.asarray(axis)[index]) for name, axis in self.grid.items()},
-            mean=float(sign * means[index]),
-            standard_error=float(errors[index]),
-            rule=rule,
-            reason="",
-            value=self.value,
-            higher_is_better=self.higher_is_better,
-            gain=gains.get(index),
-            confident_set=confident,
+    Raises:
+      ValueError: if every row has diverged.
+    """
+    means, errors = judged.means, standard_error_over_folds(judged.losses)
+    if not np.isfinite(means).any():
+        raise ValueError(
+            "every run of the grid diverged (no finite score): lower the learning rate or the "
+            "largest strengths, or check the data."
         )
-        return choice._replace(reason=" ".join(self._reasons(choice, best, simpler, gains)))
-
-    def _reasons(self, choice: Choice, best: int, simpler: str, gains: dict[int, Gain]):
-        errors = standard_error_over_folds(self.losses)
-        kind = "Highest" if self.higher_is_better else "Lowest"
-        top = format_number(-self.means[best] if self.higher_is_better else self.means[best])
-        if choice.index == best:
-            yield f"{kind} mean score, {top}."
-        else:
-            yield RULES[choice.rule].because.format(
-                simpler=simpler, error=format_number(errors[best]), best=kind.lower(), top=top
-            )
-        for name, end in beyond(self.grid, best, gains).items():
-            yield (
-                f"The best lies at an end of the grid: {end} {name} tried; there may be a better "
-                "one beyond, so widen the grid."
-            )
-        by_example = self.each is not None
-        yield from _words_on_zero(self.grid, choice, gains, by_example=by_example)
-        if self.left:
-            ends = ", ".join(str(rung.num_epochs) for rung in self.rungs)
-            yield f"{len(self.left)} of {len(self.means)} rows left at rungs of {ends} epochs."
-        diverged = int((~np.isfinite(self.means)).sum()) - len(self.left)
-        if diverged:
-            yield f"{diverged} of {len(self.means)} rows diverged and lose."
-
-
-def gains_over_zero(searches: Sequence[Judged]) -> list[dict[int, Gain]]:
-    """Of each search, `{row: its gain}` over its row of strength 0; simultaneous over all.
-
-    Rows without such a row, and the zero rows themselves, are left out; so are rows of which one
-    of the two diverged. Rows that left before the end have no gain, but the intervals hold for
-    them too: for m rows of n, those of level 1 - 0.05 m / n, since it was the scores that said
-    which m.
-    """
-    pairs = [
-        (which, row, zero)
-        for which, search in enumerate(searches)
-        for row in range(len(search.losses))
-        if (zero := row_of_zero(search.grid, row)) not in (None, row)
-        and np.isfinite(search.losses[[row, zero]]).all()
-    ]
-    found: list[dict[int, Gain]] = [{} for _ in searches]
-    if not pairs:
-        return found
-    tried = len(pairs) + sum(
-        row_of_zero(search.grid, row) not in (None, row)
-        for search in searches
-        for row in search.left
+    axis = np.asarray(judged.grid[simpler]) if simpler in [*judged.grid] else None
+    index = int(RULES[rule].pick(means, errors, axis))
+    sign = -1.0 if judged.higher_is_better else 1.0
+    choice = Choice(
+        index=index,
+        hparams={name: float(np.asarray(v)[index]) for name, v in judged.grid.items()},
+        mean=float(sign * means[index]),
+        standard_error=float(errors[index]),
+        rule=rule,
+        reason="",
+        value=judged.value,
+        higher_is_better=judged.higher_is_better,
+        gain=gains.get(index),
+        confident_set=confident,
+        best_zero=over_best.row,
+        gain_over_best_zero=over_best.gains.get(index),
     )
-    level = LEVEL if tried == len(pairs) else 1 - (1 - LEVEL) * len(pairs) / tried
-    gains = _gains(searches, [(searches[w], zero, row) for w, row, zero in pairs], level)
-    for (which, row, _), mean, low, high in zip(pairs, *gains[:3], strict=True):
-        found[which][row] = Gain(float(mean), float(low), float(high), LEVEL, tried, gains.method)
-    return found
+    reasons = _reasons(judged, choice, simpler, gains, over_best)
+    return choice._replace(reason=" ".join(reasons))
 
 
-def _gains(searches: Sequence[Judged], pairs: list[tuple[Judged, Any, int]], level: float) -> Gains:
-    """Of each `(search, reference row, row)`: by single examples if all searches have them."""
-    if all(search.each is not None for search in searches):
-        held_out = _shared(searches)
-        differences = np.stack([s.each[zero] - s.each[row] for s, zero, row in pairs])  # pyright: ignore[reportOptionalSubscript]
-        return gains_by_example(differences, held_out.weights, held_out.groups, level=level)
-    differences = np.stack([s.losses[zero] - s.losses[row] for s, zero, row in pairs])
-    return gains_over_folds(differences, level=level, overlap=searches[0].overlap)
-
-
-def confident_rows(searches: Sequence[Judged]) -> list[tuple[int, ...]]:
-    """Of each search, the rows that cannot be told from the best of all searches' rows.
-
-    With those that left at a rung and could not be told from the best there.
-    """
-    if not any(np.isfinite(search.means).any() for search in searches):
-        return [() for _ in searches]
-    if all(search.each is not None for search in searches):
-        held_out = _shared(searches)
-        each = np.concatenate([search.each for search in searches])  # pyright: ignore[reportArgumentType, reportCallIssue]
-        inside = confident_set(each, held_out.weights, held_out.groups)
+def _reasons(
+    judged: Judged,
+    choice: Choice,
+    simpler: str,
+    gains: dict[int, Gain],
+    over_best: OverBestZero,
+) -> Iterator[str]:
+    errors, best = standard_error_over_folds(judged.losses), int(np.argmin(judged.means))
+    kind = "Highest" if judged.higher_is_better else "Lowest"
+    top = format_number(-judged.means[best] if judged.higher_is_better else judged.means[best])
+    if choice.index == best:
+        yield f"{kind} mean score, {top}."
     else:
-        losses = np.concatenate([search.losses for search in searches])
-        inside = confident_set_over_folds(losses, overlap=searches[0].overlap)
-    ends = np.cumsum([len(search.losses) for search in searches])[:-1]
-    told = [np.flatnonzero(part).tolist() for part in np.split(inside, ends)]
-    unclear = [[row for rung in search.rungs for row in rung.unclear] for search in searches]
-    return [tuple(sorted({*rows, *more})) for rows, more in zip(told, unclear, strict=True)]
-
-
-def _shared(searches: Sequence[Judged]) -> HeldOut:
-    held_out = searches[0].held_out
-    assert held_out is not None
-    return held_out
+        yield RULES[choice.rule].because.format(
+            simpler=simpler, error=format_number(errors[best]), best=kind.lower(), top=top
+        )
+    for name, end in beyond(judged.grid, best, gains).items():
+        yield (
+            f"The best lies at an end of the grid: {end} {name} tried; there may be a better "
+            "one beyond, so widen the grid."
+        )
+    by_example = judged.each is not None
+    yield from _words_on_zero(judged.grid, choice, over_best, by_example=by_example)
+    if judged.left:
+        ends = ", ".join(str(rung.num_epochs) for rung in judged.rungs)
+        yield f"{len(judged.left)} of {len(judged.means)} rows left at rungs of {ends} epochs."
+    diverged = int((~np.isfinite(judged.means)).sum()) - len(judged.left)
+    if diverged:
+        yield f"{diverged} of {len(judged.means)} rows diverged and lose."
 
 
 def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
@@ -389,24 +279,25 @@ def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
     return found
 
 
-def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain], *, by_example: bool):
+def _words_on_zero(
+    grid: Any, choice: Choice, over_best: OverBestZero, *, by_example: bool
+) -> Iterator[str]:
     """Whether decay helped, in sentences. Known single examples, one a fold, are the folds."""
-    zero = row_of_zero(grid, choice.index)
-    if zero is None:
+    beside = row_of_zero(grid, choice.index)
+    if beside is None:
         return
-    if zero == choice.index:
-        rivals = [row for row in gains if row_of_zero(grid, row) == zero]
-        unclear = [row for row in rivals if gains[row].verdict != "hurts"]
-        if rivals and not unclear:
+    if beside == choice.index:
+        unclear = sum(gain.verdict != "hurts" for gain in over_best.gains.values())
+        if over_best.gains and not unclear:
             yield "It is zero: decay hurts at every strength tried."
         elif unclear:
             yield (
                 "It is zero, which cannot be told from "
-                f"{'any' if len(unclear) == len(rivals) else len(unclear)} of the {len(rivals)} "
-                "strengths tried beside it."
+                f"{'any' if unclear == len(over_best.gains) else unclear} of the "
+                f"{len(over_best.gains)} rows with decay."
             )
         return
-    gain = choice.gain
+    gain = choice.gain_over_best_zero
     if gain is None:
         yield "There is no gain over zero to tell: zero diverged."
         return
@@ -417,30 +308,28 @@ def _words_on_zero(grid: Any, choice: Choice, gains: Mapping[int, Gain], *, by_e
         "unclear": "It cannot be told from zero",
     }
     at_once = f", for {gain.num_rows} rows at once" if gain.num_rows > 1 else ""
-    yield (
-        f"{words[gain.verdict]}: the paired gain over zero is {format_number(gain.mean)}, "
-        f"{gain.interval}{at_once}."
-    )
+    size = f"{format_number(gain.mean)}, {gain.interval}{at_once}."
+    if over_best.row == beside:
+        yield f"{words[gain.verdict]}: the paired gain over zero is {size}"
+    else:
+        numbers = other_numbers(grid, over_best.row)
+        yield f"{words[gain.verdict]}: the paired gain over the best zero ({numbers}) is {size}"
+        if choice.gain is not None:
+            yield (
+                "Over zero at the same other numbers it is "
+                f"{format_number(choice.gain.mean)}, {choice.gain.interval}."
+            )
     if gain.method == "none":
         yield "One fold has no error: take two or more."
     elif gain.method == "folds" and not by_example:
         yield "The interval is of fold means alone, which tell less than single examples would."
 
 
-def _direction(scores: Scores, name: str, told: Any) -> bool:
-    if name == LONE and LONE not in scores.higher_is_better:
-        name = "loss"  # Alone and without a name: a loss, if nothing else is told.
-    known = scores.higher_is_better.get(name, direction_of(name, None))
-    if told is not None and not isinstance(told, bool):
-        raise ValueError(f"`higher_is_better` must be True or False, got {told!r}.")
-    if told is None and known is None:
-        raise ValueError(
-            f"whether more of {name!r} is better is not known: pass higher_is_better=True or "
-            "False, or make the score of a Measure(function, higher_is_better)."
-        )
-    if None not in (told, known) and told != known:
-        raise ValueError(
-            f"`higher_is_better`={told}, but the score {name!r} is better when "
-            f"{'higher' if known else 'lower'}; leave the argument out."
-        )
-    return bool(known if told is None else told)
+def other_numbers(grid: Any, index: int | None) -> str:
+    """A row's numbers but its strength, those that vary: `learning rate 0.003`."""
+    axes = {name: np.asarray(axis) for name, axis in grid.items() if name != "strength"}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {format_number(float(axis[index]))}"
+        for name, axis in axes.items()
+        if index is not None and len(np.unique(axis)) > 1
+    )

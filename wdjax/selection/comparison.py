@@ -11,10 +11,12 @@ from jaxtyping import Array
 
 from wdjax.checks import check_one_of
 from wdjax.moved import moved_keywords
-from wdjax.selection.choice import RULES, Choice, Judged, confident_rows, gains_over_zero
+from wdjax.selection.choice import RULES, Choice, choose_row
 from wdjax.selection.cross_validation import FitAndScore, Progress, cross_validate
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import GridLike
+from wdjax.selection.judged import Judged, confident_rows
+from wdjax.selection.over_zero import gains_over_best_zero, gains_over_zero
 from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 from wdjax.types import Batch
@@ -230,10 +232,11 @@ def compare_scores(
     searches = list(judged.values())
     _check_paired(judged)
     gains, confident = gains_over_zero(searches), confident_rows(searches)
+    best = [gains_over_best_zero(search, len(searches)) for search in searches]
     chosen = {}
-    for name, own_gains, inside in zip(judged, gains, confident, strict=True):
+    for name, own, over, inside in zip(judged, gains, best, confident, strict=True):
         try:
-            chosen[name] = judged[name].choose(rule, simpler, own_gains, inside)
+            chosen[name] = choose_row(judged[name], rule, simpler, own, over, inside)
         except ValueError as error:
             raise ValueError(f"choice {name!r}: {error}") from None
     return Comparison(value, baseline, chosen, dict(scores))

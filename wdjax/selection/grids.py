@@ -15,30 +15,62 @@ class Grid(dict):
     """A flat grid, `{name: values[row]}`; `shape` says how the rows were made.
 
     `grid.shape` is `{name: number of values}` in the order of the axes, the last one fastest;
-    its product is the number of rows.
+    its product less `grid.num_left_out`, the pairs that `without` took out, is the number of rows.
     """
 
-    def __init__(self, values: Mapping[str, Any], shape: Mapping[str, int]):
+    def __init__(self, values: Mapping[str, Any], shape: Mapping[str, int], num_left_out: int = 0):
         super().__init__(values)
         self.shape = dict(shape)
+        self.num_left_out = num_left_out
 
     @property
     def num_rows(self) -> int:
         """How many candidates there are."""
-        return int(np.prod(list(self.shape.values())))
+        return int(np.prod(list(self.shape.values()))) - self.num_left_out
 
     def row(self, index: int) -> dict[str, float]:
         """The numbers of one candidate, as Python floats."""
         return {name: float(np.asarray(values)[index]) for name, values in self.items()}
+
+    def without(self, rows: Any) -> "Grid":
+        """The grid with some rows left out, the others in their order.
+
+        `shape` counts the values that each axis still has: a value of which no row is left is
+        gone, and the rows missing from the product of the others are `num_left_out`.
+
+        Args:
+          rows: `[row]`, true for the rows to leave out.
+
+        Raises:
+          ValueError: if `rows` is not one truth value a row, or no row would be left.
+
+        Example:
+          >>> grid = wdjax.grid_product(strength=[0.0, 9.0], learning_rate=[0.1, 0.2])
+          >>> fewer = grid.without(grid["strength"] * grid["learning_rate"] >= 1)
+          >>> fewer.num_rows, fewer.num_left_out, fewer.shape
+          (3, 1, {'strength': 2, 'learning_rate': 2})
+        """
+        left_out = np.asarray(rows)
+        if left_out.dtype != bool or left_out.shape != (self.num_rows,):
+            raise ValueError(
+                f"`rows` must be one truth value for each of the {self.num_rows} rows, got "
+                f"{left_out.dtype} of shape {left_out.shape}."
+            )
+        if left_out.all():
+            raise ValueError("`rows` leaves out every row of the grid; keep at least one.")
+        values = {name: np.asarray(axis)[~left_out] for name, axis in self.items()}
+        shape = {name: len(np.unique(axis)) for name, axis in values.items()}
+        num_left_out = int(np.prod(list(shape.values()))) - int((~left_out).sum())
+        return Grid(values, shape, num_left_out)
 
 
 jax.tree_util.register_pytree_with_keys(
     Grid,
     lambda grid: (
         [(jax.tree_util.DictKey(name), value) for name, value in grid.items()],
-        (tuple(grid), tuple(grid.shape.items())),
+        (tuple(grid), tuple(grid.shape.items()), grid.num_left_out),
     ),
-    lambda aux, values: Grid(dict(zip(aux[0], values, strict=True)), dict(aux[1])),
+    lambda aux, values: Grid(dict(zip(aux[0], values, strict=True)), dict(aux[1]), aux[2]),
 )
 
 

@@ -56,6 +56,8 @@ def search_by_grid(problem: Problem) -> Search:
 def _plan_of_grid(problem: Problem) -> str:
     shape = getattr(problem.grid, "shape", {})
     axes = " x ".join(f"{n} {name.replace('_', ' ')}s" for name, n in shape.items() if n > 1)
+    if left_out := getattr(problem.grid, "num_left_out", 0):
+        axes = f"({axes} less {left_out})"
     folds = len(problem.folds.train)
     return (
         f"{problem.num_trials} trainings: {axes or '1 candidate'} x {folds} folds x "

@@ -38,9 +38,14 @@ def filled_gains(
 
 
 def unbeaten_rows(
-    losses: np.ndarray, level: float, low: Callable[[np.ndarray, float], np.ndarray]
+    losses: np.ndarray,
+    level: float,
+    low: Callable[[np.ndarray, float], np.ndarray],
+    beaten: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Rows over which no other row's gain has a lower bound above 0; `losses[row, ...]`.
+
+    Rows that are `beaten` for certain are not looked at again.
 
     Raises:
       ValueError: for a level of 0.5 or less, or if every row diverged.
@@ -58,7 +63,9 @@ def unbeaten_rows(
         )
     kept, rows = finite.copy(), losses[finite]
     if len(rows) > 1:
-        for index, row in zip(np.nonzero(finite)[0], range(len(rows)), strict=True):
+        lost = np.zeros(len(rows), bool) if beaten is None else beaten(rows)
+        kept[finite] = ~lost
+        for index, row in zip(np.nonzero(kept)[0], np.nonzero(~lost)[0], strict=True):
             gains = rows[row] - np.delete(rows, row, axis=0)
             kept[index] = not (low(gains, level) > 0).any()
     return kept
