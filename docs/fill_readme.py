@@ -1,13 +1,13 @@
 """Writes the README's numbers: `python docs/fill_readme.py`; `--run` measures them again first.
 
-What the commands printed is in readme.json, the times are in the results of `experiments.speed`,
-and the rate of false claims in those of the experiment `verdict`. No number is typed.
+What the commands printed is in readme.json and, of the figure's two, in figures/maps.json; the
+times are in the results of `experiments.speed`, and the rate of false claims in those of the
+experiment `verdict`. No number is typed.
 """
 
 import contextlib
 import io
 import json
-import math
 import os
 import pathlib
 import re
@@ -21,6 +21,7 @@ DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 SOURCE = DOCS / "readme.json"
+DRAW, MAPS = DOCS / "figures" / "draw.py", DOCS / "figures" / "maps.json"
 SPEED = ROOT / "experiments" / "speed" / "results"
 AUDIT = """\
 params, _ = wdjax.make_mlp(num_outputs=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
@@ -48,7 +49,9 @@ def printed_by_select(*options: str) -> tuple[list[str], str, dict[str, Any]]:
             check=True,
             env=environment,
         )
-        return done.stderr.splitlines()[:2], done.stdout, _read(out / "results.json")
+        plan = done.stderr.splitlines()
+        plan = [*plan[:2], *(line for line in plan if line.startswith("Left out"))]
+        return plan, done.stdout, _read(out / "results.json")
 
 
 def printed_by_audit() -> str:
@@ -68,20 +71,17 @@ def printed_by_audit() -> str:
 def measured() -> dict[str, Any]:
     """Everything that readme.json holds."""
     plan, stdout, results = printed_by_select()
-    *_, noisy = printed_by_select("--label-noise", "0.1")
     table = stdout[stdout.index("   refit") :].split("\n\n")[0].splitlines()
-    numbers = lambda run: {
-        "trainings": math.prod((*run["grid_shape"].values(), run["config"]["folds"]))
-        * run["config"]["seeds"],
-        "headline": run["headline"],
-        "test_accuracy": {
-            name: sum(refit["test_accuracy"]) / len(refit["test_accuracy"])
-            for name, refit in run["refit"].items()
-        },
-    }
+    choice = results["choices"][results["rule"]]
     return {
-        "select": {**numbers(results), "plan": plan, "refits": table},
-        "noisy": numbers(noisy),
+        "select": {
+            "trainings": int(results["cost"]["trainings"]),
+            "headline": results["headline"],
+            "moves": next(x for x in results["advice"] if x.startswith("The best strength at")),
+            "verdict": choice["gain_over_best_zero"]["verdict"] if choice["best_zero"] else None,
+            "plan": plan,
+            "refits": table,
+        },
         "audit": printed_by_audit(),
         "versions": results["versions"],
         "devices": results["devices"],
@@ -114,20 +114,26 @@ def select(source: dict[str, Any]) -> str:
         for one in _read(ROOT / "experiments" / "verdict" / "results.json")["found"]
         if one["what"].endswith("the chosen strength, which does nothing, is said to help or hurt")
     )
-    printed = [*map(_wrapped, run["plan"]), "...", _wrapped(run["headline"]), "", *run["refits"]]
-    told = f"""It trains the network {run["trainings"]} times and takes about
-        {times["theirs_seconds"]:.0f} seconds on {machine["cores"]} CPU cores
-        ({machine["processor"]}), {compiling:.0f} of them for compilation. A second time it
-        takes {times["ours_seconds"]:.0f} seconds: finished trainings are cached, and a rerun
-        trains only the missing ones (`--fresh` trains all again). It prints the plan, its
-        progress, a table of all strengths, and this:"""
-    after = f""""Cannot be told from zero" is an answer: on these clean digits decay may help, and
-        {run["trainings"]} trainings are not enough to be sure. The interval takes into account that
-        several strengths were tried. In {false["n"]} searches over strengths too small to matter
+    printed = [*map(_wrapped, run["plan"]), "...", _wrapped(run["headline"])]
+    printed += [_wrapped(run["moves"]), "", *run["refits"]]
+    told = f"""It trains the network {run["trainings"]:,} times, at every pair of a learning rate
+        and a strength, and takes about {times["theirs_seconds"]:.0f} seconds on
+        {machine["cores"]} CPU cores ({machine["processor"]}), {compiling:.0f} of them for
+        compilation. A second time it takes {times["ours_seconds"]:.0f} seconds: finished
+        trainings are cached, and a rerun trains only the missing ones (`--fresh` trains all
+        again). It prints the plan, its progress, a table of all pairs, and this:"""
+    verdict = {
+        "unclear": """"Cannot be told from zero" is an answer: on these clean digits decay may help,
+            and so many trainings are not enough to be sure.""",
+        "helps": """Decay is held against the best run without it, at the learning rate that is best
+            without it.""",
+    }[run["verdict"]]
+    after = f"""{verdict} The interval takes into account that
+        several pairs were tried. In {false["n"]} searches over strengths too small to matter
         the command claimed an effect in {round(false["mean"] * false["n"]) or "none"}
         (`python -m experiments verdict`, which also shows where its intervals are too narrow). It
         writes `results.json`, `report.html` (tables and figures, in one file) and `params.npz` (the
-        parameters trained at the chosen strength) to a new folder under `runs/`."""
+        parameters trained at the chosen numbers) to a new folder under `runs/`."""
     return "\n\n".join([_prose(told), _block("\n".join(printed)), _prose(after)])
 
 
@@ -141,20 +147,46 @@ def audit(source: dict[str, Any]) -> str:
 
 
 def figure(source: dict[str, Any]) -> str:
-    """The figure with what its command said."""
-    caption = """The figure is from `wdjax select --label-noise 0.1 --out runs/noisy`, where one
-        training label in ten was made wrong (`python docs/figures/draw.py runs/noisy` draws it).
-        There the command says:"""
-    image = "![Validation loss against decay strength](docs/figures/select.svg)"
-    noisy = source["noisy"]["test_accuracy"]
-    after = f"""The validation examples have wrong labels too; the test examples have not. Decay
-        keeps the network from memorising the wrong labels: its test accuracy is
-        {noisy["chosen"]:.1%} instead of {noisy["zero"]:.1%}. It also makes the network less certain
-        of what is right, so on clean labels its loss is the higher one. A strength is chosen
-        *for* a loss and a kind of data, and the command shows where two judgements disagree."""
-    return "\n\n".join(
-        [image, _prose(caption), _block(_wrapped(source["noisy"]["headline"])), _prose(after)]
+    """The two maps, what their commands said, and whether the best strength moves."""
+    maps = _read(MAPS)
+    image = (
+        "![Validation loss over learning rate and strength, coupled beside decoupled]"
+        "(docs/figures/select.svg)"
     )
+    caption = """The figure is of the two commands below; `python docs/figures/draw.py --run` runs
+        both and draws it. One training label in ten was made wrong. A cell is the validation loss
+        of a pair (10 classes: knowing nothing costs 2.30), the frame is the choice, and dashed
+        is what cannot be told from the best. Strength 0 is no decay. Where a cell is blank, a
+        step would remove a whole weight."""
+    said = []
+    for one in maps.values():
+        moves = next(x for x in one["advice"] if x.startswith("The best strength at"))
+        said += [f"$ {one['command']}", _wrapped(one["headline"]), _wrapped(moves)]
+    coupled, decoupled = maps.values()
+    before, after = (decoupled["test_accuracy"][name] for name in ("zero", "chosen"))
+    read = f"""{_valley(maps)} The validation examples have wrong labels too; the test examples have
+        not. Decay keeps the network from memorising the wrong labels: the test accuracy is
+        {after:.1%} instead of {before:.1%} without decay (decoupled). A strength is chosen *for* a
+        loss and a kind of data, and the command shows where two judgements disagree."""
+    return "\n\n".join([image, _prose(caption), _block("\n".join(said)), _prose(read)])
+
+
+def _valley(maps: dict[str, Any]) -> str:
+    """Whether digits show what Loshchilov & Hutter drew: a best strength that moves with the
+    learning rate where decay is coupled and stays where it is decoupled."""
+    moves = {
+        decay: any("It moves with the learning rate" in line for line in one["advice"])
+        for decay, one in maps.items()
+    }
+    picture = """Loshchilov & Hutter (2019) drew this picture for images and found a valley that
+        runs aslant where decay is coupled, and upright where it is decoupled: there, the two
+        numbers can be tuned apart."""
+    if moves["coupled"] and not moves["decoupled"]:
+        return f"{picture} Digits show it too."
+    words = {True: "moves", False: "cannot be told to move"}
+    return f"""{picture} Digits do not show it: the best coupled strength
+        {words[moves["coupled"]]} with the learning rate here, and the best decoupled one
+        {words[moves["decoupled"]]}."""
 
 
 def speed(source: dict[str, Any]) -> str:
@@ -198,6 +230,7 @@ def filled(text: str) -> str:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # The experiments stand beside the package, not in it.
     if sys.argv[1:] == ["--run"]:
+        subprocess.run([sys.executable, str(DRAW), "--run"], check=True)
         SOURCE.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
     elif sys.argv[1:]:
         raise SystemExit("usage: python docs/fill_readme.py [--run]")
