@@ -55,7 +55,7 @@ def test_the_first_line_says_what_the_evidence_allows():
     assert "higher than at zero by 0.1 (95 % interval 0.09" in above[0]
     zero = headline_of([[1.0, 1.0], [2, 2]], [0, 1])
     assert zero[0].startswith(
-        "Zero has the lowest validation loss 1 +- 0, but cannot be told from any of the 1"
+        "Zero has the lowest validation loss 1 +- 0, but cannot be told from the one strength tried"
     )
     harm = headline_of([[1, 1, 1, 1], [2, 2, 2, 2.1]], [0, 1])
     assert harm[0].startswith("Decay hurts: zero has the lowest validation loss 1 +- 0, and every")
@@ -278,3 +278,53 @@ def test_results_keep_the_mean_slope_of_each_row_and_its_error_but_none_of_a_sco
     assert np.isnan(zero["mean"]) and np.isnan(zero["standard_error"])
     np.testing.assert_allclose(one["mean"], 3.0)
     np.testing.assert_allclose(one["standard_error"], np.std([2, 2, 5], ddof=1) / 3**0.5)
+
+
+def results_of(scores):
+    """As far as the tables of the terminal read them."""
+    chosen = choose(scores)
+    return {
+        "table": verdict.score_rows(scores),
+        "grid_shape": scores.grid.shape,
+        "rule": "min",
+        "choices": {"min": chosen.to_dict()},
+    }
+
+
+def test_many_pairs_print_as_a_map_that_marks_the_choice_and_its_rivals():
+    rates, strengths = [0.1, 0.2, 0.3], range(6)
+    losses = np.full((6, 3), 2.0)
+    losses[4, 1], losses[3, 1], losses[3, 2] = 1.0, 1.0, 1.5
+    losses[4, 1] -= 1e-4
+    scores = over_both(losses, strengths, rates, noise=0.01)
+    scores = scores._replace(values={n: scores.values["loss"] for n in ("loss", "train_loss")})
+    lines = str(verdict.map_table(results_of(scores))).splitlines()
+    assert lines[0] == "Validation loss at each strength and, across, at each learning rate:"
+    rows = {line[0]: line for line in map(str.strip, lines[4:10])}
+    assert sorted(rows["3"].count(mark) + rows["4"].count(mark) for mark in "<*") == [1, 1]
+    assert not any(mark in rows[other] for mark in "<*" for other in "0125")
+    assert "< is the choice" in lines[-2]
+
+
+def test_few_pairs_or_other_numbers_print_a_row_each():
+    few = over_both([[1.0, 1.5], [1.2, 1.0], [1.5, 1.1]])
+    few = few._replace(values={n: few.values["loss"] for n in ("loss", "train_loss")})
+    results = results_of(few)
+    assert verdict.map_table(results) is None
+    assert len(verdict.select_table(results).rows) == 6
+    more = {**results, "grid_shape": {**results["grid_shape"], "example_slope": 3}}
+    assert verdict.map_table({**more, "table": results["table"] * 5}) is None
+
+
+def test_the_table_of_refits_says_where_zero_is_when_it_is_elsewhere():
+    run = {"test_loss": [1.0], "train_loss": [0.5]}
+    at = lambda strength, rate: {**run, "hparams": {"strength": strength, "learning_rate": rate}}
+    results = {
+        "refit": {"chosen": at(0.1, 0.3), "zero": at(0.0, 0.1), "largest": at(9.0, 0.3)},
+        "config": {"label_noise": 0, "loss": "cross_entropy"},
+        "data": {"num_test": 7, "classes": ["a", "b"]},
+    }
+    note = verdict.refit_table(results).note
+    assert note.startswith("zero is at its best learning rate 0.1; 7 test examples")
+    results["refit"]["zero"] = at(0.0, 0.3)
+    assert verdict.refit_table(results).note.startswith("7 test examples")

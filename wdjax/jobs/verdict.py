@@ -42,7 +42,7 @@ def summary(results: dict[str, Any]) -> str:
             parts += ["", str(table)]
         return "\n".join([*parts, "", f"Report: {results['out']}/report.html"])
     if results["kind"] == "select":
-        parts += ["", str(select_table(results)), ""]
+        parts += ["", str(map_table(results) or select_table(results)), ""]
     parts += ["", str(refit_table(results)), ""]
     if results["kind"] == "train":
         parts += [f"Warning: {text}" for text in results.get("warnings", [])]
@@ -134,9 +134,9 @@ def _of_zero(judged: Judged, best: str, score: str) -> str:
     if rivals and not unclear:
         every = "every candidate with decay" if _others(judged.grid) else "every strength"
         return f"Decay hurts: zero has the {best} {score}, and {every} tried is worse"
-    some = "any" if unclear == len(rivals) else unclear
-    tried = "candidates with decay" if _others(judged.grid) else "strengths"
-    told = f", but cannot be told from {some} of the {len(rivals)} {tried} tried"
+    tried = "candidate with decay" if _others(judged.grid) else "strength"
+    some = f"{'any' if unclear == len(rivals) else unclear} of the {len(rivals)} {tried}s"
+    told = f", but cannot be told from {some if len(rivals) > 1 else f'the one {tried}'} tried"
     return f"Zero has the {best} {score}{told if unclear else ''}"
 
 
@@ -335,8 +335,48 @@ def select_table(results: dict[str, Any]) -> Table:
         rows=tuple(
             (*(row[n] for n in numbers), *cells_of(index, row)) for index, row in enumerate(rows)
         ),
-        marked=results["choices"][results["rule"]]["index"],
+        marked=_choice_of(results)["index"],
     )
+
+
+FEW_ROWS = 16
+"""So many candidates a terminal lists one by one, also where they make a map."""
+
+
+def map_table(results: dict[str, Any]) -> Table | None:
+    """Learning rates across strengths, the score that is chosen by; None where it is no such map.
+
+    That is where other numbers vary, pairs are few, or most pairs are missing.
+    """
+    rows, shape, choice = results["table"], results["grid_shape"], _choice_of(results)
+    varying = {name for name, count in shape.items() if count > 1}
+    whole = shape["strength"] * shape.get("learning_rate", 1)
+    if varying != {"strength", "learning_rate"} or not FEW_ROWS < len(rows) > whole / 2:
+        return None
+    left = rows_left([Rung(**rung) for rung in results.get("rungs", ())])
+    cells = {}
+    for index, row in enumerate(rows):
+        mark = (
+            " <" if index == choice["index"] else " *" if index in choice["confident_set"] else ""
+        )
+        mean = format_number(float(f"{row[choice['value']]['mean']:.3g}"))
+        cells[row["strength"], row["learning_rate"]] = ("left" if index in left else mean) + mark
+    rates = sorted({rate for _, rate in cells})
+    return Table(
+        ("strength", *map(format_number, rates)),
+        tuple(
+            (strength, *(cells.get((strength, rate), "") for rate in rates))
+            for strength in sorted({strength for strength, _ in cells})
+        ),
+        title=f"Validation {choice['value'].replace('_', ' ')} at each strength and, across, "
+        "at each learning rate:",
+        note="< is the choice; * cannot be told from the best with 95 % confidence. The report has "
+        "every\nscore with its error.",
+    )
+
+
+def _choice_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    return results["choices"][results["rule"]]
 
 
 def refit_table(results: dict[str, Any]) -> Table:
@@ -362,12 +402,26 @@ def refit_table(results: dict[str, Any]) -> Table:
     unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
     headers = ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap")
     start = 1 if results.get("kind") == "train" else 0  # A single run needs no name.
+    examples = f"{results['data']['num_test']} test examples{clean}"
     return Table(
         headers[start:],
         tuple(row[start:] for row in rows),
         marked=0 if len(rows) > 1 else None,
-        note=f"{results['data']['num_test']} test examples{clean}; {spread}{unit}",
+        note=f"{_where_others_are(runs)}{examples}; {spread}{unit}",
     )
+
+
+def _where_others_are(runs: Mapping[str, Any]) -> str:
+    """The runs whose other numbers than the strength are not those of the choice."""
+    told = ""
+    for name, run in runs.items():
+        differ = [
+            f"{number.replace('_', ' ')} {format_number(value)}"
+            for number, value in run["hparams"].items()
+            if number != "strength" and value != runs["chosen"]["hparams"][number]
+        ]
+        told += f"{name} is at its best {', '.join(differ)}; " if differ else ""
+    return told
 
 
 def _with_error(over_seeds: Estimate, error: float | None) -> Estimate:

@@ -15,12 +15,12 @@ def interval(
     level: float,
     sides: int = 2,
     normals: np.ndarray | None = None,
-    c: float | None = None,
+    largest: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps 3 to 8: the lower and upper ends, `[..., row]`, simultaneous over the rows.
 
     `sides=1` makes the lower ends a one-sided bound; the upper ones are then infinite. `normals`,
-    `[row, draw]`, stand in for the fixed ones; `c` stands in for step 5's.
+    `[row, draw]`, stand in for the fixed ones; `largest` stands in for step 5's.
     """
     rows, num_folds, num_groups = sums.gain.shape[-1], slots.num_folds, slots.num_groups
     share = slots.fold_weights / slots.weights.sum()
@@ -40,8 +40,9 @@ def interval(
     correlation = sums.covariance * scale[..., :, None] * scale[..., None, :]
     each = np.arange(rows)
     correlation[..., each, each] = live
-    largest = largest_quantile(correlation, level, sides, normals) if c is None else np.asarray(c)
-    c = largest[..., None]
+    known = None if largest is None else np.asarray(largest)
+    found = largest_quantile(correlation, level, sides, normals) if known is None else known
+    c = found[..., None]
     of_runs = np.where(
         one_run, student(max(num_folds - 1, 1), c), student(num_folds * (num_seeds - 1), c)
     )

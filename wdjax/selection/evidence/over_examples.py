@@ -131,7 +131,7 @@ def _clearly_beaten(values: np.ndarray, slots: Slots, level: float) -> np.ndarra
     others = np.arange(len(values)) != best
     sums = sums_of(values[others] - values[best], slots)
     bound = one_quantile(1 - (1 - level) / (len(values) - 1), sides=1) + 0.1
-    low, _ = interval(sums, slots, num_seeds=values.shape[1], level=level, sides=1, c=bound)
+    low, _ = interval(sums, slots, num_seeds=values.shape[1], level=level, sides=1, largest=bound)
     beaten = np.zeros(len(values), bool)
     beaten[others] = low > 0
     return beaten
