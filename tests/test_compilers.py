@@ -24,6 +24,16 @@ NUM_WEIGHTS = 122_570
 """Of the network of the programs: every kernel and bias."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stored(shared_programs):
+    """What a compiler without its device has written to the disk, it cannot read back."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.read(option)
+    jax.config.update(option, math.inf)
+    yield
+    jax.config.update(option, before)
+
+
 @pytest.fixture(scope="module", params=NEEDS)
 def mesh(request):
     """Four devices of each kind; a kind whose compiler is not installed skips."""
