@@ -1,6 +1,6 @@
 """A search that goes by slopes: few rows, each where the surface of the others has its minimum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,7 @@ def search_by_slopes(
     rows = _Rows(fit_and_score, data, folds, key, num_seeds, names, value, simpler, dict(how))
     without = names.index(simpler) if zero and simpler in names else None
     seen, reason = _train_rows(rows, dict(start), box, without, most)
-    doubts = _doubts(seen, rows, annealed)
+    doubts = [*foreseen(len(folds.train), annealed), *_doubts(seen, rows)]
     if not reason:
         reason = f"It stopped at the {most} rows allowed."
         doubts += _doubts_of_an_end(seen, box, names, without)
@@ -157,6 +157,18 @@ def plan_of_slopes(problem: Problem) -> str:
         f"at most {rows} rows x {folds} folds x {problem.num_seeds} seeds with their slopes in "
         f"{names}, from {at}, and zero"
     )
+
+
+def trainings_of_slopes(problem: Problem) -> float:
+    """The most whole trainings that it takes: a row with k slopes counts as 1 + k.
+
+    Raises:
+      ValueError: as `search_problem_by_slopes`.
+    """
+    num = len(_ends_and_start(problem)[0])
+    trials = len(problem.folds.train) * problem.num_seeds
+    zeros = 1 if num == 1 else 2
+    return float(trials * (MOST_ROWS[num] * (1 + num) + zeros))
 
 
 def _ends_and_start(
@@ -286,19 +298,23 @@ def _without_slopes(row: Scores, like: Scores) -> Scores:
     return row._replace(held_out=held_out, slopes=jax.tree.map(unknown, dict(like.slopes)))
 
 
-def _doubts(seen: Seen, rows: _Rows, annealed: bool) -> list[str]:
-    """Why the result is not to be believed, however it ended."""
-    doubts = []
-    if len(rows.trained[0].of(rows.trained[0].names[0])[0]) < 2:
-        doubts.append(
+def foreseen(num_folds: int, annealed: bool) -> Iterator[str]:
+    """Why no result of a search by slopes could be believed, known before it runs."""
+    if num_folds < 2:
+        yield (
             "Do not believe this: with one fold nothing tells how much it depends on which "
             "examples are held out; take two folds or more."
         )
     if not annealed:
-        doubts.append(
+        yield (
             "Do not believe this: at a constant learning rate the slopes of single runs run away "
             "beyond the best strength; anneal it, or choose by the grid."
         )
+
+
+def _doubts(seen: Seen, rows: _Rows) -> list[str]:
+    """Why the result is not to be believed, however it ended."""
+    doubts = []
     if len(seen.points) < 2:
         doubts.append(
             "Do not believe this: fewer than two rows ended with a finite score; start at a "

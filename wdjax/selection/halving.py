@@ -36,7 +36,7 @@ from jaxtyping import Array
 from wdjax.checks import LARGEST_COUNT, check_number, check_one_of, check_positive_int
 from wdjax.host_checks import check_given
 from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
-from wdjax.selection.choice import RULES, Judged, choose, row_of_zero
+from wdjax.selection.choice import RULES, Judged, choose, confident_rows, row_of_zero
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.folds import Folds, narrowed
 from wdjax.selection.grids import GridLike
@@ -225,19 +225,29 @@ def plan_of_halving(problem: Problem) -> str:
     Raises:
       ValueError: as `search_by_halving`.
     """
-    stepwise = _stepwise_of(problem)
-    plans = plan_rungs(problem.num_rows, stepwise.num_epochs)
+    plans = plan_rungs(problem.num_rows, _stepwise_of(problem).num_epochs)
     counts = [problem.num_rows]
     for _ in plans:
         counts.append(_num_kept(counts[-1], KEEP))
-    lanes = len(problem.folds.train) * problem.num_seeds
     steps = " -> ".join(map(str, counts))
     ends = ", ".join(str(plan.end) for plan in plans)
     return (
-        f"About {_planned(problem.num_rows, plans, stepwise.num_epochs, KEEP) * lanes:.3g} "
-        f"trainings' worth: {steps} rows at rungs of {ends} epochs, each with its row of strength "
-        f"0, x {len(problem.folds.train)} folds x {problem.num_seeds} seeds"
+        f"About {trainings_of_halving(problem):.3g} trainings' worth: {steps} rows at rungs of "
+        f"{ends} epochs, each with its row of strength 0, x {len(problem.folds.train)} folds x "
+        f"{problem.num_seeds} seeds"
     )
+
+
+def trainings_of_halving(problem: Problem) -> float:
+    """About how many whole trainings it takes: a part of a run counts as that part.
+
+    Raises:
+      ValueError: as `search_by_halving`.
+    """
+    num_epochs = _stepwise_of(problem).num_epochs
+    plans = plan_rungs(problem.num_rows, num_epochs)
+    lanes = len(problem.folds.train) * problem.num_seeds
+    return _planned(problem.num_rows, plans, num_epochs, KEEP) * lanes
 
 
 def _stepwise_of(problem: Problem) -> Stepwise:
@@ -315,7 +325,7 @@ def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: 
         rivals = [row for row in order.tolist() if row_of_zero(scores.grid, row) in kept]
         rivals = [row for row in rivals if row not in kept and np.isfinite(means[row])]
         kept = sorted([*kept, *rivals[:1]])
-    unclear = [row for row in judged.confident() if row not in kept]
+    unclear = [row for row in confident_rows([judged])[0] if row not in kept]
     told = scores.mean()
     means = (told[value] if isinstance(told, dict) else jax.tree.leaves(told)[0])[rows]
     return Rung(plan.end, plan.branch, rows.tolist(), means.tolist(), kept, unclear)
@@ -367,7 +377,7 @@ def _reason(scores: Scores, num_epochs: int) -> str:
 def doubts(scores: Scores, value: str) -> Iterator[str]:
     """Whether a rung led astray: who led there is known to be worse at the end."""
     judged = Judged.of(scores, value)
-    told = judged._replace(rungs=()).confident()
+    told = confident_rows([judged._replace(rungs=())])[0]
     sign = -1 if judged.higher_is_better else 1
     for rung in scores.rungs:
         leader = rung.rows[int(np.nanargmin(sign * np.array(rung.means)))]
