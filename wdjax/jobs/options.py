@@ -130,7 +130,7 @@ class SelectOptions(RunOptions):
     """Choose a decay strength by cross-validation, and judge it on a test part."""
 
     strengths: tuple[float, ...] | None = option(
-        None, "the candidates (default zero and 9 log-spaced, 13 at one learning rate)"
+        None, "the candidates (default zero and 9 log-spaced ones)"
     )
     learning_rates: tuple[float, ...] | None = option(
         None, "tried with every strength (default 7 log-spaced; rnn 4, cnn 3)"
