@@ -334,9 +334,9 @@ def files():
 
 
 # `loss` and `weight_norm` are metrics and `augment` an option as well: what is compared with them
-# is not a choice.
+# is not a choice; nor is how a process finds the others.
 NAMES = {name for _, table in TABLES.values() for name in table}
-NAMES -= {"loss", "weight_norm", "augment"}
+NAMES -= {"loss", "weight_norm", "augment", "auto"}
 
 
 def words_looked_for(tree):

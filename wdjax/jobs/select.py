@@ -177,6 +177,7 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results |= {"grid": dict(scores.grid), "grid_shape": shape}
     results["scores"] = scores.values
     results |= {"cost": search.cost._asdict(), "doubts": list(search.doubts)}
+    results["reason"] = search.reason
     results["table"] = score_rows(scores)
     results |= {"slopes": slope_rows(scores)} if scores.slopes else {}
     if scores.rungs:
@@ -186,7 +187,7 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results["higher_is_better"] = dict(scores.higher_is_better)
     lines = headline(scores, choices[options.rule], options.decay, command)
     results["headline"] = " ".join([*search.doubts, lines[0]])
-    results["advice"] = [*lines[1:], *_about_noise(options)]
+    results["advice"] = [*filter(None, (*lines[1:], *_about_noise(options), search.reason))]
     return choices[options.rule]
 
 

@@ -62,7 +62,7 @@ def search_by_grid(problem: Problem) -> Search:
     )
     choice = choose(scores, problem.rule, value=problem.value)
     cost = watch.cost(problem.num_trials, most[0] or None)
-    return Search(scores, choice, cost, (), "The whole grid was trained.")
+    return Search(scores, choice, cost)
 
 
 def _plan_of_grid(problem: Problem) -> str:
@@ -101,9 +101,7 @@ def search_by_auto(problem: Problem) -> Search:
         doubts = [doubt.removeprefix("Do not believe this: ") for doubt in search.doubts]
         told.append(f"Not by {name}: {' '.join(doubts) or 'every row diverged.'}")
     search = search_by_grid(problem)
-    return search._replace(
-        cost=_sum([*spent, search.cost]), reason=" ".join([*told, search.reason])
-    )
+    return search._replace(cost=_sum([*spent, search.cost]), reason=" ".join(told))
 
 
 def _cheaper_than_the_grid(problem: Problem) -> list[tuple[str, Way]]:
