@@ -184,9 +184,19 @@ def _valley(maps: dict[str, Any]) -> str:
     if moves["coupled"] and not moves["decoupled"]:
         return f"{picture} Digits show it too."
     words = {True: "moves", False: "cannot be told to move"}
-    return f"""{picture} Digits do not show it: the best coupled strength
-        {words[moves["coupled"]]} with the learning rate here, and the best decoupled one
-        {words[moves["decoupled"]]}."""
+    told = [
+        f"the best {decay} strength {words[moves[decay]]} with the learning rate ({_most(one)})"
+        for decay, one in maps.items()
+    ]
+    return f"{picture} Digits do not show it: {' and '.join(told)}."
+
+
+def _most(one: dict[str, Any]) -> str:
+    """At how many learning rates the best strength is which."""
+    line = next(x for x in one["advice"] if x.startswith("The best strength at"))
+    best = re.findall(r"[:,] (\S+) at ", line)
+    most = max(best, key=best.count)
+    return f"it is {most} at {best.count(most)} of the {len(best)} tried"
 
 
 def speed(source: dict[str, Any]) -> str:

@@ -107,6 +107,21 @@ def test_a_number_that_changes_changes_the_readme(fill_readme, tmp_path, monkeyp
     assert "lower by 12.34" in told and "98.8 times as fast" in told and "99 times as fast" in told
 
 
+def test_the_figure_is_of_the_committed_numbers(tmp_path, monkeypatch):
+    path = ROOT / "docs" / "figures" / "draw.py"
+    spec = importlib.util.spec_from_file_location("draw", path)
+    spec.loader.exec_module(draw := importlib.util.module_from_spec(spec))
+    maps = json.loads(draw.MAPS.read_text(encoding="utf-8"))
+    kept = draw.FIGURE.read_text(encoding="utf-8")
+    monkeypatch.setattr(draw, "FIGURE", tmp_path / "select.svg")
+    draw.main([])
+    numbers = lambda svg: re.findall(r">([^<>]*\d[^<>]*)</", svg.partition("</style>")[2])
+    assert numbers(draw.FIGURE.read_text(encoding="utf-8")) == numbers(kept) != []
+    shown = {f"{row['loss']['mean']:.3g}" for one in maps.values() for row in one["table"]}
+    told = {x for x in numbers(kept) if re.fullmatch(NUMBER, x)}
+    assert len(shown & {f"{float(x):.3g}" for x in told}) > 50
+
+
 def test_the_audit_prints_now_what_the_readme_shows(fill_readme):
     with jax.numpy_rank_promotion("allow"):
         now = fill_readme.printed_by_audit()
