@@ -10,8 +10,8 @@ from wdjax.loss_kinds import MEASURE_KINDS
 from wdjax.measures import direction_of
 from wdjax.report import figures
 from wdjax.report.figures import Figure, Mark, Series
-from wdjax.report.strokes import mean_slopes, words_on_strokes
 from wdjax.report.heat import draw_heat
+from wdjax.report.strokes import mean_slopes, words_on_strokes
 from wdjax.selection.choice import RULES
 from wdjax.tables import Estimate, Table, format_number
 
