@@ -42,6 +42,8 @@ from wdjax.selection.comparison import compare_scores as compare_scores
 from wdjax.selection.cross_validation import Progress as Progress
 from wdjax.selection.cross_validation import cross_validate as cross_validate
 from wdjax.selection.cross_validation import cross_validate_pure as cross_validate_pure
+from wdjax.selection.each_part import TunedParts as TunedParts
+from wdjax.selection.each_part import tune_parts as tune_parts
 from wdjax.selection.folds import Folds as Folds
 from wdjax.selection.folds import folds_from_splits as folds_from_splits
 from wdjax.selection.folds import kfold as kfold
@@ -53,6 +55,9 @@ from wdjax.selection.laws import Prediction as Prediction
 from wdjax.selection.laws import fit_law as fit_law
 from wdjax.selection.optimum import Best as Best
 from wdjax.selection.optimum import find_optimum as find_optimum
+from wdjax.selection.part_slopes import PartSlope as PartSlope
+from wdjax.selection.part_slopes import PartSlopes as PartSlopes
+from wdjax.selection.part_slopes import slopes_of_parts as slopes_of_parts
 from wdjax.selection.rungs import Rung as Rung
 from wdjax.selection.scores import HeldOut as HeldOut
 from wdjax.selection.scores import Scores as Scores

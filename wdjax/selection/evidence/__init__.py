@@ -9,6 +9,7 @@ The parts of the recipe (`make_slots`, `sums_over_examples`, `interval`, `larges
 axes before `row`, each a search of its own, so that a simulation does many at once.
 """
 
+from wdjax.selection.evidence.errors import errors_by_example as errors_by_example
 from wdjax.selection.evidence.gains import Gains as Gains
 from wdjax.selection.evidence.intervals import bent as bent
 from wdjax.selection.evidence.intervals import interval as interval

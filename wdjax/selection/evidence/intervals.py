@@ -23,16 +23,7 @@ def interval(
     `[row, draw]`, stand in for the fixed ones; `largest` stands in for step 5's.
     """
     rows, num_folds, num_groups = sums.gain.shape[-1], slots.num_folds, slots.num_groups
-    share = slots.fold_weights / slots.weights.sum()
-    # Training sets differ between folds, but two or three folds do not show how much.
-    examples = np.diagonal(sums.covariance, axis1=-2, axis2=-1)
-    examples = examples * {1: 2.0, 2: 2.0, 3: 1.25}.get(num_folds, 1.0)
-    folds = (
-        sums.fold_means.var(axis=-1, ddof=1) if num_folds > 1 else np.full_like(examples, np.inf)
-    )
-    runs = sums.spread @ share**2 / num_seeds
-    one_run = runs == 0
-    runs = np.where(one_run, folds / num_folds, runs)
+    examples, runs, folds, one_run = variances(sums, slots, num_seeds)
     joined = lambda a, b: np.where(one_run, np.maximum(a, b), a + b)
     variance = joined(examples, runs)
     live = (variance > 0) & np.isfinite(variance)
@@ -57,6 +48,24 @@ def interval(
         high = np.maximum(high, sums.gain + half)
     low, high = told_apart(sums, h, low, high)
     return low, high if sides == 2 else np.full_like(high, np.inf)
+
+
+def variances(
+    sums: Sums, slots: Slots, num_seeds: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Step 3, `[..., row]`: v of the examples, u of the runs, the fold means' own variance, and
+    whether there is nothing but these to tell u by."""
+    num_folds, share = slots.num_folds, slots.fold_weights / slots.weights.sum()
+    # Training sets differ between folds, but two or three folds do not show how much.
+    examples = np.diagonal(sums.covariance, axis1=-2, axis2=-1)
+    examples = examples * {1: 2.0, 2: 2.0, 3: 1.25}.get(num_folds, 1.0)
+    folds = (
+        sums.fold_means.var(axis=-1, ddof=1) if num_folds > 1 else np.full_like(examples, np.inf)
+    )
+    runs = sums.spread @ share**2 / num_seeds
+    one_run = runs == 0
+    runs = np.where(one_run, folds / num_folds, runs)
+    return examples, runs, folds, one_run
 
 
 def bent(
