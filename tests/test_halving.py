@@ -181,8 +181,10 @@ def test_a_rung_scores_a_side_branch_that_ends_its_schedule(x64):
     for rung, pieces in ((first, [(1, 9), (1, 2)]), (second, [(2, 9), (2, 4)])):
         expected = [mean_of(row, pieces) for row in rung.rows]
         np.testing.assert_allclose(rung.means, expected, rtol=1e-12)
-        best = np.array(rung.rows)[np.argsort(expected)[: -(-len(rung.rows) // 3)]]
-        assert set(best) <= set(rung.kept)
+        rows = np.array(rung.rows)
+        zeros, order = rows[rows < 3], rows[np.argsort(expected)]
+        rivals = order[order >= 3]
+        assert rung.kept == sorted([*zeros, *rivals[: -(-len(rivals) // 3)]])
     for row in second.kept:
         found = search.scores.of("loss")[row].mean()
         assert found == pytest.approx(mean_of(row, [(9, 9)]), rel=1e-12)
@@ -203,14 +205,14 @@ def test_a_schedule_that_needs_a_number_gets_one():
 
 
 def test_one_program_is_compiled_for_each_width_and_none_the_second_time():
-    """12 rows eight at once, then the one that is kept and its rival or zero."""
+    """12 rows eight at once, then the one that is kept and the three of strength 0."""
     program = lanes_module.compiled("cpu", lanes_module.go, ("at_once", "mesh", "stepwise"))
     # A training of its own: no other test has compiled it.
     stepwise = MEANS._replace(make_run=lambda inputs, num_steps: mean_run(inputs, num_steps))
     before = program._cache_size()
     for _ in range(2):
         search = halved_means(stepwise, trials_at_once=8, rungs=1, keep=1 / 12)
-        assert len(search.scores.rungs[0].kept) == 2
+        assert len(search.scores.rungs[0].kept) == 4
         assert program._cache_size() == before + 2
 
 
@@ -233,18 +235,36 @@ def judged(scores, keep=1 / 3):
     return judged_rung(plan_rungs(len(rows), 30, keep=keep)[0], scores, rows, "loss", keep)
 
 
-def test_the_worse_leave_the_diverged_first_and_zero_stays_beside_a_survivor():
+def test_the_worse_leave_the_diverged_first_and_rows_without_decay_stay():
     rung = judged(scores_of([3.0, 1.0, 2.0, 4.0, np.nan, 1.5]))
-    assert rung.kept == [0, 1, 5]  # The best two, and the row of strength 0.
+    assert rung.kept == [0, 1, 5]  # The best two of five, and the row of strength 0.
     assert rung.left.keys() == {2, 3, 4} and np.isnan(rung.left[4])
-    # Zero leads and is alone: its best rival stays.
+    # Zero leads: its best rival stays.
     assert judged(scores_of([1.0, 4.0, 2.0, 3.0, 5.0]), keep=0.2).kept == [0, 2]
     # Of the nine, three have a score: no more survive.
     rung = judged(scores_of([5.0, np.nan, np.nan, 1.0, *[np.nan] * 5]), keep=0.5)
     assert rung.kept == [0, 3]
     grid = grid_product(strength=[0.0, 1.0], learning_rate=[0.1, 0.2, 0.3])
-    rung = judged(scores_of([6.0, 9.0, 7.0, 2.0, 5.0, 1.0], grid))
-    assert rung.kept == [0, 2, 3, 5]  # Zero of the rates of rows 3 and 5; not that of row 4.
+    rung = judged(scores_of([6.0, np.nan, 7.0, 2.0, 5.0, 1.0], grid))
+    assert rung.kept == [0, 2, 5]  # Zero at every rate at which it did not diverge.
+    rung = judged(scores_of([4.0, 2.0, 3.0], grid_product(learning_rate=[0.1, 0.2, 0.3])))
+    assert rung.kept == [1]
+
+
+def test_what_decay_gains_is_over_the_best_zero_of_the_whole_grid():
+    """Without decay the lowest learning rate is best at the end and worst at the rung."""
+    grid = grid_product(strength=[0.0, 0.3, 1.0], learning_rate=[0.05, 0.2, 0.9])
+    at_rung = [9.0, 5.0, 3.0, 9.0, 5.0, 2.0, 9.0, 5.0, 1.0]
+    at_end = [2.0, 4.0, 6.0, 2.0, 3.0, 4.0, 2.0, 3.0, 1.5]
+    rung = judged(scores_of(at_rung, grid), keep=0.2)
+    assert rung.kept == [0, 1, 2, 5, 8]
+    scores = scores_of(at_end, grid, noise=0.1)
+    gone = [row for row in range(9) if row not in rung.kept]
+    scores.held_out.values["loss"][gone] = np.nan
+    scores.values["loss"][gone] = np.nan
+    choice = choose(scores._replace(rungs=(rung,)))
+    assert (choice.index, choice.best_zero) == (8, 0)
+    np.testing.assert_allclose(choice.gain_over_best_zero.mean, 0.5, atol=0.05)
 
 
 def test_a_row_leaves_on_its_paired_mean_and_is_unclear_if_it_cannot_be_told():
@@ -397,4 +417,7 @@ def test_progress_counts_whole_trainings_and_ends_with_the_scores():
 def test_the_plan_says_what_will_be_trained():
     problem = Problem(RUNS, GRID, DATA, FOLDS, jax.random.key(0), num_seeds=2, stepwise=STEPWISE)
     words = plan_of_halving(problem)
-    assert "9 -> 2 -> 1 rows at rungs of 1, 3 epochs" in words and "x 3 folds x 2 seeds" in words
+    assert (
+        "9 -> 5 -> 4 rows at rungs of 1, 3 epochs, all 3 of strength 0 to the end" in words
+        and "x 3 folds x 2 seeds" in words
+    )

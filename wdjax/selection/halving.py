@@ -36,7 +36,7 @@ from jaxtyping import Array
 from wdjax.checks import LARGEST_COUNT, check_number, check_one_of, check_positive_int
 from wdjax.host_checks import check_given
 from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
-from wdjax.selection.choice import RULES, Judged, choose, confident_rows, row_of_zero
+from wdjax.selection.choice import RULES, Judged, choose, confident_rows
 from wdjax.selection.cross_validation import Progress
 from wdjax.selection.folds import Folds, narrowed
 from wdjax.selection.grids import GridLike
@@ -86,12 +86,13 @@ def halve(
         rung j of m ends at T_j = T / 2 keep^(m - j) of T epochs:
           advance every row to T_j - B_j, B_j = ceil(T_j / 3), on the schedule of T epochs
           copy it, go B_j epochs on the schedule of T_j, score the copy, throw it away
-          keep the best share `keep` by the mean over folds and seeds, and their rows of strength 0
-          (of zeros alone, the best of their rivals)
+          keep the best share `keep` by the mean over folds and seeds, and all rows of strength 0
 
     Strong decay looks bad while the learning rate is high, so a row is judged as the run that ends
     at the rung, and goes on from before. One that reaches the end has been the run that
     `cross_validate` trains. A row leaves with all its folds and seeds; diverged ones leave first.
+    Rows without decay never leave: the best of them is what decay is held against, and which that
+    is a rung does not know, as a high learning rate fits early and overfits late.
 
     Rows that left are NaN in `scores`; `scores.rungs` says where. They lose, but count: intervals
     hold for them too (see `choose`), and `confident_set` holds those that could not be told from
@@ -146,7 +147,7 @@ def _halved(
 ) -> Scores:
     """The scores of the rows that reach the end, and where the others left."""
     num_epochs, per_row = lanes.stepwise.num_epochs, lanes.num_seeds * len(lanes.folds.train)
-    total = _planned(len(lanes.rows), plans, num_epochs, keep) * per_row
+    total = _planned(_counts(lanes.grid, plans, keep), plans, num_epochs) * per_row
     report = functools.partial(_report, progress, time.perf_counter(), total, lanes)
     scores_of = functools.partial(_scores, lanes, held_out)
     report("compile", None)
@@ -226,15 +227,13 @@ def plan_of_halving(problem: Problem) -> str:
       ValueError: as `search_by_halving`.
     """
     plans = plan_rungs(problem.num_rows, _stepwise_of(problem).num_epochs)
-    counts = [problem.num_rows]
-    for _ in plans:
-        counts.append(_num_kept(counts[-1], KEEP))
-    steps = " -> ".join(map(str, counts))
+    counts = _counts(problem.grid, plans, KEEP)
+    steps, zeros = " -> ".join(map(str, counts)), int(_without_decay(problem.grid).sum())
+    of_zero = f", all {zeros} of strength 0 to the end" if zeros else ""
     ends = ", ".join(str(plan.end) for plan in plans)
     return (
         f"About {trainings_of_halving(problem):.3g} trainings' worth: {steps} rows at rungs of "
-        f"{ends} epochs, each with its row of strength 0, x {len(problem.folds.train)} folds x "
-        f"{problem.num_seeds} seeds"
+        f"{ends} epochs{of_zero}, x {len(problem.folds.train)} folds x {problem.num_seeds} seeds"
     )
 
 
@@ -247,7 +246,7 @@ def trainings_of_halving(problem: Problem) -> float:
     num_epochs = _stepwise_of(problem).num_epochs
     plans = plan_rungs(problem.num_rows, num_epochs)
     lanes = len(problem.folds.train) * problem.num_seeds
-    return _planned(problem.num_rows, plans, num_epochs, KEEP) * lanes
+    return _planned(_counts(problem.grid, plans, KEEP), plans, num_epochs) * lanes
 
 
 def _stepwise_of(problem: Problem) -> Stepwise:
@@ -287,18 +286,32 @@ def _at_once(trials_at_once: int | None, mesh: Mesh | None) -> int:
     return trials_at_once
 
 
-def _num_kept(num_rows: int, keep: float) -> int:
-    return min(num_rows, math.ceil(num_rows * keep - 1e-9))
+def _num_kept(num_rows: Any, keep: float) -> int:
+    return min(int(num_rows), math.ceil(num_rows * keep - 1e-9))
 
 
-def _planned(num_rows: int, plans: list[Plan], num_epochs: int, keep: float) -> float:
-    """Whole trainings, of one fold and seed, one row of strength 0 beside those that are kept."""
-    epochs, done, rows = 0, 0, num_rows
-    for plan in plans:
+def _without_decay(grid: GridLike) -> np.ndarray:
+    """`[row]`: the rows of strength 0."""
+    rows = checked_num_rows(grid)
+    return np.asarray(grid["strength"]) == 0 if "strength" in [*grid] else np.zeros(rows, bool)
+
+
+def _counts(grid: GridLike, plans: list[Plan], keep: float) -> list[int]:
+    """How many rows there are before each rung and after the last, if none diverges."""
+    zeros = int(_without_decay(grid).sum())
+    rivals = [checked_num_rows(grid) - zeros]
+    for _ in plans:
+        rivals.append(_num_kept(rivals[-1], keep))
+    return [zeros + number for number in rivals]
+
+
+def _planned(counts: list[int], plans: list[Plan], num_epochs: int) -> float:
+    """Whole trainings, of one fold and seed."""
+    epochs, done = 0, 0
+    for rows, plan in zip(counts, plans, strict=False):
         epochs += rows * (plan.end - done)
-        done, rows = plan.end - plan.branch, min(rows, _num_kept(num_rows, keep) + 1)
-        num_rows = rows
-    return (epochs + rows * (num_epochs - done)) / num_epochs
+        done = plan.end - plan.branch
+    return (epochs + counts[-1] * (num_epochs - done)) / num_epochs
 
 
 def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: float) -> Rung:
@@ -309,22 +322,16 @@ def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: 
     """
     judged = Judged.of(scores, value)
     means = judged.means
-    order = rows[np.argsort(means[rows], kind="stable")]
-    best = order[: _num_kept(len(rows), keep)]
-    best = best[np.isfinite(means[best])].tolist()
-    if not best:
+    zero = _without_decay(scores.grid)
+    finite = rows[np.isfinite(means[rows])]
+    rivals = finite[~zero[finite]]
+    best = rivals[np.argsort(means[rivals], kind="stable")][: _num_kept((~zero[rows]).sum(), keep)]
+    kept = sorted({*best.tolist(), *finite[zero[finite]].tolist()})
+    if not kept:
         raise ValueError(
             f"every row diverged before the rung at epoch {plan.end} (no finite score): lower the "
             "learning rate or the largest strengths, or check the data."
         )
-    zeros = [row_of_zero(scores.grid, row) for row in best]
-    beside = [z for z in zeros if z is not None and z in rows and np.isfinite(means[z])]
-    kept = sorted({*best, *beside})
-    if set(kept) <= set(zeros):
-        # Zero leads: without its best rival nothing could be told of decay at the end.
-        rivals = [row for row in order.tolist() if row_of_zero(scores.grid, row) in kept]
-        rivals = [row for row in rivals if row not in kept and np.isfinite(means[row])]
-        kept = sorted([*kept, *rivals[:1]])
     unclear = [row for row in confident_rows([judged])[0] if row not in kept]
     told = scores.mean()
     means = (told[value] if isinstance(told, dict) else jax.tree.leaves(told)[0])[rows]
