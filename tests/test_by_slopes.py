@@ -96,24 +96,34 @@ def test_the_rows_stand_in_order_and_the_choice_is_judged_against_zero():
 
 
 @pytest.mark.usefixtures("nans_allowed")
-def test_two_numbers_are_searched_and_zero_is_trained_at_the_chosen_rate():
+def test_two_numbers_are_searched_and_the_learning_rate_at_zero_too():
+    """500 small steps from zero regularise as decay does, so that zero is nearly as good, at a
+    learning rate of its own."""
     heard = []
     found = search(
         strength=5.0,
         learning_rate=0.004,
         slopes=("strength", "learning_rate"),
-        within={"learning_rate": (1e-3, 0.1)},
+        within={"learning_rate": (1e-4, 0.1)},
         progress=heard.append,
     )
     losses = of_a_grid().of("loss").mean(axis=(1, 2))
     assert found.believed and found.choice.mean < losses.min() + 0.05 * np.ptp(losses)
-    assert found.choice.gain is not None
-    at_zero = np.asarray(found.scores.grid["strength"]) == 0
-    assert at_zero.sum() == 2
+    strengths, rates = (np.asarray(found.scores.grid[n]) for n in ("strength", "learning_rate"))
+    at_zero = strengths == 0
+    assert 3 <= at_zero.sum() <= 7 and len(strengths) - at_zero.sum() >= 2
     num_rows = len(at_zero)
-    assert found.cost.trainings == 5 * (2 + 3 * (num_rows - 2))
+    assert found.cost.trainings == 5 * (2 * at_zero.sum() + 3 * (num_rows - at_zero.sum()))
     done = [each.done for each in heard]
     assert done == sorted(done) and done[-1] == 5 * num_rows
+    # The slopes at zero are in the learning rate alone.
+    assert np.isnan(found.scores.slope_of("loss", "strength")[at_zero]).all()
+    assert np.isfinite(found.scores.slope_of("loss", "learning_rate")).all()
+    # A grid of learning rates without decay is nowhere better than the best that it found.
+    grid = wdjax.grid_product(strength=[0.0], learning_rate=np.geomspace(1e-4, 0.02, 24))
+    every = wdjax.cross_validate(descent, grid, DATA, FOLDS, key=jax.random.key(1)).of("loss")
+    best = found.scores.of("loss")[found.choice.best_zero].mean()
+    assert best < every.mean(axis=(1, 2)).min() + 0.05 * np.ptp(losses)
 
 
 def test_rows_that_run_out_are_doubted():

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from wdjax.selection.choice import beyond
 from wdjax.selection.evidence import gains_by_example
 from wdjax.selection.grids import grid_product
 from wdjax.selection.judged import Judged
 from wdjax.selection.moves import best_by
 from wdjax.selection.over_zero import gains_over_best_zero, gains_over_zero
+from wdjax.selection.rungs import Rung
 from wdjax.selection.scores import HeldOut, Scores
 
 FOLDS, SEEDS, EXAMPLES = 5, 3, 60
@@ -119,3 +121,29 @@ def test_without_two_learning_rates_and_two_strengths_nothing_moves():
     assert best_by(judged_of([0.0, 0.1], rng, [0, 1], [0.1])) is None
     assert best_by(judged_of([[0.0, 0.1]], rng, [1], [0.1, 0.2])) is None
     assert best_by(judged_of([0.0, 0.1], rng, [0, 1], [0.1]), given="dropout") is None
+
+
+def test_of_pairs_that_were_not_all_trained_to_the_end_nothing_is_said_to_move():
+    """Alone of 60 that halving kept, or the few that slopes put: others may be better there."""
+    rng = np.random.default_rng(0)
+    judged = judged_of([[1.0, 3.0], [3.0, 1.0]], rng, [1, 2], [0.1, 0.2])
+    assert best_by(judged).moves
+    rung = Rung(3, 1, [0, 1, 2, 3], [1.0, 3.0, 3.0, 1.0], [0, 3], [])
+    assert best_by(judged._replace(rungs=(rung,))) is None
+    diagonal = np.array([1.0, 2.0, 3.0, 4.0])
+    few = judged._replace(grid={"strength": diagonal, "learning_rate": diagonal})
+    assert best_by(few) is None
+
+
+ONES = np.ones((1, FOLDS, SEEDS)) + 0.01 * np.arange(FOLDS)[:, None]
+
+
+def test_at_an_end_of_which_the_slope_is_known_it_says_whether_a_better_lies_beyond():
+    rng = np.random.default_rng(0)
+    judged = judged_of([3.0, 2.0, 1.0], rng, [0, 1, 2], [0.1])
+    slope = lambda at_best: {"strength": np.array([np.nan, -1.0, at_best])[:, None, None] * ONES}
+    at_end = {"strength": "largest"}
+    assert beyond(judged, 2, {}) == at_end
+    assert beyond(judged._replace(slopes=slope(-0.5)), 2, {}) == at_end
+    assert beyond(judged._replace(slopes=slope(0.5)), 2, {}) == {}
+    assert beyond(judged._replace(slopes=slope(np.nan)), 2, {}) == at_end

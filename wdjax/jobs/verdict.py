@@ -84,7 +84,7 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
 def _ends(judged: Judged, decay: str, command: str) -> Iterator[str]:
     """At which ends of the grid the best mean lies, and how to look beyond."""
     grid, best = judged.grid, int(np.argmin(judged.means))
-    ends = beyond(grid, best, gains_over_zero([judged])[0])
+    ends = beyond(judged, best, gains_over_zero([judged])[0])
     if "strength" in ends:
         rates = np.asarray(grid["learning_rate"])
         most = DECAY_KINDS[decay].whole_weight_strength(float(rates[best]))

@@ -45,28 +45,26 @@ def search_by_slopes(
 
     From `start` it steps against the slope, doubling the step while the score falls no slower than
     before, then to where the surface through all values and slopes (`selection.surface`) has its
-    minimum, until that promises less than the error of the promise. Slopes are medians over the
-    runs; where differences of values do not allow them, values are believed. A search in
-    the logarithm never comes to 0: `zero` trains that row too, without slopes, for the direction
-    and for what `choose` says of it (once more beside the chosen row, if two are searched).
+    minimum, until that promises less than its error. Slopes are medians over the runs; where
+    differences of values do not allow them, values are believed. A search in the logarithm never
+    comes to 0: `zero` trains that row too. If two numbers are searched, the other one is searched
+    at 0 as well, by its slopes: what decay is worth is over the best without it.
 
     Args:
       fit_and_score, data, folds, key, num_seeds: as for `cross_validate`.
-      start: every number of a row, above 0 where it is searched; such as
-        `timescale_strength(...)` of a timescale between an epoch and the run.
+      start: every number of a row, above 0 where it is searched (see `timescale_strength`).
       slopes: the one or two numbers to search.
       within: `{number: (least, most)}`; by default anything.
       value: which score.
-      rule: as for `choose`.
-      max_rows: the most rows with slopes, >= 2; by default 6 for one number, 9 for two.
-      simpler: the number whose 0 is none of it.
-      zero: whether to train a row at `simpler` 0, if that is searched.
+      rule, simpler: as for `choose`.
+      max_rows: the most rows above zero, >= 2; by default 6 for one number, 9 for two.
+      zero: whether to train rows at `simpler` 0, if that is searched.
       annealed: whether the learning rate falls towards the end of a run; if not, it is doubted.
       how: what else `cross_validate` takes.
 
     Returns:
-      The scores of all rows, the smallest numbers first (`slopes` are NaN at zero), the choice
-      among them, and whether to believe it.
+      The scores of all rows, the smallest numbers first (`slopes` in `simpler` are NaN at zero),
+      the choice among them, and whether to believe it.
 
     Raises:
       ValueError: for none or more than two numbers, a start that is 0, negative or outside
@@ -89,6 +87,8 @@ def search_by_slopes(
     if not reason:
         reason = f"It stopped at the {most} rows allowed."
         doubts += _doubts_of_an_end(seen, box, names, without)
+    if len(names) == 2 and without is not None and len(seen.points):
+        doubts += _search_at_zero(rows, dict(start), seen, box)
     scores = rows.joined()
     finite = np.isfinite(scores.of(rows.score)).all(axis=(1, 2)).any()
     choice = choose(scores, rule, value=value, simpler=simpler) if finite else None
@@ -101,20 +101,36 @@ def _train_rows(
     """Trains row after row; what they tell, and why no other is needed ("" if none is allowed)."""
     names, simpler = rows.names, rows.simpler
     if without is not None:
-        rows.train(start | {simpler: 0.0}, with_slopes=False)
+        rows.train(start | {simpler: 0.0})
     point = np.log([float(start[name]) for name in names])
     while True:
-        rows.train(start | dict(zip(names, np.exp(point).tolist(), strict=True)), with_slopes=True)
+        rows.train(start | dict(zip(names, np.exp(point).tolist(), strict=True)))
         seen = rows.seen()
         following = next_row(seen, box, without)
         if isinstance(following, str) or len(rows.trained) == most:
             break
         point = following
-    if len(names) == 2 and without is not None and len(seen.points):
-        at_best = np.exp(seen.points[seen.best]).tolist()
-        beside = start | dict(zip(names, at_best, strict=True)) | {simpler: 0.0}
-        rows.train(beside, with_slopes=False)
     return seen, following if isinstance(following, str) else ""
+
+
+def _search_at_zero(rows: "_Rows", start: dict[str, Any], seen: Seen, box: np.ndarray) -> list[str]:
+    """Searches the other number at `simpler` 0, from where it began and where the choice has it;
+    why the best there is not to be believed."""
+    (other,) = (name for name in rows.names if name != rows.simpler)
+    place = rows.names.index(other)
+    own_box = box[:, [place]]
+    point = seen.points[seen.best][[place]]
+    for _ in range(MOST_ROWS[1]):
+        rows.train(start | {rows.simpler: 0.0, other: float(np.exp(point[0]))})
+        at_zero = rows.seen_at_zero()
+        following = next_row(at_zero, own_box)
+        if isinstance(following, str):
+            return []
+        point = following
+    return [
+        f"{doubt.replace('Do not believe this: ', f'Do not believe this: at {rows.simpler} 0 ')}"
+        for doubt in _doubts_of_an_end(at_zero, own_box, (other,), None)
+    ]
 
 
 def search_problem_by_slopes(problem: Problem) -> Search:
@@ -153,9 +169,10 @@ def plan_of_slopes(problem: Problem) -> str:
     folds, names = len(problem.folds.train), " and ".join(n.replace("_", " ") for n in within)
     at = ", ".join(f"{name.replace('_', ' ')} {start[name]:.3g}" for name in within)
     rows = MOST_ROWS[len(within)]
+    zeros = "zero" if len(within) == 1 else f"up to {MOST_ROWS[1] + 1} at zero"
     return (
         f"at most {rows} rows x {folds} folds x {problem.num_seeds} seeds with their slopes in "
-        f"{names}, from {at}, and zero"
+        f"{names}, from {at}, and {zeros}"
     )
 
 
@@ -167,7 +184,7 @@ def trainings_of_slopes(problem: Problem) -> float:
     """
     num = len(_ends_and_start(problem)[0])
     trials = len(problem.folds.train) * problem.num_seeds
-    zeros = 1 if num == 1 else 2
+    zeros = 1 if num == 1 else 2 * (MOST_ROWS[1] + 1)
     return float(trials * (MOST_ROWS[num] * (1 + num) + zeros))
 
 
@@ -218,13 +235,13 @@ class _Rows:
         self._listener: Callable[[Progress], None] | None = how.get("progress")
         self._trials, self._done = len(folds.train) * num_seeds, 0
 
-    def train(self, numbers: Mapping[str, Any], *, with_slopes: bool) -> None:
-        """One more row."""
+    def train(self, numbers: Mapping[str, Any]) -> None:
+        """One more row, with the slopes of its numbers above 0."""
         fit_and_score, data, folds = self._fixed
-        slopes = self.names if with_slopes else ()
+        slopes = tuple(name for name in self.names if numbers[name] > 0)
         grid = grid_product(**numbers)
         row = cross_validate(fit_and_score, grid, data, folds, slopes=slopes, **self._how)
-        (self.trained if with_slopes else self.at_zero).append(row)
+        (self.trained if slopes == self.names else self.at_zero).append(row)
         self.trainings += self._trials * (1 + len(slopes))
         self._done += self._trials
 
@@ -245,10 +262,6 @@ class _Rows:
         """What they tell, of the score turned so that lower is better."""
         judged = [Judged.of(row, self.value) for row in self.trained]
         sign = -1.0 if judged[0].higher_is_better else 1.0
-        slopes = [
-            np.stack([sign * row.slope_of(self.score, name)[0] for name in self.names])
-            for row in self.trained
-        ]
         losses = np.stack([each.losses[0] for each in judged])
         zero = np.full(losses.shape, np.nan)
         for index, row in enumerate(self.trained):
@@ -259,16 +272,22 @@ class _Rows:
                     if name != self.simpler
                 ):
                     zero[index] = sign * other.of(self.score)[0]
-        return Seen.of(np.log(self._numbers(self.trained)), losses, np.stack(slopes), zero)
+        slopes = _slopes_of(judged, self.names)
+        return Seen.of(np.log(_numbers(self.trained, self.names)), losses, slopes, zero)
 
-    def _numbers(self, rows: list[Scores]) -> np.ndarray:
-        return np.array([[float(np.asarray(r.grid[name])[0]) for name in self.names] for r in rows])
+    def seen_at_zero(self) -> Seen:
+        """The same of the rows at 0, as a search of the other number."""
+        names = tuple(name for name in self.names if name != self.simpler)
+        judged = [Judged.of(row, self.value) for row in self.at_zero]
+        losses = np.stack([each.losses[0] for each in judged])
+        points = np.log(_numbers(self.at_zero, names))
+        return Seen.of(points, losses, _slopes_of(judged, names), np.full(losses.shape, np.nan))
 
     def joined(self) -> Scores:
         """All of them as the scores of one search, the smallest numbers first."""
-        unseen = [_without_slopes(row, self.trained[0]) for row in self.at_zero]
-        rows = [*unseen, *self.trained]
-        numbers = self._numbers(rows)
+        at_zero = [_with_all_slopes(row, self.trained[0]) for row in self.at_zero]
+        rows = [*at_zero, *self.trained]
+        numbers = _numbers(rows, self.names)
         rows = [rows[i] for i in np.lexsort(numbers.T)]
         join: Callable = lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])
         first = rows[0]
@@ -288,14 +307,27 @@ class _Rows:
         )
 
 
-def _without_slopes(row: Scores, like: Scores) -> Scores:
-    """A row at zero beside rows with slopes: its own are not known."""
-    unknown = lambda leaf: np.full_like(leaf, np.nan)
+def _numbers(rows: list[Scores], names: tuple[str, ...]) -> np.ndarray:
+    return np.array([[float(np.asarray(row.grid[name])[0]) for name in names] for row in rows])
+
+
+def _slopes_of(judged: list[Judged], names: tuple[str, ...]) -> np.ndarray:
+    """`[row, number, fold, seed]`"""
+    return np.stack([[each.slopes[name][0] for name in names] for each in judged])
+
+
+def _with_all_slopes(row: Scores, like: Scores) -> Scores:
+    """A row at zero beside others: its slopes in the logarithm of what is 0 are not known."""
+
+    def filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = lambda leaf: np.full_like(leaf, np.nan)
+        return {n: own[n] if n in own else jax.tree.map(unknown, others[n]) for n in others}
+
     held_out = row.held_out
     if held_out is not None and like.held_out is not None:
-        slopes = jax.tree.map(unknown, dict(like.held_out.slopes))
+        slopes = filled(held_out.slopes, like.held_out.slopes)
         held_out = held_out._replace(slopes=slopes)
-    return row._replace(held_out=held_out, slopes=jax.tree.map(unknown, dict(like.slopes)))
+    return row._replace(held_out=held_out, slopes=filled(row.slopes, like.slopes))
 
 
 def foreseen(num_folds: int, annealed: bool) -> Iterator[str]:

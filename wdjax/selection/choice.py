@@ -249,7 +249,7 @@ def _reasons(
         yield RULES[choice.rule].because.format(
             simpler=simpler, error=format_number(errors[best]), best=kind.lower(), top=top
         )
-    for name, end in beyond(judged.grid, best, gains).items():
+    for name, end in beyond(judged, best, gains).items():
         yield (
             f"The best lies at an end of the grid: {end} {name} tried; there may be a better "
             "one beyond, so widen the grid."
@@ -264,17 +264,19 @@ def _reasons(
         yield f"{diverged} of {len(judged.means)} rows diverged and lose."
 
 
-def beyond(grid: Any, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
+def beyond(judged: Judged, best: int, gains: Mapping[int, Gain]) -> dict[str, str]:
     """`{axis: end}` of the axes at whose end the best row lies, so that a better may lie beyond.
 
     Beyond the smallest strength there is zero: where the best row is known not to be better than
-    that, nothing better lies between.
+    that, nothing better lies between. Where slopes are known, they say whether it still falls.
     """
     found = {}
-    for name in grid:
-        end = end_of_grid(grid, best, name)
+    for name in judged.grid:
+        end = end_of_grid(judged.grid, best, name)
         towards_zero = name == "strength" and end == "smallest" and best in gains
-        if end is not None and not (towards_zero and gains[best].verdict != "helps"):
+        if end is None or (towards_zero and gains[best].verdict != "helps"):
+            continue
+        if judged.falls(best, name, end) is not False:
             found[name] = end
     return found
 

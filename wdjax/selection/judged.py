@@ -27,6 +27,8 @@ class Judged(NamedTuple):
     higher_is_better: bool
     rungs: tuple[Rung, ...] = ()
     """Where rows left before the end, see `halve`."""
+    slopes: Mapping[str, np.ndarray] = {}
+    """`{number: [row, fold, seed]}` of the losses in its logarithm; NaN where not known."""
 
     @classmethod
     def of(cls, scores: Scores, value: str, higher_is_better: Any = None) -> "Judged":
@@ -48,7 +50,8 @@ class Judged(NamedTuple):
         if held_out is not None and not held_out.repeated and name in held_out.values:
             each = sign * np.asarray(held_out.values[name], np.float64)
         losses = sign * scores.of(name)
-        return cls(scores.grid, losses, held_out, each, value, up, scores.rungs)
+        slopes = {number: sign * scores.slope_of(name, number) for number in scores.slopes}
+        return cls(scores.grid, losses, held_out, each, value, up, scores.rungs, slopes)
 
     @property
     def means(self) -> np.ndarray:
@@ -73,7 +76,22 @@ class Judged(NamedTuple):
         index = np.asarray(rows, int)
         grid = {name: np.asarray(axis)[index] for name, axis in self.grid.items()}
         each = None if self.each is None else self.each[index]
-        return self._replace(grid=grid, losses=self.losses[index], each=each, rungs=())
+        slopes = {number: each_slope[index] for number, each_slope in self.slopes.items()}
+        return self._replace(
+            grid=grid, losses=self.losses[index], each=each, rungs=(), slopes=slopes
+        )
+
+    def falls(self, row: int, number: str, side: str) -> bool | None:
+        """Whether the loss of a row surely falls towards a side ("smallest" or "largest") of a
+        number, by its slopes over the folds (two standard errors); None where they are unknown."""
+        if number not in self.slopes:
+            return None
+        runs = np.median(self.slopes[number][row], axis=-1)
+        if not np.isfinite(runs).all():
+            return None
+        error = runs.std(ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else np.inf
+        turned = runs.mean() if side == "smallest" else -runs.mean()
+        return bool(turned > 2 * error)
 
 
 def confident_rows(searches: Sequence[Judged], level: float = 0.95) -> list[tuple[int, ...]]:

@@ -57,6 +57,9 @@ def best_by(
 ) -> Movement | None:
     """The best value of an axis at each value of another; None unless both have several values.
 
+    It is None too for a search that did not train every pair to the end (`search_by_slopes`,
+    `halve`): the best of the pairs that it went on with is not the best at that value.
+
     At each value of `given` the rows that cannot be told from the best of them are found as in
     `choose`, at level `1 - (1 - level) / m` for m values, so that the m sets hold their best rows
     together. If the best value of `axis` were the same everywhere, it would be in all of them: if
@@ -65,6 +68,9 @@ def best_by(
     if not {axis, given} <= {*judged.grid}:
         return None
     values, column = (np.asarray(judged.grid[name]) for name in (axis, given))
+    tried = len(np.unique(np.stack([values, column]), axis=1).T)
+    if judged.left or 2 * tried < len(np.unique(values)) * len(np.unique(column)):
+        return None
     at = [a for a in np.unique(column) if np.isfinite(judged.means[column == a]).any()]
     if len(at) < 2 or len(np.unique(values)) < 2:
         return None
