@@ -28,7 +28,7 @@ NUM_WEIGHTS = 122_570
 def nothing_stored(shared_programs):
     """What a compiler without its device has written to the disk, it cannot read back."""
     option = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.read(option)
+    before = getattr(jax.config, option)
     jax.config.update(option, math.inf)
     yield
     jax.config.update(option, before)

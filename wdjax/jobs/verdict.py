@@ -64,7 +64,9 @@ def headline(scores: Scores, chosen: Choice, decay: str, command: str) -> list[s
     lines = [f"{_first_words(judged, chosen, decay)}{_one_learning_rate(scores.grid)}."]
     movement = best_by(judged)
     lines += [] if movement is None else [str(movement)]
-    lines += [*_other_scores(scores, chosen), *_ends(judged, decay, command)]
+    lines += [*_other_scores(scores, chosen)]
+    if not scores.slopes:  # A search that goes by them says itself whether a better lies beyond.
+        lines += [*_ends(judged, decay, command)]
     _, num_folds, num_seeds = judged.losses.shape
     if num_seeds == 1 and num_folds > 1:
         lines.append(
