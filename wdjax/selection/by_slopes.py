@@ -122,14 +122,13 @@ def _search_at_zero(rows: "_Rows", start: dict[str, Any], seen: Seen, box: np.nd
     point = seen.points[seen.best][[place]]
     for _ in range(MOST_ROWS[1]):
         rows.train(start | {rows.simpler: 0.0, other: float(np.exp(point[0]))})
-        at_zero = rows.seen_at_zero()
-        following = next_row(at_zero, own_box)
+        following = next_row(rows.seen_at_zero(), own_box)
         if isinstance(following, str):
             return []
         point = following
     return [
         f"{doubt.replace('Do not believe this: ', f'Do not believe this: at {rows.simpler} 0 ')}"
-        for doubt in _doubts_of_an_end(at_zero, own_box, (other,), None)
+        for doubt in _doubts_of_an_end(rows.seen_at_zero(), own_box, (other,), None)
     ]
 
 
