@@ -391,7 +391,8 @@ def _argument(field: Any, base: Any) -> dict[str, Any]:
         "metavar": {float: "X", int: "N", str: "NAME"}[base],
     }
     if several:
-        argument |= {"nargs": "+", "action": _Tuple}
+        nargs = "*" if field.metadata["may_be_empty"] else "+"
+        argument |= {"nargs": nargs, "action": _Tuple}
     return argument
 
 

@@ -38,6 +38,15 @@ def memory_of(compiled: Any) -> int | None:
     return int(held - told.alias_size_in_bytes)
 
 
+def memory_on(device: Any) -> int | None:
+    """Bytes that a device has in all, as it says itself; of a CPU those within reach of this
+    process. None where nobody says."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu":
+        return memory_within_reach()
+    return limit
+
+
 def _free_of_groups(root: pathlib.Path) -> Iterator[int]:
     """What each control group that this process is in leaves free."""
     for line in _text(root / "proc/self/cgroup").splitlines():

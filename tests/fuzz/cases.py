@@ -36,6 +36,7 @@ BASES = tuple(
             "train --data numbers.npz --loss squared_error --strength 0 --batch-size 4 --out o",
         ),
         ("train", f"train {MNIST} --strength 0"),
+        ("train", f"train --tune strength {TABLE} --epochs 4 --out out"),
         ("train --stream", f"train --stream {TABLE} --strength 0.1 --epochs 1 --out out"),
         ("train --stream", f"train --stream {IMAGES} --strength 0 --augment flip --out out"),
         ("train --stream", f"train --stream {OWN} --data table.npz --strength 0 --batch-size 4"),

@@ -77,7 +77,7 @@ def options() -> dict[str, tuple[Option, ...]]:
 
 
 def _option(action: argparse.Action, choices: tuple[str, ...]) -> Option:
-    values = "none" if action.nargs == 0 else "several" if action.nargs == "+" else "one"
+    values = "none" if action.nargs == 0 else "several" if action.nargs in ("+", "*") else "one"
     positional = not action.option_strings
     name = str(action.metavar or action.dest) if positional else action.option_strings[-1]
     is_number = action.type not in (None, str)

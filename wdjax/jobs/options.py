@@ -161,6 +161,12 @@ class TrainOptions(RunOptions):
         False, "batch by batch, saved on the way; see wdjax train --stream --help"
     )
     resume: str | None = option(None, "folder of a stopped run to resume, bit for bit")
+    tune: tuple[str, ...] | None = option(
+        None, "move numbers on the way (default strength learning_rate)", may_be_empty=True
+    )
+    tune_carried: float | None = option(
+        None, "share of each window over which slopes are taken (default 1)"
+    )
     save_every: int | None = option(
         None, "steps between checkpoints (default one a minute; streamed 500)"
     )

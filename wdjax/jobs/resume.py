@@ -7,10 +7,10 @@ import pathlib
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from wdjax.checkpoint import CheckpointError
+from wdjax.checkpoint import CheckpointError, Checkpoints, Restored, check_same_config
 from wdjax.checkpoint.manifest import read_facts, steps_in
 from wdjax.jobs.folder import clear_earlier
 from wdjax.jobs.options import TrainOptions
@@ -57,7 +57,8 @@ def resumed_options(folder: str, given: Mapping[str, Any]) -> TrainOptions:
     """
     saved = read_config(pathlib.Path(folder))
     names = {field.name for field in dataclasses.fields(TrainOptions)}
-    kept = {name: value for name, value in saved.items() if name in names}
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    kept = {name: as_tuple(value) for name, value in saved.items() if name in names}
     how = {"stream": saved.get("stream", True), "resume": folder}
     options = TrainOptions(**{**kept, **given, **how})
     check_given_again(f"`resume` {folder!r}", dataclasses.asdict(options), given)
@@ -68,7 +69,9 @@ def run_config(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
     """What a run was told, as its folder keeps it."""
     recipe = prepared.recipe
     told = dataclasses.asdict(options) | {"epochs": recipe.num_epochs, "loss": recipe.loss}
-    return {name: value for name, value in told.items() if name not in _NOT_SAVED}
+    # Runs of earlier versions, which had no such options, resume.
+    unsaid = [name for name in ("tune", "tune_carried") if told[name] is None]
+    return {name: value for name, value in told.items() if name not in (*_NOT_SAVED, *unsaid)}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -147,6 +150,44 @@ def _config_of_newest(checkpoints: pathlib.Path) -> tuple[int, dict[str, Any]]:
         with contextlib.suppress(CheckpointError, ValueError):
             return step, read_facts(checkpoints, step)["config"]
     return 0, {}
+
+
+def restored(
+    open_checkpoints: Callable[[], Checkpoints],
+    like: Any,
+    *,
+    out: pathlib.Path,
+    config: Mapping[str, Any],
+    data: str,
+    data_hash: str,
+) -> Restored | None:
+    """The newest checkpoint of a run in memory; None if nothing was saved yet.
+
+    Args:
+      open_checkpoints: opens the folder's, once it is known that the run may go on.
+      like: what was saved, or its shapes as arrays.
+      out: the run's folder.
+      config: what the run is told now.
+      data, data_hash: the name of the data, and what they hold now.
+
+    Raises:
+      ValueError: if the folder holds no saved run, or one that was told something else or was
+        begun on other data.
+      DamagedCheckpointError: if no checkpoint is whole.
+    """
+    check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
+    checkpoints = open_checkpoints()
+    try:
+        found = checkpoints.restore(like)
+    except FileNotFoundError:
+        return None
+    check_same_config(found.facts["config"], config, may_differ=MAY_DIFFER)
+    if found.facts["data"].get("sha256", data_hash) != data_hash:
+        raise ValueError(
+            f"`resume` {str(out)!r} was begun on other data than {data!r} holds now; give the data "
+            "back as they were, or start a new run."
+        )
+    return found
 
 
 def saved_step(out: pathlib.Path) -> int | None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wdjax.checkpoint import CheckpointError, Checkpoints, check_same_config
+from wdjax.checkpoint import CheckpointError, Checkpoints
 from wdjax.checks import check_positive_int
 from wdjax.data.dataset import hash_of, to_batch
 from wdjax.jobs.audit import audit_results, audit_run
@@ -26,17 +26,11 @@ from wdjax.jobs.refit import (
     run_results,
 )
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
-from wdjax.jobs.resume import (
-    MAY_DIFFER,
-    check_not_streamed,
-    read_config,
-    run_config,
-    saved_step,
-    start_anew,
-)
+from wdjax.jobs.resume import check_not_streamed, restored, run_config, saved_step, start_anew
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, hparams_of, prepare
 from wdjax.jobs.stream import run_stream
 from wdjax.jobs.telemetry import telemetry_results
+from wdjax.jobs.tuned import run_tuned
 from wdjax.loop import Preempted
 from wdjax.loop.signals import Signals
 from wdjax.moved import moved_keywords
@@ -67,7 +61,8 @@ def run_train(
     Writes `results.json`, `report.html` and `params.npz` (of the first seed). Data in memory are
     trained on as `run_select` trains, by scans over epochs, seeds side by side; between two pieces
     the run is saved, once a minute or every `save_every` steps, and when it is stopped. With
-    `resume` it goes on from there, bit for bit. With `stream` it is `run_stream`.
+    `resume` it goes on from there, bit for bit. With `stream` it is `run_stream`, with `tune`
+    `run_tuned`.
 
     Raises:
       ValueError: for any bad option or bad data, or no strength, before anything is compiled; a
@@ -77,6 +72,13 @@ def run_train(
       Preempted: on SIGTERM, saved.
       KeyboardInterrupt: on Ctrl-C, saved.
     """
+    if options.tune is not None:
+        return run_tuned(options, say=say, on_progress=on_progress, command=command)
+    if options.tune_carried is not None:
+        raise ValueError(
+            "`tune_carried` is the share of a window over which slopes are taken; add --tune, or "
+            "leave it out."
+        )
     if options.stream:
         return run_stream(options, say=say, on_progress=on_progress, command=command)
     check_not_streamed(options)
@@ -169,21 +171,16 @@ class Training:
             was begun on other data.
           DamagedCheckpointError: if no checkpoint is whole.
         """
-        out = self._prepared.out
-        config = run_config(self._options, self._prepared)
-        check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
-        self._open_folder()
-        assert self._checkpoints is not None
-        try:
-            found = self._checkpoints.restore(self._blank())
-        except FileNotFoundError:
+        found = restored(
+            self._open_folder,
+            self._blank(),
+            out=self._prepared.out,
+            config=run_config(self._options, self._prepared),
+            data=self._options.data,
+            data_hash=self._data_hash,
+        )
+        if found is None:
             return "Nothing was saved yet: begins again."
-        check_same_config(found.facts["config"], config, may_differ=MAY_DIFFER)
-        if found.facts["data"].get("sha256", self._data_hash) != self._data_hash:
-            raise ValueError(
-                f"`resume` {str(out)!r} was begun on other data than {self._options.data!r} holds "
-                "now; give the data back as they were, or start a new run."
-            )
         self._states = found.state["states"]
         self._history = jax.tree.map(np.array, found.state["history"])
         self.done = found.step // self._steps_per_epoch
@@ -333,18 +330,16 @@ class Training:
         before = (self.done - self._piece) * self._steps_per_epoch // self._options.save_every
         return self.done * self._steps_per_epoch // self._options.save_every > before
 
-    def _open_folder(self) -> None:
-        if self._checkpoints is not None:
-            return
-        out: pathlib.Path = self._prepared.out
-        if self._options.resume is None:
-            start_anew(out, run_config(self._options, self._prepared))
-        self._checkpoints = Checkpoints(out / "checkpoints")
+    def _open_folder(self) -> Checkpoints:
+        if self._checkpoints is None:
+            out: pathlib.Path = self._prepared.out
+            if self._options.resume is None:
+                start_anew(out, run_config(self._options, self._prepared))
+            self._checkpoints = Checkpoints(out / "checkpoints")
+        return self._checkpoints
 
     def _save(self) -> None:
-        self._open_folder()
-        assert self._checkpoints is not None
-        self._checkpoints.save(
+        self._open_folder().save(
             self.done * self._steps_per_epoch,
             {"states": self._states, "history": self._history},
             data={"sha256": self._data_hash},

@@ -45,6 +45,7 @@ def summary(results: dict[str, Any]) -> str:
         parts += ["", str(map_table(results) or select_table(results)), ""]
     parts += ["", str(refit_table(results)), ""]
     if results["kind"] == "train":
+        parts += [f"{table}\n" for table in results.get("tables", [])]
         parts += [f"Warning: {text}" for text in results.get("warnings", [])]
     if "cost" in results and results["kind"] == "select":
         parts.append(f"Cost: {Cost(**results['cost'])}.")

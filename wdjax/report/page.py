@@ -79,7 +79,9 @@ def render_report(results: Mapping[str, Any]) -> str:
     if results.get("kind") == "transfer":
         sections = _tables(results)
     elif results.get("kind") == "train":
-        sections = [*_final_runs(results, "The run"), *_decay(results), *_telemetry(results)]
+        moved = _tables(results) if results.get("tables") else ()
+        sections = [*_final_runs(results, "The run"), *moved]
+        sections += [*_decay(results), *_telemetry(results)]
     else:
         sections = [
             *_strengths(results),
@@ -157,7 +159,8 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _tables(results: Mapping[str, Any]) -> Iterable[str]:
-    """Of a transfer: the sizes and the law, then what rules say beside it."""
+    """Of a transfer: the sizes and the law, then what rules say beside it; of a run that was tuned:
+    how its numbers moved."""
     tables = [table for table in results.get("tables") or () if isinstance(table, Mapping)]
     if not tables:
         yield _missing("No size was searched to its end.")

@@ -150,22 +150,37 @@ def _check_smooth(
     names: tuple[str, ...],
 ) -> None:
     numbers = {name: jax.ShapeDtypeStruct((), jnp.asarray(grid[name]).dtype) for name in grid}
-    plain = jax.make_jaxpr(_first_trial(fit_and_score, folds))(numbers, data, key)
+    plain, sloped = (
+        _first_trial(f, folds) for f in (fit_and_score, with_slopes(fit_and_score, names))
+    )
+    check_smooth(plain, sloped, numbers, data, key)
+
+
+def check_smooth(plain: Callable, sloped: Callable, *given: Any, name: str = "slopes") -> None:
+    """Checks that derivatives through `plain(*given)` say what a number does; `sloped` takes them.
+
+    Both are traced; nothing is compiled.
+
+    Raises:
+      ValueError: if `plain` takes the sign of something outside a derivative, or `sloped` cannot
+        be traced: it cannot be differentiated forward.
+    """
+    traced = jax.make_jaxpr(plain)(*given)
     # `logsumexp` takes a sign that nothing reads; what is read is left.
-    read, _ = dce_jaxpr(plain.jaxpr, [True] * len(plain.jaxpr.outvars))
+    read, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
     if any(map(_takes_a_sign, _equations(read))):
         raise ValueError(
-            "`slopes`: the run takes the sign of something, as Lion's step and the hard gate of "
+            f"`{name}`: the run takes the sign of something, as Lion's step and the hard gate of "
             "cautious decay do; a sign has derivative 0 wherever it has one, so the slopes would "
             "leave out what the number does to it. Choose from values alone, or take another "
             "optimiser or decay."
         )
     try:
-        jax.eval_shape(_first_trial(with_slopes(fit_and_score, names), folds), numbers, data, key)
+        jax.eval_shape(sloped, *given)
     except TypeError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"`slopes`: the run cannot be differentiated forward ({reason}); choose from values "
+            f"`{name}`: the run cannot be differentiated forward ({reason}); choose from values "
             "alone."
         ) from error
 
