@@ -313,9 +313,9 @@ def _cells() -> list[Cell]:
         name = f"digits {words}, CNN with batch norm, {decay}"
         digits = partial(shipped, "digits", 500, 900, noise)
         cells.append(Cell(name, digits, cnn, ends, **few, deep=True))
-        text = recipe(make_transformer, decay=decay, num_outputs=256, num_epochs=15)
+        text = recipe(make_transformer, decay=decay, num_outputs=256, num_epochs=30, batch_size=25)
         name = f"bytes {words}, transformer, {decay}"
-        windows = partial(shipped, "stdlib", 400, 400, noise)
+        windows = partial(shipped, "stdlib", 200, 300, noise)
         cells.append(Cell(name, windows, text, ends, **few, **how, deep=True))
     return cells
 

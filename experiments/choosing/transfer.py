@@ -100,10 +100,10 @@ def measure_transfer(cell: TransferCell, draw: int) -> dict[str, Any]:
 
 def _cells() -> list[TransferCell]:
     how: dict[str, Any] = dict(
-        num_strengths=10, num_folds=3, num_seeds=2, num_draws=3, learning_rate=3e-3
+        num_strengths=12, num_folds=3, num_seeds=2, num_draws=10, learning_rate=3e-3
     )
-    ends = (1e-2, 10**1.5)
-    mlp = partial(recipe, make_mlp, decay="decoupled", num_epochs=20)
+    ends = (1e-2, 1e2)
+    mlp = partial(recipe, make_mlp, decay="decoupled", num_epochs=30, batch_size=25)
     cells = [
         TransferCell(
             f"transfer, teacher {noise:.0%} wrong".replace("%", " %"),
