@@ -24,12 +24,11 @@ from wdjax.recipe.build import recipe_fit
 from wdjax.selection import WAYS, Progress, Search, cross_validate, grid_product, tune
 from wdjax.selection.search import Stopwatch
 from wdjax.selection.trials import gather
+from wdjax.selection.windows import plan_windows
 
 EVERYBODYS = 0.1
 LANES = 3
 """Rows that the searches of others ask for at a time: as often as the grid has so many."""
-NUM_WINDOWS = 4
-"""Of `tune`, of equal length but for the last."""
 
 
 class Found(NamedTuple):
@@ -97,8 +96,7 @@ def by_tuning(carried: float, cell: Cell, draw: int) -> Found:
     low, high = cell.strengths
     start = {"strength": (low * high) ** 0.5} | start_of(cell, train.weights.shape[0])
     start["strength"] = float(np.clip(start["strength"], low, high))
-    each = recipe.num_epochs // NUM_WINDOWS
-    windows = [each] * (NUM_WINDOWS - 1) + [recipe.num_epochs - (NUM_WINDOWS - 1) * each]
+    windows = plan_windows(recipe.num_epochs)
     ends: list[float] = []
     losses_of = lambda fit, batch: stepwise.score.by_example(fit, batch)["loss"]
     tuned = tune(
@@ -115,6 +113,7 @@ def by_tuning(carried: float, cell: Cell, draw: int) -> Found:
         on_window=lambda window: ends.append(time.perf_counter()),
     )
     # A window that ran after another of its length had no program to compile.
+    each = windows[0]
     alike = [b - a for a, b, n in zip(ends, ends[1:], windows[1:], strict=False) if n == each]
     as_trainings = float("nan")
     if alike:
