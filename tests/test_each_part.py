@@ -194,7 +194,7 @@ def draws(rng, num_parts, folds=3, seeds=3, examples=100):
     return names, scores
 
 
-@pytest.mark.parametrize("num", [50, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [50, pytest.param(150, marks=pytest.mark.slow)])
 def test_where_no_part_has_an_effect_at_most_one_search_in_twenty_claims_one(num):
     rng = np.random.default_rng(num)
     wanted = judged = moved = 0

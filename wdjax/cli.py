@@ -393,6 +393,8 @@ def _argument(field: Any, base: Any) -> dict[str, Any]:
     if several:
         nargs = "*" if field.metadata["may_be_empty"] else "+"
         argument |= {"nargs": nargs, "action": _Tuple}
+    if field.metadata["alone"] is not None:
+        argument |= {"nargs": "?", "const": field.metadata["alone"]}
     return argument
 
 

@@ -49,6 +49,8 @@ class LeafDecay(NamedTuple):
     given."""
     unmeasured: str | None = None
     """Why `audit` says no rate, which is NaN then; None where it says one."""
+    z: float | None = None
+    """What more decay of its part would gain, in standard errors; None where no search said it."""
 
 
 class DecayReport(NamedTuple):
@@ -193,6 +195,7 @@ def leaf_table(leaves: tuple[LeafDecay, ...]) -> Table:
         "norm": [leaf.norm for leaf in leaves],
         "predicted norm": [leaf.equilibrium_norm for leaf in leaves],
         "angle a step": [leaf.equilibrium_angle for leaf in leaves],
+        "z of more": [None if leaf.z is None else f"{leaf.z:.1f}" for leaf in leaves],
     }
     told = [leaf for leaf in leaves if leaf.unmeasured is None]
     if all(leaf.first_rate == leaf.peak_rate == leaf.last_rate for leaf in told):

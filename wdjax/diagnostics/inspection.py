@@ -29,11 +29,13 @@ class AuditReport(NamedTuple):
 
     leaves: tuple[LeafDecay, ...]
     warnings: tuple[AuditWarning, ...]
+    notes: tuple[str, ...] = ()
+    """What else there is to say of it."""
 
     def table(self) -> Table:
-        """One row a leaf; the warnings are its note."""
-        note = "\n".join(f"Warning: {warning.text}" for warning in self.warnings)
-        return leaf_table(self.leaves)._replace(note=note or "No warning.")
+        """One row a leaf; the warnings and the notes are its note."""
+        lines = [f"Warning: {warning.text}" for warning in self.warnings] or ["No warning."]
+        return leaf_table(self.leaves)._replace(note="\n".join([*lines, *self.notes]))
 
     def __str__(self) -> str:
         return str(self.table())

@@ -12,6 +12,7 @@ from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOpt
 from wdjax.jobs.results import PARAMS, opened_results, read_params
 from wdjax.jobs.setup import Prepared, check_batch_fits, hparams_of, prepare
 from wdjax.jobs.sources import fingerprint, open_sources
+from wdjax.jobs.told_parts import TOLD_HOW, z_of_leaves
 from wdjax.losses import regularized_loss
 from wdjax.parts import leaf_path, resolve_parts
 from wdjax.recipe import build as recipes
@@ -19,6 +20,10 @@ from wdjax.recipe.build import Recipe
 from wdjax.recipe.kinds import DecayKind
 from wdjax.recipe.own import OWN_SORTS, check_given_again, is_own
 from wdjax.types import Batch, Params
+
+Z_OF_MORE = (
+    "z of more: what more decay of the leaf's part gains in validation score, in standard errors."
+)
 
 ROWS_MEASURED = 256
 """Examples that the loss is measured on."""
@@ -100,7 +105,7 @@ def _with_multipliers(
 
 def audit_results(report: AuditReport, decay: DecayKind) -> dict[str, Any]:
     """What results files say of it. Under a penalty the rate belongs to the optimiser."""
-    rows = report.to_dict()["leaves"]
+    rows = [{n: v for n, v in row.items() if n != "z"} for row in report.to_dict()["leaves"]]
     if not decay.has_rate:
         unknown = ("rate", "half_life", "first_rate", "peak_rate", "last_rate")
         unknown += ("half_life_epochs", "removed", "equilibrium_norm", "equilibrium_angle")
@@ -135,7 +140,19 @@ def _audit_results(
             "run it again."
         )
     params = _params_of(folder, results, prepared.param_shapes)
-    return audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
+    report = audit_run(prepared, results["refit"]["chosen"]["hparams"], params)
+    return _with_z(report, results)
+
+
+def _with_z(report: AuditReport, results: dict[str, Any]) -> AuditReport:
+    """With what a selection found of each part's slope, or how it would."""
+    if results["kind"] != "select":
+        return report
+    z = z_of_leaves(results)
+    if not z:
+        return report._replace(notes=(f"No slopes of parts here: {TOLD_HOW}.",))
+    rows = tuple(leaf._replace(z=z.get(leaf.path)) for leaf in report.leaves)
+    return report._replace(leaves=rows, notes=(results["each_part"]["headline"], Z_OF_MORE))
 
 
 def _prepared(options: RunOptions) -> tuple[Prepared, str | None]:

@@ -66,6 +66,11 @@ def run_compare(
         another run is in. Nothing is left then.
       WriteError: if a file cannot be written; what was whole before stays.
     """
+    if options.each_part:
+        raise ValueError(
+            "`each_part` is of one choice: leave it out here, and give it to `wdjax select` with "
+            "the best."
+        )
     with claimed(options) as out:
         return _compare(options, out, say, on_progress, command, cache)
 

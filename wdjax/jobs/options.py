@@ -36,14 +36,16 @@ def option(
     streamed: bool = False,
     high: int | float | None = None,
     may_be_empty: bool = False,
+    alone: str | None = None,
 ) -> Any:
     """A field of an options class, with the line that the command's help prints.
 
     One that only a `streamed` run has is shown beside `--stream` alone: help fits a screen. `high`
-    is the most that it can be, by default what int32 or float32 hold.
+    is the most that it can be, by default what int32 or float32 hold. `alone` is what the option
+    says where it stands without a value.
     """
     about = {"help": text, "choices": tuple(choices), "streamed": streamed}
-    about |= {"high": high, "may_be_empty": may_be_empty or default == ""}
+    about |= {"high": high, "may_be_empty": may_be_empty or default == "", "alone": alone}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -146,6 +148,11 @@ class SelectOptions(RunOptions):
     rule: str = option(default_of(RULES), "", tuple(RULES))
     by: str = option(default_of(WAYS), "the way of choosing", tuple(WAYS))
     choose_by: str = option("loss", "the score that decides: accuracy, NAME of --measure")
+    each_part: str = option(
+        "",
+        "which parts want more decay: roles (alone), leaves, or 'PATTERN,...'",
+        alone="roles",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

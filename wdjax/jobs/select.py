@@ -13,6 +13,7 @@ from jaxtyping import Array
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.dataset import to_batch
 from wdjax.jobs.audit import audit_results, audit_run
+from wdjax.jobs.by_part import EachPart, each_part_of, tell_each_part
 from wdjax.jobs.candidates import strength_grid, timescale_start
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions
@@ -111,7 +112,8 @@ def _select(
         start=timescale_start(prepared, grid, folds.train.shape[1]),
         annealed=SCHEDULE_KINDS[recipe.schedule].multiplier is not None,
     )
-    say(plan_text(options, prepared, problem))
+    each_part = each_part_of(options, prepared, problem)
+    say(plan_text(options, prepared, problem, each_part))
 
     try:
         search = WAYS[options.by].search(problem)
@@ -122,6 +124,10 @@ def _select(
         _add_test(results, chosen)
         results |= audit_results(audit_run(prepared, chosen.hparams, fit.params), prepared.decay)
         clock.lap("refit")
+        if each_part is not None:
+            of_run = prepared, problem, search, chosen
+            results["each_part"] = tell_each_part(each_part, *of_run, on_progress)
+            clock.lap("each part")
     except KeyboardInterrupt:
         if "scores" in results:
             finish(prepared.out, results, clock)
@@ -219,15 +225,19 @@ def _three_keys(key: Array) -> tuple[Array, Array, Array]:
     return folds_key, grid_key, refit_key
 
 
-def plan_text(options: SelectOptions, prepared: Prepared, problem: Problem) -> str:
+def plan_text(
+    options: SelectOptions, prepared: Prepared, problem: Problem, each_part: EachPart | None = None
+) -> str:
     """What will be done, before it starts."""
     recipe = prepared.recipe
+    of_parts = "" if each_part is None else f"\n{each_part.plan(problem)}"
     return (
         f"{prepared.describe()}\n"
         f"{WAYS[options.by].plan(problem)}, "
         f"{recipe.num_epochs} epochs at batch {recipe.batch_size}, {recipe.schedule} schedule, "
         f"{options.model} with {options.optimizer}, {options.decay} decay; one compiled program.\n"
         f"Then {3 * problem.num_seeds} refits, judged on the test part. Writes to {prepared.out}."
+        f"{of_parts}"
         f"{_about_left_out(problem.grid)}{_about_whole_weights(prepared, problem.grid)}"
     )
 

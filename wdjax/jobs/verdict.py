@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wdjax.jobs.results import has_classes_in
+from wdjax.jobs.told_parts import each_part_table
 from wdjax.measures import direction_of
 from wdjax.recipe.kinds import DECAY_KINDS
 from wdjax.report.runs import over_seeds
@@ -44,6 +45,10 @@ def summary(results: dict[str, Any]) -> str:
     if results["kind"] == "select":
         parts += ["", str(map_table(results) or select_table(results)), ""]
     parts += ["", str(refit_table(results)), ""]
+    if of_parts := results.get("each_part"):
+        table = each_part_table(of_parts)
+        told = (table, of_parts["headline"], of_parts.get("verdict"))
+        parts += [*(str(line) for line in told if line is not None), ""]
     if results["kind"] == "train":
         parts += [f"{table}\n" for table in results.get("tables", [])]
         parts += [f"Warning: {text}" for text in results.get("warnings", [])]

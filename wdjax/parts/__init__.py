@@ -12,6 +12,9 @@ from wdjax.parts.rules import resolve_parts as resolve_parts
 from wdjax.parts.rules import stacked_axes as stacked_axes
 from wdjax.parts.scaling import no_norms_or_biases as no_norms_or_biases
 from wdjax.parts.scaling import scale_by_parts as scale_by_parts
+from wdjax.parts.separate import counting_leaves as counting_leaves
+from wdjax.parts.separate import leaves_of_parts as leaves_of_parts
+from wdjax.parts.separate import times_own as times_own
 
 __getattr__ = moved_names(
     __name__,

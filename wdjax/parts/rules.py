@@ -267,7 +267,7 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params, axes: PyTree) -
             return leaf
         name = leaf_path(path)
         for pattern in patterns:
-            if _matches(pattern, name, leaf, layer_axes):
+            if matches_pattern(pattern, name, leaf, layer_axes):
                 used.add(pattern)
                 return patterns[pattern]
         if is_inexact(leaf):
@@ -288,7 +288,9 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params, axes: PyTree) -
     for pattern in patterns:
         if pattern not in used and not hidden:
             matched = zip(leaves, layer_axes, strict=True)
-            shadowed = any(_matches(pattern, leaf_path(p), leaf, n) for (p, leaf), n in matched)
+            shadowed = any(
+                matches_pattern(pattern, leaf_path(p), leaf, n) for (p, leaf), n in matched
+            )
             told = zip(leaves, layer_axes, strict=True)
             roles = sorted({leaf_role(leaf_path(p), leaf, n) for (p, leaf), n in told})
             missing = (
@@ -304,7 +306,8 @@ def _match_patterns(patterns: Mapping[str, Any], params: Params, axes: PyTree) -
     return multipliers
 
 
-def _matches(pattern: str, name: str, leaf: Any, layer_axes: Any) -> bool:
+def matches_pattern(pattern: str, name: str, leaf: Any, layer_axes: Any) -> bool:
+    """Whether a path pattern, or `role:ROLE`, is of the leaf that has the path `name`."""
     if pattern.startswith(_ROLE):
         return leaf_role(name, leaf, layer_axes) == pattern.removeprefix(_ROLE)
     return fnmatchcase(name, pattern)

@@ -20,7 +20,7 @@ from wdjax.diagnostics.telemetry import measure_parts
 from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS
 from wdjax.measures import Score, make_score
 from wdjax.models import make_mlp, with_compute_dtype
-from wdjax.parts import matrices_only, scale_by_parts
+from wdjax.parts import matrices_only, scale_by_parts, times_own
 from wdjax.recipe.kinds import (
     AUGMENTATION_KINDS,
     DECAY_KINDS,
@@ -88,6 +88,8 @@ class Recipe:
     """Each part counts by `sigmoid_parts(feature, hparams["part_slope"])`, same total."""
     part_weight_on: str = "decay"
     """What a part's weight multiplies: its decay (or penalty), its data loss, or its update."""
+    each_part: tuple[str, ...] = ()
+    """Patterns of parts whose decay `hparams[pattern]` multiplies, each its own."""
 
     def __post_init__(self):
         check_one_of("loss", self.loss, LOSS_KINDS)
@@ -154,16 +156,19 @@ def recipe_learning_rate(
 def recipe_part_weights(recipe: Recipe, hparams: HParams, inputs: Any, place: str) -> Parts:
     """How much each part counts in one `place`: by its feature there, else as without.
 
-    In the decay that is times `recipe.parts`; elsewhere every leaf is 1.0 to begin with. The
-    total is kept, so slope 0 is the recipe without part weights.
+    In the decay that is times `recipe.parts`, and times the own number of each of
+    `recipe.each_part`; elsewhere every leaf is 1.0 to begin with. The total is kept by a feature,
+    so slope 0 is the recipe without part weights.
 
     Args:
       recipe: the choices.
-      hparams: holds `part_slope` where the recipe has a part feature.
+      hparams: holds `part_slope` where the recipe has a part feature, and each of its parts.
       inputs: examples, of which only shapes and dtypes are used.
       place: one of `PART_WEIGHT_PLACES`.
     """
     base = recipe.parts if place == "decay" else None
+    if place == "decay" and recipe.each_part:
+        base = times_own(base, {pattern: hparams[pattern] for pattern in recipe.each_part})
     if recipe.part_feature is None or recipe.part_weight_on != place:
         return base
     feature = PART_FEATURE_KINDS[recipe.part_feature].make(recipe_model(recipe), inputs)

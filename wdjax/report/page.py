@@ -86,6 +86,7 @@ def render_report(results: Mapping[str, Any]) -> str:
         sections = [
             *_strengths(results),
             *_final_runs(results, "What decay bought on the test part"),
+            *_each_part(results),
             *_decay(results),
             *_telemetry(results),
         ]
@@ -216,6 +217,25 @@ def _final_runs(results: Mapping[str, Any], heading: str) -> Iterable[str]:
     over = "of the test part over its examples and the seeds" if held else "over seeds"
     yield _paragraph(f"Mean \u00b1 standard error {over}, where there are several.", "quiet")
     yield from _figures(run_figures(runs), "No learning curves in these results.")
+
+
+def _each_part(results: Mapping[str, Any]) -> Iterable[str]:
+    """Of a selection that was to tell it."""
+    told = _dict(results, "each_part")
+    if not told:
+        return
+    yield "<h2>Which parts want more decay</h2>"
+    rows = [part for part in told.get("parts") or () if isinstance(part, Mapping)]
+    if rows:
+        names = ("part", "strength", "slope", "error", "z", "wants")
+        cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
+        yield _scrolling(Table(names, cells))
+        yield _paragraph(
+            f"Slope: d validation {told.get('value')} / d log strength of the part; z: what more "
+            "gains, in standard errors. What a part wants holds for all of them at once with 95 %.",
+            "quiet",
+        )
+    yield from (_paragraph(str(told[n])) for n in ("headline", "verdict") if told.get(n))
 
 
 def _decay(results: Mapping[str, Any]) -> Iterable[str]:
