@@ -31,6 +31,7 @@ COMMANDS = {
     "select --strengths 0.1 0.2 0.1": ["`strengths` holds 0.1 twice"],
     "select --strengths 10000": ["`strengths`: 10000 removes 3 of each weight", "smaller strength"],
     "select --strengths 5000": ["5000 removes 1.5 of each weight per step at the smallest", "pair"],
+    "compare --by halving": ["`by` = halving", "trains the whole grid of each", "`wdjax select`"],
     "select --learning-rates 0": ["`learning_rates` must be finite and > 0", "learning_rates=0"],
     "select --learning-rates nan": ["`learning_rates` must hold finite numbers, got nan"],
     "select --learning-rates 0.1 0.1": ["`learning_rates` holds 0.1 twice"],

@@ -71,6 +71,11 @@ def run_compare(
             "`each_part` is of one choice: leave it out here, and give it to `wdjax select` with "
             "the best."
         )
+    if options.by != SelectOptions.by:
+        raise ValueError(
+            f"`by` = {options.by}: a comparison trains the whole grid of each, which pairs them; "
+            "leave it out here, and choose by it with `wdjax select`."
+        )
     with claimed(options) as out:
         return _compare(options, out, say, on_progress, command, cache)
 
