@@ -117,14 +117,14 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_and_one_that_may_is_
 
 
 def test_the_numbers_are_in_gib(monkeypatch):
-    """10 million seeds of 3 x 803 floats of state each."""
+    """10 million seeds of 3 x 803 floats of state each, and three counters: of Adam, the schedule and the decay."""
     at(monkeypatch, 8 * GIB)
     options = TrainOptions(strength=0.0, data="iris", epochs=1, seeds=10_000_000)
     with pytest.raises(ValueError) as refused:
         setup.prepare(options)
     found = str(refused.value)
     assert "there are 8 GiB" in found and "fewer --seeds or --devices" in found
-    state = (STATE + 4) * 10_000_000 / GIB
+    state = (STATE + 12) * 10_000_000 / GIB
     assert f"{state:.3g} GiB the params" in found
 
 

@@ -101,7 +101,9 @@ class RunOptions:
     )
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
-    decay: str = option(default_of(DECAY_KINDS), f"{', '.join(DECAY_KINDS)}, FILE.py:NAME")
+    decay: str = option(
+        default_of(DECAY_KINDS), f"{', '.join(DECAY_KINDS)}, FILE.py:NAME (default the first)"
+    )
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 30; cnn 15)")
     batch_size: int = option(64, "examples a step")

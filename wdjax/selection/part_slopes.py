@@ -187,14 +187,14 @@ def slopes_of_parts(
 
     Example:
       >>> def ridge(h, train, valid, key):  # two blocks of features, a strength each
-      ...     strengths = jnp.where(jnp.arange(12) < 2, h["first"], h["rest"])
+      ...     strengths = jnp.where(jnp.arange(30) < 2, h["first"], h["rest"])
       ...     gram = train.inputs.T @ train.inputs / len(train.targets) + jnp.diag(strengths)
       ...     w = jnp.linalg.solve(gram, train.inputs.T @ train.targets / len(train.targets))
       ...     return {"loss": wdjax.squared_error(valid.inputs @ w, valid.targets)}
-      >>> x = np.random.default_rng(0).normal(size=(60, 12)).astype("float32")
-      >>> noise = np.random.default_rng(1).normal(size=60).astype("float32")
-      >>> data = wdjax.Batch(x, x[:, 0] + x[:, 1] + noise, np.ones(60, "float32"))
-      >>> folds = wdjax.kfold(jax.random.key(0), 60, num_folds=5)
+      >>> x = np.random.default_rng(0).normal(size=(400, 30)).astype("float32")
+      >>> noise = np.random.default_rng(1).normal(size=400).astype("float32")
+      >>> data = wdjax.Batch(x, x[:, 0] + x[:, 1] + noise, np.ones(400, "float32"))
+      >>> folds = wdjax.kfold(jax.random.key(0), 400, num_folds=5)
       >>> found = wdjax.selection.slopes_of_parts(
       ...     ridge,
       ...     {"first": 0.3, "rest": 0.3},
