@@ -117,7 +117,8 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_and_one_that_may_is_
 
 
 def test_the_numbers_are_in_gib(monkeypatch):
-    """10 million seeds of 3 x 803 floats of state each, and three counters: of Adam, the schedule and the decay."""
+    """10 million seeds of 3 x 803 floats of state each, and three counters: of Adam, of the
+    schedule and of the decay."""
     at(monkeypatch, 8 * GIB)
     options = TrainOptions(strength=0.0, data="iris", epochs=1, seeds=10_000_000)
     with pytest.raises(ValueError) as refused:

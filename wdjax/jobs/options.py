@@ -102,7 +102,8 @@ class RunOptions:
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
     decay: str = option(
-        default_of(DECAY_KINDS), f"{', '.join(DECAY_KINDS)}, FILE.py:NAME (default the first)"
+        default_of(DECAY_KINDS),
+        f"default {', '.join(DECAY_KINDS)}, FILE.py:NAME".replace(",", ";", 1),
     )
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
     epochs: int | None = option(None, "passes over the training part (default 30; cnn 15)")
