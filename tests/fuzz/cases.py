@@ -169,7 +169,8 @@ def _odd_words(rng: random.Random, case: Case, known: tuple[Option, ...]) -> Cas
     culprits: list[str] = []
     if way == 0:
         place = rng.randrange(len(words))
-        culprits = [words[place], *_names_in(known), case.command]
+        # Without an option's name its value is a word too many.
+        culprits = [*words[place : place + 2], *_names_in(known), case.command]
         del words[place]
     elif way == 1:
         place = rng.randrange(len(words))

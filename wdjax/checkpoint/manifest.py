@@ -51,9 +51,13 @@ def _version(package: str) -> str:
 
 
 def check_same_config(
-    saved: Mapping[str, Any], here: Mapping[str, Any], *, may_differ: tuple[str, ...] = ()
+    saved: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    may_differ: tuple[str, ...] = (),
+    where: str = "",
 ) -> None:
-    """Checks that a run goes on as it was begun.
+    """Checks that a run goes on as it was begun; `where` is the folder that says how that was.
 
     Raises:
       ValueError: naming each field that differs, with both values.
@@ -66,9 +70,10 @@ def check_same_config(
         if name not in may_differ and saved.get(name, absent) != here.get(name, absent)
     ]
     if differing:
+        told = f" ({where} has it)" if where else ""
         raise ValueError(
             f"cannot resume under another config: {'; '.join(differing)}. Give what was given "
-            "before, or start a new run."
+            f"before{told}, or start a new run."
         )
 
 

@@ -175,7 +175,7 @@ def restored(
         begun on other data.
       DamagedCheckpointError: if no checkpoint is whole.
     """
-    check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
+    check_same_config(read_config(out), config, may_differ=MAY_DIFFER, where=str(out))
     checkpoints = open_checkpoints()
     try:
         found = checkpoints.restore(like)

@@ -113,7 +113,7 @@ def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Source
         if is_regression and has_test:
             judge = list_rows(test, loss=recipe.loss)
         if not has_test:
-            choose, judge = split_off_test(choose, seed=options.seed)
+            choose, judge = _split_off_test(choose, options)
         if options.label_noise:
             choose = add_label_noise(choose, options.label_noise, options.seed)
     num_choose = len(whole) if choose is None else len(choose.inputs)
@@ -139,6 +139,13 @@ def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Source
     return dataclasses.replace(prepared, **counts), Sources(
         view(whole, choose), valid, judged, scaling
     )
+
+
+def _split_off_test(whole: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:
+    try:
+        return split_off_test(whole, seed=options.seed)
+    except ValueError as error:
+        raise ValueError(f"`data` {options.data} cannot be split: {error}") from error
 
 
 def _hold_out(train: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:

@@ -86,7 +86,7 @@ def _stream(
     check_batch_fits(prepared.recipe.batch_size, num_train)
     config = run_config(options, prepared)
     if options.resume is not None:
-        check_same_config(read_config(out), config, may_differ=MAY_DIFFER)
+        check_same_config(read_config(out), config, may_differ=MAY_DIFFER, where=str(out))
     # Every process must have read the data, and what is to be resumed, before one writes.
     _wait_for_all("wdjax-prepared")
     results = header("train", options, prepared, command)
