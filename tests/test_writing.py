@@ -96,3 +96,11 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.close(reader)
     assert path.is_fifo()
     assert names(tmp_path) == ["pipe"]
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("wdjax.writing.PIPE_SECONDS", 0.1)
+    os.mkfifo(path := tmp_path / "pipe.csv")
+    with pytest.raises(WriteError, match="pipe.csv' could not be written: it is a pipe that nobo"):
+        write_whole(path, "text")
+    assert path.is_fifo()

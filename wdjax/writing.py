@@ -1,11 +1,13 @@
 """The one writer of files: each is whole or not there, and known by its SHA-256."""
 
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -37,7 +39,8 @@ def write_whole(
 
     It is written beside under a name that no other writer has, flushed to the disk, and renamed.
     If anything fails, that name is gone and what stood at `path` stays. What a kill leaves there,
-    `remove_partial` takes away. A device or a pipe is written to as it stands.
+    `remove_partial` takes away. A device or a pipe is written to as it stands; a pipe that nobody
+    reads is not waited for longer than `PIPE_SECONDS`.
 
     Args:
       path: where; its folder is made if it is missing.
@@ -51,7 +54,7 @@ def write_whole(
     beside = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=_open_pipe if path.is_fifo() else None) as file:
                 _fill(file, content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +69,26 @@ def write_whole(
             raise
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+PIPE_SECONDS = 5.0
+
+
+def _open_pipe(path: str, flags: int) -> int:
+    """Opens a pipe to write to, once somebody reads it: without a reader it would wait for ever."""
+    end = time.monotonic() + PIPE_SECONDS
+    while True:
+        try:
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > end:
+                raise OSError(errno.ENXIO, "it is a pipe that nobody reads") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(pipe, True)
+            return pipe
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:
