@@ -126,6 +126,17 @@ def test_two_numbers_are_searched_and_the_learning_rate_at_zero_too():
     assert best < every.mean(axis=(1, 2)).min() + 0.05 * np.ptp(losses)
 
 
+@pytest.mark.usefixtures("nans_allowed")
+def test_where_the_best_row_is_the_first_no_row_at_zero_is_trained_twice():
+    both = {"slopes": ("strength", "learning_rate"), "within": {"learning_rate": (1e-6, 0.1)}}
+    found = search(strength=5.0, learning_rate=0.05, max_rows=2, **both)
+    rows = list(
+        zip(*(np.asarray(axis).tolist() for axis in found.scores.grid.values()), strict=True)
+    )
+    assert len(set(rows)) == len(rows)
+    assert found.choice.hparams["strength"] == 0 or found.choice.gain is not None
+
+
 def test_rows_that_run_out_are_doubted():
     found = search(strength=1e-4, max_rows=2)
     assert not found.believed and "rows allowed" in found.reason

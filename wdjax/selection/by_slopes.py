@@ -100,9 +100,10 @@ def _train_rows(
 ) -> tuple[Seen, str]:
     """Trains row after row; what they tell, and why no other is needed ("" if none is allowed)."""
     names, simpler = rows.names, rows.simpler
-    if without is not None:
-        rows.train(start | {simpler: 0.0})
     point = np.log([float(start[name]) for name in names])
+    if without is not None:
+        begin = dict(zip(names, np.exp(point).tolist(), strict=True))
+        rows.train(start | begin | {simpler: 0.0})
     while True:
         rows.train(start | dict(zip(names, np.exp(point).tolist(), strict=True)))
         seen = rows.seen()
@@ -119,17 +120,19 @@ def _search_at_zero(rows: "_Rows", start: dict[str, Any], seen: Seen, box: np.nd
     (other,) = (name for name in rows.names if name != rows.simpler)
     place = rows.names.index(other)
     own_box = box[:, [place]]
-    point = seen.points[seen.best][[place]]
+    # To the last bit the number of the best row, which is held against this one.
+    numbers = _numbers(rows.trained, (other,))[:, 0]
+    at = float(numbers[np.argmin(np.abs(np.log(numbers) - seen.points[seen.best, place]))])
     for _ in range(MOST_ROWS[1]):
-        rows.train(start | {rows.simpler: 0.0, other: float(np.exp(point[0]))})
+        if at not in _numbers(rows.at_zero, (other,)):
+            rows.train(start | {rows.simpler: 0.0, other: at})
         following = next_row(rows.seen_at_zero(), own_box)
         if isinstance(following, str):
             return []
-        point = following
-    return [
-        f"{doubt.replace('Do not believe this: ', f'Do not believe this: at {rows.simpler} 0 ')}"
-        for doubt in _doubts_of_an_end(rows.seen_at_zero(), own_box, (other,), None)
-    ]
+        at = float(np.exp(following[0]))
+    doubts = _doubts_of_an_end(rows.seen_at_zero(), own_box, (other,), None)
+    opening = "Do not believe this: "
+    return [doubt.replace(opening, f"{opening}at {rows.simpler} 0 ") for doubt in doubts]
 
 
 def search_problem_by_slopes(problem: Problem) -> Search:
