@@ -282,6 +282,22 @@ def test_a_link_out_of_the_checkpoints_is_refused_and_what_it_leads_to_stays(wha
     assert_same_bits(Checkpoints(elsewhere.folder).restore(noise(0)).state, noise(1))
 
 
+def test_links_that_go_in_a_circle_are_damage(tmp_path):
+    saved = Checkpoints(tmp_path / "checkpoints")
+    saved.save(1, noise(1))
+    saved.close()
+    array = next(path for path in (tmp_path / "checkpoints").rglob("*") if path.parent.name == "d")
+    array.unlink()
+    array.symlink_to(array.name)
+    words = f"{array.name}' is a link that leads back to itself"
+    saved = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(DamagedCheckpointError, match=words):
+        saved.restore(noise(0), step=1)
+    with pytest.warns(RuntimeWarning, match=f"STEP 1 IS DAMAGED: .*{words}"):
+        with pytest.raises(DamagedCheckpointError, match="no checkpoint .* is whole"):
+            saved.restore(noise(0))
+
+
 DAMAGES = {
     "empty": b"",
     "text": b"step",

@@ -318,6 +318,9 @@ def test_a_run_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="a link that leads out"):
         run_folder(tmp_path / "runs", "link")
+    (tmp_path / "runs" / "circle").symlink_to("circle")
+    with pytest.raises(ValueError, match="'circle' is a link that leads back to itself; remove"):
+        run_folder(tmp_path / "runs", "circle")
     assert run_folder(tmp_path / "runs", "good-1.2_x") == tmp_path / "runs" / "good-1.2_x"
 
 

@@ -121,9 +121,14 @@ def batches_taken(facts: Mapping[str, Any]) -> int | None:
 
 def _check_no_link_out(folder: pathlib.Path, root: pathlib.Path) -> None:
     """Whoever gives a run away must not have us read, or call ours, what lies elsewhere."""
-    inside = root.resolve()
+    inside = os.path.realpath(root)
     for path in (folder, *sorted(folder.rglob("*"))):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if not path.is_symlink():
+            continue
+        end = pathlib.Path(os.path.realpath(path))  # `resolve` raises where links go in a circle.
+        if end.is_symlink():
+            raise DamagedCheckpointError(f"{str(path)!r} is a link that leads back to itself.")
+        if not end.is_relative_to(inside):
             raise DamagedCheckpointError(
                 f"{str(path)!r} is a link that leads out of {str(root)!r}."
             )

@@ -62,8 +62,10 @@ def run_folder(root: str | os.PathLike[str], name: str) -> pathlib.Path:
             f"{name!r}."
         )
     folder = pathlib.Path(root) / name
-    if not folder.resolve().is_relative_to(pathlib.Path(root).resolve()):
-        raise ValueError(f"run {name!r} is a link that leads out of {str(root)!r}; remove it.")
+    end = pathlib.Path(os.path.realpath(folder))  # `resolve` raises where links go in a circle.
+    if end.is_symlink() or not end.is_relative_to(os.path.realpath(root)):
+        way = "leads back to itself" if end.is_symlink() else f"leads out of {str(root)!r}"
+        raise ValueError(f"run {name!r} is a link that {way}; remove it.")
     return folder
 
 

@@ -229,7 +229,7 @@ def run_predict(
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
     if path.is_dir():
         raise ValueError(f"`out` {str(path)!r} is a folder; give the name of a file.")
-    is_in_run = path.parent.resolve() == pathlib.Path(run).resolve()
+    is_in_run = os.path.realpath(path.parent) == os.path.realpath(run)
     with locked(run) if is_in_run else contextlib.nullcontext():
         digest = path.with_name(path.name + DIGEST)
         if path.exists() and digest.exists():
