@@ -12,6 +12,10 @@ from .words import Option, odd_value, options, plain_value
 
 TABLE = "--data table.csv --batch-size 4 --optimizer sgd"
 GRID = f"{TABLE} --epochs 1 --folds 2 --seeds 1 --strengths 0 0.1 --out out"
+SIZES = (
+    f"{TABLE} --epochs 1 --folds 2 --seeds 1 --strengths 0.1 1 5 --rows 4 5 6 8 --to-rows 12 "
+    "--learning-rates 0.1 --out out"
+)
 OWN = "--model mine.py:make_model --loss mine.py:loss --measure mine.py:measure"
 IMAGES = "--data images.npz --batch-size 4 --epochs 1 --optimizer sgd"
 TEXTS = "--data tfds:imdb_reviews --data-dir tfds --length 8 --batch-size 4 --epochs 1"
@@ -23,6 +27,8 @@ BASES = tuple(
         ("select", f"select {GRID} {OWN} --decay mine.py:decay"),
         ("select", f"select {GRID} --example-weight sigmoid:loss --part-weight sigmoid:depth"),
         ("compare", f"compare {GRID} --vary optimizer --among sgd adam"),
+        ("transfer", f"transfer {SIZES}"),
+        ("transfer", f"transfer {SIZES} {OWN} --decay mine.py:decay --check"),
         ("train", f"train {TABLE} --strength 0.1 --epochs 1 --out out"),
         ("train", f"train {TABLE} --strength 0.1 --epochs 1 --out out {OWN}"),
         ("train", f"train {IMAGES} --strength 0.1 --augment mine.py:augment --out out"),

@@ -120,7 +120,7 @@ def interrupting(stop_at: int | None, stops_audits: bool) -> Iterator[list[Any]]
         events.append(given)
         os.kill(os.getpid(), signal.SIGINT)
 
-    names = ("run_select", "run_compare", "run_train")
+    names = ("run_select", "run_compare", "run_transfer", "run_train")
     before = {name: getattr(jobs, name) for name in names}
     measure = audit.audit_run
     for name, run in before.items():
