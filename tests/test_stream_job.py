@@ -148,6 +148,9 @@ def test_numbers_are_predicted_in_their_own_unit_early_stopping_keeps_the_best(c
         ValueError, match=r"has shape \(3,\), and those of the training data \(2,\)"
     ):
         load_predictor("run")(np.ones((4, 3)))
+    np.savez("bad.npz", inputs=np.ones((4, 3)))
+    status, _, told = command("predict run bad.npz")
+    assert status == 2 and "wdjax: 'bad.npz': `inputs`: an example has shape (3,), and" in told
 
 
 def test_images_of_tfds_stream_from_the_disk(command, tmp_path):

@@ -76,8 +76,8 @@ class Predictor(NamedTuple):
             dataset = as_images_32(dataset)
         if dataset.inputs.shape[1:] != self.input_shape:
             raise ValueError(
-                f"an example has shape {dataset.inputs.shape[1:]}, and those of the training data "
-                f"{self.input_shape}; give the same columns, or images of the same size."
+                f"`inputs`: an example has shape {dataset.inputs.shape[1:]}, and those of the "
+                f"training data {self.input_shape}; give the same columns, or images of the same size."
             )
         return self.apply(dataset.inputs)
 
@@ -224,7 +224,10 @@ def run_predict(
     """
     predictor = load_predictor(run, model=model)
     inputs = _inputs_of(data, predictor, data_dir, say)
-    outputs = predictor(inputs)
+    try:
+        outputs = predictor(inputs)
+    except ValueError as error:
+        raise ValueError(f"{data!r}: {error}") from error
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in pathlib.Path(data).stem)
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
     if path.is_dir():
