@@ -8,10 +8,11 @@ import pytest
 from kills import MODEL
 
 from wdjax import jobs
-from wdjax.jobs import tuned
+from wdjax.jobs import stream, tuned
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.resume import resumed_options
 from wdjax.loop import Preempted
+from wdjax.loop.tune_loop import TuneLoop
 from wdjax.selection.tuning import Tuning
 
 TOLD = {"data": "iris", "epochs": 4, "batch_size": 27, "schedule": "cosine", "tune": ()}
@@ -158,13 +159,47 @@ def test_a_constant_learning_rate_is_doubted_and_a_part_of_each_window_costs_les
 def test_tangents_that_do_not_fit_are_refused_before_anything_runs(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "memory_on", lambda device: 1000)
     monkeypatch.setattr(Tuning, "advance", None)
-    with pytest.raises(
-        ValueError,
-        match=r"tangents of strength and learning_rate takes .* MiB by the compiler's analysis "
-        r"\(.* MiB without them\), and there are 0.000954 MiB on cpu:0: tune fewer numbers",
-    ):
-        train(tmp_path / "run", model)
-    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(TuneLoop, "__iter__", None)
+    for how in ({}, {"stream": True, "devices": 1}):
+        with pytest.raises(
+            ValueError,
+            match=r"tangents of strength and learning_rate takes .* MiB by the compiler's analysis "
+            r"\(.* MiB without them\), and there are 0.000954 MiB on cpu:0: tune fewer numbers",
+        ):
+            train(tmp_path / "run", model, **how)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_streamed_run_is_tuned_over_all_devices_saved_at_any_step_and_resumed(
+    model, tmp_path, monkeypatch
+):
+    """120 to train on less a tenth: 16 steps of 27, windows of 4."""
+    how = {"stream": True, "devices": 2, "batch_size": 26, "save_every": 3}
+    monkeypatch.setattr(stream, "audit_run", lambda *_: None)
+    monkeypatch.setattr(stream, "audit_results", lambda *_: {"decay": []})
+    results, (plan,) = train(tmp_path / "whole", model, **how)
+    assert "in windows of 1, 1, 1, 1 epochs; a tenth of the examples are held out" in plan
+    assert "costs 3 trainings" in plan and "cpu:0, cpu:1" in plan
+    windows = results["tuned"]["windows"]
+    assert [w["num_steps"] for w in windows] == [4, 4, 4, 5]
+    assert results["refit"]["chosen"]["hparams"] == windows[-1]["hparams"]
+    assert len(results["refit"]["chosen"]["curves"]["valid_loss"][0]) == 5
+    assert results["headline"].endswith(f"{results['refit']['chosen']['train_loss'][0]:.4g}.")
+    assert "tuned in 4 windows: test loss" in results["headline"]
+    assert results["telemetry"] and "How the numbers moved" in jobs.summary(results)
+
+    def on_progress(stage, event):
+        if event.done == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "run"
+    with pytest.raises(Preempted):
+        train(out, model, on_progress=on_progress, **how)
+    told = json.loads((out / "results.json").read_text())["headline"]
+    assert told == f"Stopped after step 10 of 17. Go on with: wdjax train --resume {out}"
+    _, said = resume(out, model)
+    assert said[0] == "Resumed after step 10."
+    same_run(out, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +221,13 @@ def test_tangents_that_do_not_fit_are_refused_before_anything_runs(model, tmp_pa
             {"optimizer": "sgd", "decay": "l1", "strength": None},
             "`decay` l1 has no timescale to start",
         ),
-        ({"stream": True}, "leave --stream out.*and stream at these"),
+        (
+            {"stream": True, "patience": 3},
+            "`patience` = 3: .* all of its windows; leave --patience",
+        ),
+        ({"stream": True, "epochs": 3}, "`epochs` = 3: a run that is tuned goes through 4 windows"),
+        ({"stream": True, "devices": 1, "optimizer": "lion"}, "`tune`: the run takes the sign"),
+        ({"stream": True, "seeds": 2}, "`seeds` = 2: a run that is tuned is one run.*--seed"),
         ({"evaluate_every": 3}, "add --stream"),
     ],
 )
@@ -194,6 +235,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_runs(
     told, words, model, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Tuning, "compile", None)
+    monkeypatch.setattr(TuneLoop, "compile", None)
     with pytest.raises(ValueError, match=words):
         train(tmp_path / "run", model, **told)
     assert not (tmp_path / "run").exists()

@@ -22,13 +22,13 @@ from jaxtyping import PyTree
 from wdjax.checks import is_known
 from wdjax.interfaces import check_batch
 from wdjax.parts import leaf_path
-from wdjax.step import Metrics, StepFn, TrainState
+from wdjax.step import AnyState, Metrics, StepFn
 from wdjax.types import Batch, is_inexact
 
 DEVICES_A_CORE = 4
 MOST_PROCESSES = 65_536
 
-RunFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+RunFn = Callable[[AnyState, Batch], tuple[AnyState, Metrics]]
 """`run(state, batch) -> (state, metrics)`, compiled."""
 
 
@@ -89,7 +89,7 @@ def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
         check=_check_replicated,
     )
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def run(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         check_batch("batch", batch)
         size = np.shape(batch.weights)[0]
         if size % num_parts:
@@ -121,7 +121,7 @@ def pmap_step(step: StepFn, devices: Sequence[Any] | None = None) -> RunFn:
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     run_sharded = shard_step(step, mesh)
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def run(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         check_batch("batch", batch)
         leading = np.shape(batch.weights)[0]
         if leading != len(devices):
@@ -242,7 +242,7 @@ def _norm_before_writing(step: StepFn) -> StepFn:
     """
 
     @functools.wraps(step)
-    def ordered(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def ordered(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         new, metrics = step(state, batch)
         if "weight_norm" not in metrics:
             return new, metrics
@@ -260,7 +260,7 @@ def _join_devices(leaf):
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
-def _check_replicated(state: TrainState) -> None:
+def _check_replicated(state: AnyState) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if isinstance(leaf, jax.Array) and is_known(leaf):
             if not leaf.sharding.is_fully_replicated:
@@ -276,7 +276,7 @@ def _check_replicated(state: TrainState) -> None:
 def _sparing_foreign_arrays(
     donating: RunFn,
     copy: Callable = jnp.copy,
-    check: Callable[[TrainState], None] = lambda state: None,
+    check: Callable[[AnyState], None] = lambda state: None,
 ) -> RunFn:
     """Calls `donating(state, batch)` with every state leaf that it did not return copied.
 
@@ -284,7 +284,7 @@ def _sparing_foreign_arrays(
     """
     own: list[weakref.ref] = []
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def run(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         mine = {id(leaf) for ref in own if (leaf := ref()) is not None}
         if not all(id(leaf) in mine for leaf in jax.tree.leaves(state)):
             check(state)

@@ -34,10 +34,13 @@ class TrainState(NamedTuple):
     key: Any = None
 
 
+AnyState = Any
+"""A `TrainState`, or a tuple of its fields and more: what steps, runners and loops pass on."""
+
 Metrics = dict[str, Any]
 """Scalars by name; `telemetry` is a tree of them."""
 
-StepFn = Callable[..., tuple[TrainState, Metrics]]
+StepFn = Callable[..., tuple[AnyState, Metrics]]
 """`step(state, batch, *, axis_name=None) -> (state, metrics)`."""
 
 TelemetryFn = Callable[[TrainState, PyTree, PyTree], PyTree]

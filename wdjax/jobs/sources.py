@@ -80,7 +80,7 @@ def in_memory(
     prepared = prepare(options, out)
     scaling = recipes.recipe_scaling(prepared.recipe, to_batch(prepared.choose_data))
     train, test = (_scaled(part, scaling) for part in (prepared.choose_data, prepared.test_data))
-    if options.patience is None:
+    if not holds_out(options):
         return prepared, Sources(train, test, test, scaling)
     train, held_out = _hold_out(train, options)
     return prepared, Sources(train, held_out, test, scaling)
@@ -108,7 +108,7 @@ def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Source
     prepared = prepare(options, out, load=sample)
     recipe, is_regression = prepared.recipe, not prepared.loss.has_classes
     choose, judge = None, None
-    if not has_test or options.patience is not None or options.label_noise or is_regression:
+    if not has_test or holds_out(options) or options.label_noise or is_regression:
         choose = list_rows(whole, loss=recipe.loss)
         if is_regression and has_test:
             judge = list_rows(test, loss=recipe.loss)
@@ -124,7 +124,7 @@ def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Source
         scaling["targets"] = measure_scaling(choose.targets, np.ones(num_choose))
         choose, judge = (_scaled(part, scaling, "targets") for part in (choose, judge))
     held_out = None
-    if options.patience is not None and choose is not None:
+    if holds_out(options) and choose is not None:
         choose, held_out = _hold_out(choose, options)
 
     def view(source: TfdsSource, listed: Dataset | None) -> TfdsSource | View:
@@ -146,6 +146,11 @@ def _split_off_test(whole: Dataset, options: TrainOptions) -> tuple[Dataset, Dat
         return split_off_test(whole, seed=options.seed)
     except ValueError as error:
         raise ValueError(f"`data` {options.data} cannot be split: {error}") from error
+
+
+def holds_out(options: TrainOptions) -> bool:
+    """Whether a tenth of the training part says when to stop, or how to move the numbers."""
+    return options.patience is not None or options.tune is not None
 
 
 def _hold_out(train: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:

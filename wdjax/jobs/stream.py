@@ -1,6 +1,7 @@
 """`wdjax train --stream`: a run of days, saved on the way, resumed bit for bit."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import time
@@ -17,22 +18,27 @@ from wdjax.checks import check_number, check_one_of, check_positive_int
 from wdjax.data.dataset import Dataset
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.extras import check_installed
+from wdjax.jobs import tuned_stream
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import claimed
 from wdjax.jobs.options import TrainOptions
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import MAY_DIFFER, read_config, run_config, saved_step, start_anew
 from wdjax.jobs.setup import Prepared, as_resumed, check_batch_fits, check_streamable, hparams_of
-from wdjax.jobs.sources import Sources, fingerprint, open_sources
+from wdjax.jobs.sources import Sources, fingerprint, holds_out, open_sources
 from wdjax.jobs.telemetry import read_telemetry, telemetry_results
+from wdjax.jobs.tuned import check_tune, tuned_results, tuned_words
 from wdjax.loop import Evaluate, Evaluation, Logging, Preempted, Saving, TrainLoop, make_evaluate
 from wdjax.loop.log import Board, RunLog
+from wdjax.loop.tune_loop import TuneLoop
 from wdjax.loop.watchdog import HangWatch
 from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.run import skip_non_finite
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import Progress
+from wdjax.selection.tuning import Tuned
+from wdjax.step import StepFn, TrainState
 from wdjax.types import Fit
 
 LOG = "log.jsonl"
@@ -80,11 +86,13 @@ def _stream(
     is_first = jax.process_index() == 0
     say, on_progress = (say, on_progress) if is_first else (lambda text: None, None)
     prepared, sources = open_sources(options, out)
+    num_train = len(_inputs(sources.train))
+    config = run_config(options, prepared)
+    if options.tune is not None:
+        options, prepared = tuned_stream.started(options, prepared, num_train)
     hparams = hparams_of(options)  # A decay of the user's own is known by now.
     check_streamable(prepared.recipe)
-    num_train = len(_inputs(sources.train))
     check_batch_fits(prepared.recipe.batch_size, num_train)
-    config = run_config(options, prepared)
     if options.resume is not None:
         check_same_config(read_config(out), config, may_differ=MAY_DIFFER, where=str(out))
     # Every process must have read the data, and what is to be resumed, before one writes.
@@ -94,10 +102,10 @@ def _stream(
     clock.lap("data")
     log = _log(options, prepared.out)
     hang = _hang_watch(options, prepared.out, log)
-    loop, evaluate = _build(options, prepared, sources, hparams, config, log, hang)
+    loop, evaluate, plan = _build(options, prepared, sources, hparams, config, log, hang)
     done = _resume(loop, prepared.mesh.size, say) if options.resume is not None else 0
     how = f"Training on {num_train} batch by batch, {loop.num_steps} steps, in {prepared.out}."
-    say(f"{prepared.describe('train')} {how}")
+    say(" ".join(filter(None, [prepared.describe("train"), how, plan])))
     try:
         _run(loop, done, on_progress)
     except (Preempted, KeyboardInterrupt):
@@ -106,19 +114,25 @@ def _stream(
         say(stopped(results, how_far, prepared.out, writes=is_first))
         raise
     clock.lap("training")
-    state = loop.best_state() if options.patience is not None else loop.state
+    is_plain = isinstance(loop, TrainLoop)
+    state = loop.best_state() if is_plain and options.patience is not None else loop.state
     with hang or contextlib.nullcontext():
         scores = {
             f"{part}_{name}": [value]
             for part, source in (("test", sources.test), ("train", sources.train))
             for name, value in evaluate(source)(state).items()
         }
+    tuned = loop.tuned() if isinstance(loop, TuneLoop) else None
+    if tuned is not None:
+        hparams, prepared = tuned.hparams, tuned_stream.as_last(prepared)
     run = {"hparams": hparams, **scores, "curves": _curves(prepared.out, options)}
     results["telemetry"] = telemetry_results(*read_telemetry(prepared.out / LOG), prepared)
     clock.lap("judge")
     fit = jax.device_get(Fit(state.params, state.model_state, {}))
     results |= {"refit": {"chosen": run}, "status": "complete"}
-    results["headline"] = _headline(options, loop, run)
+    if tuned is not None:
+        results |= tuned_results(tuned)
+    results["headline"] = _headline(options, loop, run, tuned)
     if is_first:
         results |= audit_results(audit_run(prepared, hparams, fit.params), prepared.decay)
         results["files"] = write_params(prepared.out, fit, sources.scaling)
@@ -133,6 +147,8 @@ def _check(options: TrainOptions) -> None:
       ValueError: for an option out of range.
       ImportError: for an extra that is not installed.
     """
+    if options.tune is not None:
+        check_tune(options)
     if options.seeds != 1:
         raise ValueError(
             f"`seeds` = {options.seeds}: a streamed run is one run; start one a seed, with --seed."
@@ -163,18 +179,14 @@ def _build(
     config: dict[str, Any],
     log: RunLog,
     hang: HangWatch | None,
-) -> tuple[TrainLoop, Callable[[Any], Evaluate]]:
+) -> tuple[TrainLoop | TuneLoop, Callable[[Any], Evaluate], str]:
+    """The loop, what evaluates on a source, and what a run that is tuned will cost."""
     recipe, mesh = prepared.recipe, _data_mesh(prepared.mesh)
     sharding = NamedSharding(mesh, P("data")) if mesh.size > 1 else None
     make = lambda source, **more: make_stream(source, batch_size=recipe.batch_size, **more)
     stream = make(sources.train, seed=options.seed, num_epochs=recipe.num_epochs)
     num_steps = stream.num_batches
     assert num_steps is not None
-    inputs = prepared.choose_data.inputs[:1]
-    make_run = functools.partial(recipes.build_run, recipe, inputs, num_steps=num_steps)
-    run = make_run(num_micro_batches=1 if options.micro_batches is None else options.micro_batches)
-    with_telemetry = make_run(telemetry=True)
-    guarded = skip_non_finite(functools.partial(run.step, hparams))
     score = recipes.recipe_score(recipe)
     on_batch = None if hang is None else lambda: hang.begin(loop.step, "evaluating")
     evaluate = lambda source: make_evaluate(
@@ -182,36 +194,53 @@ def _build(
     )
     every = options.evaluate_every
     every = -(-num_steps // recipe.num_epochs) if every is None else every
-    state = jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed))
-    # Only now, when all that can be refused was: what an earlier run left is gone then.
+    how: dict[str, Any] = {
+        "evaluation": Evaluation(
+            evaluate=evaluate(sources.valid), every=every, patience=options.patience
+        ),
+        "logging": Logging(log=log, every=max(1, every // 20), telemetry_every=every),
+        "non_finite": options.non_finite or "stop",
+        "watchdog": hang,
+    }
+    batches = prefetch_to_device(stream, sharding=sharding)
+    if options.tune is not None:
+        held_out = from_here(make(sources.valid))
+        loop, plan = tuned_stream.build(options, prepared, batches, held_out, num_steps, mesh, how)
+        loop.saving = _saving(options, prepared, config)
+        return loop, evaluate, plan
+    step, state, telemetry = _train_parts(options, prepared, hparams, num_steps)
+    how["logging"] = dataclasses.replace(how["logging"], telemetry=telemetry)
+    run_step = jit_step(step) if sharding is None else shard_step(step, mesh)
+    saving = _saving(options, prepared, config)
+    loop = TrainLoop(run_step, state, batches, num_steps=num_steps, saving=saving, **how)
+    return loop, evaluate, ""
+
+
+def _saving(options: TrainOptions, prepared: Prepared, config: dict[str, Any]) -> Saving:
+    """Only now, when all that can be refused was: what an earlier run left is gone then."""
     if options.resume is None and jax.process_index() == 0:
         start_anew(prepared.out, config)
     _wait_for_all("wdjax-folder")
-    loop = TrainLoop(
-        jit_step(guarded) if sharding is None else shard_step(guarded, mesh),
-        state,
-        prefetch_to_device(stream, sharding=sharding),
-        num_steps=num_steps,
-        non_finite=options.non_finite or "stop",
-        watchdog=hang,
-        evaluation=Evaluation(
-            evaluate=evaluate(sources.valid), every=every, patience=options.patience
-        ),
-        saving=Saving(
-            checkpoints=Checkpoints(prepared.out / "checkpoints"),
-            every=SAVE_EVERY if options.save_every is None else options.save_every,
-            config=config,
-        ),
-        logging=Logging(
-            log=log,
-            every=max(1, every // 20),
-            telemetry_every=every,
-            telemetry=jax.jit(
-                lambda state, batch: with_telemetry.step(hparams, state, batch)[1]["telemetry"]
-            ),
-        ),
+    return Saving(
+        checkpoints=Checkpoints(prepared.out / "checkpoints"),
+        every=SAVE_EVERY if options.save_every is None else options.save_every,
+        config=config,
     )
-    return loop, evaluate
+
+
+def _train_parts(
+    options: TrainOptions, prepared: Prepared, hparams: dict[str, float], num_steps: int
+) -> tuple[StepFn, TrainState, Callable]:
+    """The step, the first state, the telemetry."""
+    inputs = prepared.choose_data.inputs[:1]
+    make_run = functools.partial(recipes.build_run, prepared.recipe, inputs, num_steps=num_steps)
+    run = make_run(num_micro_batches=1 if options.micro_batches is None else options.micro_batches)
+    with_telemetry = make_run(telemetry=True)
+    state = jax.jit(run.init)(hparams, inputs, jax.random.key(options.seed))
+    telemetry = jax.jit(
+        lambda state, batch: with_telemetry.step(hparams, state, batch)[1]["telemetry"]
+    )
+    return skip_non_finite(functools.partial(run.step, hparams)), state, telemetry
 
 
 def _log(options: TrainOptions, out: pathlib.Path) -> RunLog:
@@ -241,7 +270,7 @@ def _data_mesh(mesh: Mesh) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> int:
+def _resume(loop: TrainLoop | TuneLoop, num_devices: int, say: Callable[[str], None]) -> int:
     """A run that was killed before its first checkpoint begins again, which is the same."""
     try:
         step = loop.resume(may_differ=MAY_DIFFER)
@@ -256,7 +285,9 @@ def _resume(loop: TrainLoop, num_devices: int, say: Callable[[str], None]) -> in
     return step
 
 
-def _run(loop: TrainLoop, done: int, on_progress: Callable[[str, Progress], None] | None) -> None:
+def _run(
+    loop: TrainLoop | TuneLoop, done: int, on_progress: Callable[[str, Progress], None] | None
+) -> None:
     start = time.monotonic()
     if on_progress is not None:
         on_progress("training", Progress("compile", done, loop.num_steps, 0.0, None, None))
@@ -274,7 +305,7 @@ def _run(loop: TrainLoop, done: int, on_progress: Callable[[str, Progress], None
 
 def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[float | None]]]:
     """Per evaluation: the mean training loss since the one before, and the loss that was found."""
-    name = "test_loss" if options.patience is None else "valid_loss"
+    name = "valid_loss" if holds_out(options) else "test_loss"
     train, watched, since = [], [], []
     for line in RunLog(out / LOG).read():
         if line.get("data_loss") is not None:
@@ -286,13 +317,19 @@ def _curves(out: pathlib.Path, options: TrainOptions) -> dict[str, list[list[flo
     return {"train_loss": [train], name: [watched]}
 
 
-def _headline(options: TrainOptions, loop: TrainLoop, run: dict[str, Any]) -> str:
-    early = f" Stopped early: best at step {loop.best_step}." if loop.stopped_early else ""
+def _headline(
+    options: TrainOptions, loop: TrainLoop | TuneLoop, run: dict[str, Any], tuned: Tuned | None
+) -> str:
+    early = ""
+    if isinstance(loop, TrainLoop) and loop.stopped_early:
+        early = f" Stopped early: best at step {loop.best_step}."
     skipped = f" {loop.skipped} batches were skipped." if loop.skipped else ""
     empty = f" Of {loop.empty} batches no example counted." if loop.empty else ""
+    what = f"Strength {options.strength:g} ({options.decay})"
     return (
-        f"Strength {options.strength:g} ({options.decay}): test loss {run['test_loss'][0]:.4g}, "
-        f"training loss {run['train_loss'][0]:.4g}.{early}{skipped}{empty}"
+        f"{what if tuned is None else tuned_words(tuned, options)}: test loss "
+        f"{run['test_loss'][0]:.4g}, training loss {run['train_loss'][0]:.4g}."
+        f"{early}{skipped}{empty}"
     )
 
 

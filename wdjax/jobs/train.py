@@ -72,9 +72,9 @@ def run_train(
       Preempted: on SIGTERM, saved.
       KeyboardInterrupt: on Ctrl-C, saved.
     """
-    if options.tune is not None:
+    if options.tune is not None and not options.stream:
         return run_tuned(options, say=say, on_progress=on_progress, command=command)
-    if options.tune_carried is not None:
+    if options.tune is None and options.tune_carried is not None:
         raise ValueError(
             "`tune_carried` is the share of a window over which slopes are taken; add --tune, or "
             "leave it out."

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from wdjax.jobs.setup import (
 )
 from wdjax.loop import Preempted
 from wdjax.loop.signals import Signals
+from wdjax.loop.tune_loop import TuneLoop
 from wdjax.memory import memory_on
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import SCHEDULE_KINDS
@@ -82,7 +84,7 @@ def check_tune(options: TrainOptions) -> tuple[str, ...]:
 
     Raises:
       ValueError: for a name twice or unknown, a share outside (0, 1], a strength of 0, several
-        seeds, or a streamed run.
+        seeds, or early stopping.
     """
     assert options.tune is not None
     numbers = tuple(options.tune) or NUMBERS
@@ -90,18 +92,19 @@ def check_tune(options: TrainOptions) -> tuple[str, ...]:
         check_one_of("tune", name, NUMBERS)
         if name in numbers[:i]:
             raise ValueError(f"`tune` names {name} twice; each number moves once a window.")
-    if options.stream:
+    if not options.stream:
+        check_not_streamed(options)
+    if options.patience is not None:
         raise ValueError(
-            "`tune` goes over data in memory: leave --stream out, or find the numbers on a part of "
-            "the data, by `wdjax select` or `wdjax transfer`, and stream at these."
+            f"`patience` = {options.patience}: a run that is tuned goes through all of its "
+            "windows; leave --patience out."
         )
-    check_not_streamed(options)
     if options.seeds != 1:
         raise ValueError(
             f"`seeds` = {options.seeds}: a run that is tuned is one run, whose numbers are its "
             "own; start one a seed, with --seed."
         )
-    if not 0 < _share(options) <= 1:
+    if not 0 < share_of(options) <= 1:
         raise ValueError(
             f"`tune_carried` must be in (0, 1], the share of each window over which tangents go "
             f"beside the run; got {options.tune_carried:g}."
@@ -145,10 +148,10 @@ def _tuned(
     chosen, fit, tuned = run.judged()
     results |= audit_results(run.audit(fit), prepared.decay)
     results |= {"refit": {"chosen": chosen}, "status": "complete"}
-    results |= {"tuned": tuned.to_dict(), "tables": [_in_words(tuned.table())]}
-    results["headline"] = _headline(chosen, options, tuned)
-    results["advice"] = [*tuned.doubts, *tuned.sentences()]
-    results["cost"] = tuned.cost._asdict()
+    results |= tuned_results(tuned)
+    error = chosen["errors"]["test_loss"]
+    loss = Estimate(float(np.mean(np.asarray(chosen["test_loss"], np.float64))), error)
+    results["headline"] = f"{tuned_words(tuned, options)}: test loss {loss}."
     if not run.has_folder:  # Else it was cleared at the first save, or is gone on in.
         clear_earlier(out)
     results["files"] = write_params(out, fit, run.scaling)
@@ -172,7 +175,7 @@ class TunedRun:
         windows = plan_windows(recipe.num_epochs)
         check_batch_fits(recipe.batch_size, len(train.inputs))
         self.num_windows, self._config = len(windows), run_config(options, prepared)
-        self.started = _with_start(options, prepared, len(train.inputs), numbers)
+        self.started = with_start(options, prepared, len(train.inputs), numbers)
         hparams = hparams_of(self.started)
         # The audit is that of the last window: its schedule, its examples.
         last = dataclasses.replace(recipe, num_epochs=windows[-1])
@@ -195,8 +198,8 @@ class TunedRun:
             windows=windows,
             batch_size=recipe.batch_size,
             numbers=numbers,
-            carried=_share(options),
-            within=_within(hparams, numbers, prepared),
+            carried=share_of(options),
+            within=moves_within(hparams, numbers, prepared),
             annealed=SCHEDULE_KINDS[recipe.schedule].multiplier is not None,
         )
         self._checkpoints: Checkpoints | None = None
@@ -213,27 +216,13 @@ class TunedRun:
         Raises:
           ValueError: if they do not fit the memory.
         """
-        tuning = self._tuning
-        without = tuning.compile()
-        used, device = tuning.memory, self.prepared.mesh.devices.flat[0]
-        names = " and ".join(self._numbers)
-        there = memory_on(device)
-        if used is not None and there is not None and used > there:
-            raise ValueError(
-                f"`tune`: a run with tangents of {names} takes {_gib(used)} by the compiler's "
-                f"analysis ({_gib(without)} without them), and there are {_gib(there)} on "
-                f"{device.platform}:{device.id}: tune fewer numbers (--tune strength), or find "
-                "them at a small size, by `wdjax select` or `wdjax transfer`."
-            )
-        hparams = hparams_of(self.started)
-        at = ", ".join(f"{name} {format_number(hparams[name])}" for name in self._numbers)
-        epochs = ", ".join(map(str, tuning.windows))
-        memory = "" if used is None else f", {_gib(used)} of memory ({_gib(without)} without)"
-        return (
-            f"Tuning from {at}, in windows of {epochs} epochs; {self.num_held_out} of the examples "
-            f"are held out to say how to move. With the tangents it costs "
-            f"{format_number(tuning.trainings)} trainings of equal length{memory}."
-        )
+        tuning, device = self._tuning, self.prepared.mesh.devices.flat[0]
+        held_out = f"{self.num_held_out} of the examples"
+        idle = self.prepared.mesh.size - 1
+        words = plan_words(tuning, tuning.windows, self.started, device, held_out)
+        if idle:
+            words += f" It uses one device of {idle + 1}; a stream (--stream) uses all."
+        return words
 
     def resume(self) -> str:
         """Goes to the newest window that was saved, and says so.
@@ -275,14 +264,14 @@ class TunedRun:
         """
         told = on_progress or (lambda stage, event: None)
         tuning, start = self._tuning, time.monotonic()
-        total, first = sum(tuning.windows), sum(w.num_epochs for w in tuning.done)
+        total, first = sum(tuning.windows), sum(tuning.windows[: len(tuning.done)])
         told("training", Progress("run", first, total, 0.0, None, None))
         with Signals() as signals:
             while not tuning.ended:
                 window = tuning.advance()
                 if window is None:
                     break
-                done = sum(w.num_epochs for w in tuning.done)
+                done = sum(tuning.windows[: len(tuning.done)])
                 ending = signals.asked(done)
                 if not tuning.ended:
                     self._save()
@@ -335,6 +324,51 @@ class TunedRun:
         )
 
 
+def plan_words(
+    tuning: Tuning | TuneLoop, epochs: Sequence[int], started: TrainOptions, device: Any, held: str
+) -> str:
+    """Compiles, and says what it will cost.
+
+    Args:
+      tuning: what is to be run.
+      epochs: of each window.
+      started: the options, with the strength that it begins at.
+      device: one of those it runs on.
+      held: how many examples are held out, as words.
+
+    Raises:
+      ValueError: if the run with tangents does not fit the memory.
+    """
+    without = tuning.compile()
+    used, there = tuning.memory, memory_on(device)
+    names = " and ".join(tuning.numbers)
+    if used is not None and there is not None and used > there:
+        raise ValueError(
+            f"`tune`: a run with tangents of {names} takes {_gib(used)} by the compiler's "
+            f"analysis ({_gib(without)} without them), and there are {_gib(there)} on "
+            f"{device.platform}:{device.id}: tune fewer numbers (--tune strength), or find "
+            "them at a small size, by `wdjax select` or `wdjax transfer`."
+        )
+    hparams = hparams_of(started)
+    at = ", ".join(f"{name} {format_number(hparams[name])}" for name in tuning.numbers)
+    memory = "" if used is None else f", {_gib(used)} of memory ({_gib(without)} without)"
+    return (
+        f"Tuning from {at}, in windows of {', '.join(map(str, epochs))} epochs; {held} are held "
+        f"out to say how to move. With the tangents it costs {format_number(tuning.trainings)} "
+        f"trainings of equal length{memory}."
+    )
+
+
+def tuned_results(tuned: Tuned) -> dict[str, Any]:
+    """What `results.json` says of how the numbers moved."""
+    return {
+        "tuned": tuned.to_dict(),
+        "tables": [_in_words(tuned.table())],
+        "advice": [*tuned.doubts, *tuned.sentences()],
+        "cost": tuned.cost._asdict(),
+    }
+
+
 def _hold_out(data: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:
     try:
         return split_off_test(data, fraction=HELD_OUT, seed=options.seed)
@@ -342,10 +376,14 @@ def _hold_out(data: Dataset, options: TrainOptions) -> tuple[Dataset, Dataset]:
         raise ValueError(f"`tune` holds out a tenth of the training part: {error}") from error
 
 
-def _with_start(
+def with_start(
     options: TrainOptions, prepared: Prepared, num_train: int, numbers: tuple[str, ...]
 ) -> TrainOptions:
-    """The options with the strength that the run begins at."""
+    """The options with the strength that the run begins at.
+
+    Raises:
+      ValueError: if none was given and the decay has no timescale.
+    """
     if options.strength is not None:
         return dataclasses.replace(options, tune=numbers)
     rates = grid_product(learning_rate=[options.learning_rate])
@@ -357,7 +395,7 @@ def _with_start(
     return dataclasses.replace(options, tune=numbers, strength=start.get("strength"))
 
 
-def _within(hparams: dict[str, float], numbers: tuple[str, ...], prepared: Prepared) -> Box:
+def moves_within(hparams: dict[str, float], numbers: tuple[str, ...], prepared: Prepared) -> Box:
     """A step never removes a whole weight, and the learning rate moves by a factor of ten."""
     rate, strength = hparams["learning_rate"], hparams["strength"]
     highest = rate * WIDEST if "learning_rate" in numbers else rate
@@ -365,18 +403,17 @@ def _within(hparams: dict[str, float], numbers: tuple[str, ...], prepared: Prepa
     return {"strength": (0.0, most), "learning_rate": (rate / WIDEST, highest)}
 
 
-def _share(options: TrainOptions) -> float:
+def share_of(options: TrainOptions) -> float:
+    """Of each window, over which tangents are carried."""
     return 1.0 if options.tune_carried is None else options.tune_carried
 
 
-def _headline(run: dict[str, Any], options: TrainOptions, tuned: Tuned) -> str:
-    error = run["errors"]["test_loss"]
-    losses = np.asarray(run["test_loss"], np.float64)
+def tuned_words(tuned: Tuned, options: TrainOptions) -> str:
+    """The numbers of the last window, as a headline begins with them."""
     hparams = tuned.hparams
     return (
         f"Strength {format_number(hparams['strength'])} ({options.decay}), learning rate "
-        f"{format_number(hparams['learning_rate'])}, tuned in {len(tuned.windows)} windows: test "
-        f"loss {Estimate(float(losses.mean()), error)}."
+        f"{format_number(hparams['learning_rate'])}, tuned in {len(tuned.windows)} windows"
     )
 
 

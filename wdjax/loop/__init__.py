@@ -11,4 +11,6 @@ from wdjax.loop.settings import Saving as Saving
 from wdjax.loop.signals import Preempted as Preempted
 from wdjax.loop.train_loop import NonFiniteError as NonFiniteError
 from wdjax.loop.train_loop import TrainLoop as TrainLoop
+from wdjax.loop.tune_loop import TunedState as TunedState
+from wdjax.loop.tune_loop import TuneLoop as TuneLoop
 from wdjax.loop.watchdog import HangWatch as HangWatch

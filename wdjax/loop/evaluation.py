@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from wdjax.data.stream import prefetch_to_device
 from wdjax.measures import ScoreFn
-from wdjax.step import TrainState
+from wdjax.step import AnyState
 from wdjax.types import Batch, Fit, wide
 
-Evaluate = Callable[[TrainState], Mapping[str, float]]
+Evaluate = Callable[[AnyState], Mapping[str, float]]
 """`state -> {name: number}`, on whatever data it was built with."""
 
 
@@ -45,7 +45,7 @@ def make_evaluate(
         values = values if isinstance(values, dict) else {"score": values}
         return {name: total * value for name, value in values.items()}, total
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: AnyState) -> dict[str, float]:
         sums: dict[str, float] = {}
         total, pending = 0.0, None
         told = on_batch or (lambda: None)

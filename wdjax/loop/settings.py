@@ -12,7 +12,7 @@ from wdjax.checks import check_positive_int
 from wdjax.loop.evaluation import Evaluate
 from wdjax.loop.log import RunLog
 from wdjax.moved import warn_moved
-from wdjax.step import TrainState
+from wdjax.step import AnyState
 from wdjax.types import Batch
 
 
@@ -67,7 +67,7 @@ class Logging:
     """A file or a `RunLog`. What it holds of later steps than the one to begin after is cut off."""
     every: int = 10
     """Steps between lines; evaluations are written whenever they happen."""
-    telemetry: Callable[[TrainState, Batch], Any] | None = None
+    telemetry: Callable[[AnyState, Batch], Any] | None = None
     """`(state, batch) -> tree of scalars`, called before the first step and the first after each
     `telemetry_every`, with what that step will see; it goes to the log, under `telemetry`."""
     telemetry_every: int | None = None

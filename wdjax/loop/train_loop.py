@@ -19,7 +19,7 @@ from wdjax.loop.signals import Preempted as Preempted
 from wdjax.loop.signals import Signals
 from wdjax.loop.watchdog import HangWatch
 from wdjax.runners import RunFn
-from wdjax.step import Metrics, TrainState
+from wdjax.step import AnyState, Metrics
 from wdjax.types import Batch
 
 Numbers = Mapping[str, Any]
@@ -75,7 +75,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
     def __init__(
         self,
         run_step: RunFn,
-        state: TrainState,
+        state: AnyState,
         stream: Iterable,
         *,
         num_steps: int,
@@ -102,17 +102,18 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self._non_finite, self._max_skipped = non_finite, max_skipped
         self._watchdog = watchdog
         # Strong types, as those of a restored state: a weak one may promote differently.
-        self.state: TrainState = jax.tree.map(_strong, state)
+        self.state = jax.tree.map(_strong, state)
         self.step = 0
         self.best_step: int | None = None
         self.best_score = math.inf
         self.skipped = self.empty = 0
         self.stopped_early = False
         self.saved_on: int | None = None
+        self.ending: int | None = None
         self._worse = 0
         self._began: int | None = None
         self._logged: int | None = None
-        self._best: TrainState | None = None
+        self._best: AnyState = None
         self._resumed = False
         self._unsettled: tuple[int, Metrics, bool] | None = None
 
@@ -133,7 +134,10 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         """
         if self._saving is None:
             raise ValueError("to resume, give the run its `saving`: Saving(Checkpoints(folder)).")
-        found = self._saving.checkpoints.restore(self.state)
+        return self._go_on_from(self._saving.checkpoints.restore(self.state), may_differ)
+
+    def _go_on_from(self, found: Restored, may_differ: tuple[str, ...]) -> int:
+        assert self._saving is not None
         check_same_config(found.facts["config"], self._config, may_differ=may_differ)
         if found.facts["data"]:
             self._stream.set_state(found.facts["data"])
@@ -165,7 +169,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             stacklevel=3,
         )
 
-    def best_state(self) -> TrainState:
+    def best_state(self) -> AnyState:
         """The state of the lowest `measure`: of the checkpoint, if there are checkpoints.
 
         Raises:
@@ -207,7 +211,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             self._look_for_lines(self._log)
         stands = self._stream.get_state().get("batches")
         self._began = stands - self.step if isinstance(stands, int) else None
-        with Signals() as signals, self._watchdog or contextlib.nullcontext():
+        with self._listening() as signals, self._watchdog or contextlib.nullcontext():
             try:
                 yield from self._steps(signals)
             finally:
@@ -239,7 +243,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             last = self.step == self.num_steps
             self._unsettled = self.step, metrics, self._is_logged(last)
             numbers = self._evaluated(last)
-            ending = signals.asked(self.step)
+            ending = self.ending = signals.asked(self.step)
             if self._saving is not None:
                 self._saving.checkpoints.check()
                 due = is_due(self.step, self._saving.every)
@@ -256,6 +260,13 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             if self._watchdog is not None:
                 self._watchdog.rest()
             yield self.step, {**metrics, **skipped, **numbers}
+
+    def _listening(self) -> contextlib.AbstractContextManager[Signals]:
+        return Signals()
+
+    def _more_progress(self) -> dict[str, Any]:
+        """What is saved beside the loop's own, by who builds on it."""
+        return {}
 
     def _begin(self, doing: str) -> None:
         if self._watchdog is not None:
@@ -360,6 +371,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
             "stopped_early": self.stopped_early,
             BEGAN: self._began,
             "logged": None if self._log is None else self._log.num_lines,
+            **self._more_progress(),
         }
         if self._log is not None:
             self._log.flush()
@@ -385,7 +397,7 @@ class TrainLoop(Iterable[tuple[int, Numbers]]):
         self.stopped_early = progress["stopped_early"]
 
 
-def _num_devices(state: TrainState) -> int:
+def _num_devices(state: AnyState) -> int:
     placed = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     return max((len(leaf.sharding.device_set) for leaf in placed), default=1)
 

@@ -54,13 +54,19 @@ class Tuned(NamedTuple):
         return not self.doubts
 
     def table(self) -> Table:
-        """A row a window: its epochs and numbers, the held-out loss, a slope for each number."""
+        """A row a window: its epochs (or steps) and numbers, the held-out loss, its slopes."""
         names = list(self.windows[0].slopes)
+        in_steps = self.windows[0].num_epochs is None
         rows = tuple(
-            (w.num_epochs, *w.hparams.values(), w.value, *(w.slopes[name] for name in names))
+            (
+                w.num_steps if in_steps else w.num_epochs,
+                *w.hparams.values(),
+                w.value,
+                *(w.slopes[name] for name in names),
+            )
             for w in self.windows
         )
-        headers = ("epochs", *self.windows[0].hparams, "held-out loss")
+        headers = ("steps" if in_steps else "epochs", *self.windows[0].hparams, "held-out loss")
         return Table(
             (*headers, *(f"slope in log {name}" for name in names)), rows, note=WHICH_ERROR
         )

@@ -33,14 +33,17 @@ Box = Mapping[str, tuple[float, float]]
 class Window(NamedTuple):
     """One window: the numbers it was run at, and what the held-out part said at its end."""
 
-    num_epochs: int
+    num_epochs: int | None
+    """None of a stream that was not told them."""
     hparams: dict[str, float]
     value: Estimate
     """The mean held-out loss, with the error of its examples."""
     slopes: dict[str, Estimate]
     """Of the mean held-out loss in the logarithm of each number, with the error of its examples."""
     train_losses: tuple[float, ...] = ()
-    """Per epoch, the mean loss of the training batches."""
+    """Per epoch, the mean loss of the training batches; of a stream none."""
+    num_steps: int | None = None
+    """Of a stream."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, of which `of_dict` makes it again, to the last bit."""
@@ -50,6 +53,7 @@ class Window(NamedTuple):
             "value": self.value._asdict(),
             "slopes": {name: slope._asdict() for name, slope in self.slopes.items()},
             "train_losses": list(self.train_losses),
+            "num_steps": self.num_steps,
         }
 
     @classmethod
@@ -62,6 +66,7 @@ class Window(NamedTuple):
             Estimate(**told["value"]),
             slopes,
             tuple(told["train_losses"]),
+            told.get("num_steps"),
         )
 
 
@@ -84,7 +89,7 @@ def plan_windows(num_epochs: int) -> tuple[int, ...]:
 
 
 def window_of(
-    num_epochs: int,
+    num_epochs: int | None,
     hparams: Mapping[str, float],
     losses: Any,
     slopes: Any,
@@ -184,9 +189,23 @@ def check_windows(
     """Checks what `tune` is told, before anything runs.
 
     Raises:
+      ValueError: as `check_moves`, or for a held-out part without weight.
+    """
+    check_moves(start, numbers, windows, carried, within)
+    check_batch("valid", valid)
+    if not (np.asarray(valid.weights) > 0).any():
+        raise ValueError("`valid` has no example of weight above 0: nothing says how to move.")
+
+
+def check_moves(
+    start: Mapping[str, float], numbers: Any, windows: Any, carried: Any, within: Box
+) -> None:
+    """Checks the windows, and what moves between them.
+
+    Raises:
       ValueError: for fewer than two windows or one without an epoch, a number that is not in
-        `start`, not above 0 or outside `within`, named twice or not at all, a share outside
-        (0, 1], or a held-out part without weight.
+        `start`, not above 0 or outside `within`, named twice or not at all, or a share outside
+        (0, 1].
     """
     if isinstance(numbers, str) or not numbers or len(set(numbers)) < len(tuple(numbers)):
         raise ValueError(f"`numbers` must be one or more names in a tuple, each once: {numbers!r}.")
@@ -206,9 +225,6 @@ def check_windows(
                 f"`start[{name!r}]` must be above 0 and within [{low:g}, {high:g}], got "
                 f"{start[name]:g}: a number moves in its logarithm."
             )
-    check_batch("valid", valid)
-    if not (np.asarray(valid.weights) > 0).any():
-        raise ValueError("`valid` has no example of weight above 0: nothing says how to move.")
 
 
 class _Move(NamedTuple):
