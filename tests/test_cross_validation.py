@@ -1,5 +1,6 @@
 """Grids, and cross-validation over them as one program."""
 
+import functools
 import itertools
 import logging
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from small_trials import FIT_AND_SCORE, data_of, mesh_of
 
+from wdjax.selection.choice import choose
 from wdjax.selection.cross_validation import (
     Progress,
     cross_validate,
     cross_validate_pure,
 )
-from wdjax.selection.folds import folds_from_splits, kfold
+from wdjax.selection.folds import Folds, folds_from_splits, kfold
 from wdjax.selection.grids import Grid, check_axis, grid_product
 from wdjax.selection.scores import HeldOut
 from wdjax.selection.trials import Chunk, map_trials, trial_program
@@ -480,6 +482,22 @@ def test_two_devices_and_a_cache_give_the_same_single_examples(tmp_path):
     weights = one.held_out.weights[None, :, None]
     mean = (one.held_out.values["loss"] * weights).sum(-1) / weights.sum(-1)
     np.testing.assert_allclose(mean, one.values["loss"], rtol=1e-5)
+
+
+def test_folds_wider_than_their_longest_score_and_choose_as_those_cut_to_it():
+    """A column of padding in every fold, before the rows or behind them, says nothing."""
+    data = Batch(np.zeros((11, 2), "f4"), np.arange(11.0, dtype="f4"), np.ones(11, "f4"))
+    folds = kfold(jax.random.key(0), 11, 3)
+    more = (2, 0), (2, 0), (1, 2), (1, 2)
+    wide = [np.pad(leaf, ((0, 0), ends)) for leaf, ends in zip(folds, more, strict=True)]
+    how = {"key": jax.random.key(1), "groups": np.arange(11)}
+    own, other = (
+        cross_validate(own_losses, grid_product(strength=[0.0, 0.5]), data, each, **how)
+        for each in (folds, Folds(*wide))
+    )
+    assert own.held_out.weights.shape == (3, 4)
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), other, own)
+    assert choose(other) == choose(own)
 
 
 def test_repeated_folds_are_known_as_such():

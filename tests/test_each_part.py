@@ -156,8 +156,6 @@ def test_no_example_of_a_fold_that_judges_has_a_part_in_choosing():
     folds = wdjax.kfold(jax.random.key(3), 23, num_folds=5)
     choosing, judging = split_folds(folds)
     assert len(choosing.train) == 3 and len(judging.train) == 2
-    # Of 23 examples the last two folds hold out 4 each, the first three 5.
-    assert judging.valid.shape == (2, 4) and choosing.valid.shape == (3, 5)
     rows = lambda index, mask: set(np.asarray(index)[np.asarray(mask) > 0].tolist())
     judged = rows(judging.valid, judging.valid_mask)
     seen = rows(choosing.train, choosing.train_mask) | rows(choosing.valid, choosing.valid_mask)

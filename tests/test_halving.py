@@ -190,6 +190,15 @@ def test_a_rung_scores_a_side_branch_that_ends_its_schedule(x64):
         assert found == pytest.approx(mean_of(row, [(9, 9)]), rel=1e-12)
 
 
+def test_folds_wider_than_their_longest_are_halved_as_those_cut_to_it(x64):
+    wide = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 0), (0, 2))), MEAN_FOLDS)
+    found = halve(MEANS, MEAN_GRID, targets(), wide, key=jax.random.key(0), rungs=1)
+    row = found.choice.index
+    expected = [loss_after(row, fold, [(9, 9)]) for fold in range(4)]
+    np.testing.assert_allclose(found.scores.of("loss")[row, :, 0], expected, rtol=1e-12)
+    assert found.scores.held_out.values["loss"].shape[-1] == 3
+
+
 def test_a_schedule_that_needs_a_number_gets_one():
     """`optax.cosine_decay_schedule` and others compare their length with 0."""
 

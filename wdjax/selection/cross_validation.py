@@ -31,7 +31,7 @@ from wdjax.moved import moved_field, moved_keywords
 from wdjax.runners import replicate
 from wdjax.selection.cache import CachedTrials, find_cached
 from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
-from wdjax.selection.folds import Folds, narrowed, sizes
+from wdjax.selection.folds import Folds, closed_up, sizes
 from wdjax.selection.grids import GridLike
 from wdjax.selection.scores import HeldOut, Scores
 from wdjax.selection.scores import standard_error_over_folds as standard_error_over_folds
@@ -134,8 +134,7 @@ def cross_validate(
     num_rows = _checked(fit_and_score, grid, data, folds, num_seeds, groups)
     names = check_slopes(fit_and_score, grid, data, folds, key, slopes)
     at_once = _at_once(trials_at_once, num_rows * num_seeds, mesh)
-    # The padding of every fold behind its rows, as in the programs and their scores.
-    folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
+    folds = closed_up(folds)  # As in the programs and their scores.
     lanes = {"num_seeds": num_seeds, "at_once": at_once, "mesh": mesh}
     planned = _plan(with_slopes(fit_and_score, names), grid, data, folds, key, **lanes)
     known = CachedTrials.nothing(planned.widest, (folds.train.shape[0], num_rows * num_seeds))

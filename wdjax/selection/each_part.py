@@ -265,12 +265,7 @@ def split_folds(folds: Folds) -> tuple[Folds, Folds]:
             "tuning parts sets aside the examples that the last half of the folds holds out, and "
             "nothing is left to choose on; give folds that hold out each example once (kfold)."
         )
-    judging = [
-        (train[fold][train_mask[fold] > 0], valid[fold][valid_mask[fold] > 0])
-        for fold in range(split, num_folds)
-    ]
-    # Anew, as each is no wider than the longest of those that are with it.
-    return folds_from_splits(map(tuple, pairs)), folds_from_splits(judging)
+    return folds_from_splits(map(tuple, pairs)), Folds(*(leaf[split:] for leaf in folds))
 
 
 def descend(

@@ -126,6 +126,17 @@ def sizes(folds: Folds) -> tuple[np.ndarray, np.ndarray] | None:
     return count(folds.train_mask), count(folds.valid_mask)
 
 
+def closed_up(folds: Folds) -> Folds:
+    """The same folds, the padding of each behind its rows and no wider than the longest.
+
+    A column that is padding in every fold goes; where the sizes are traced, all stay.
+    """
+    known = sizes(folds)
+    if known is None:
+        return narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
+    return narrowed(folds, *(int(size.max()) for size in known))
+
+
 def narrowed(folds: Folds, num_train: int, num_valid: int) -> Folds:
     """The folds with the padding of each behind its rows, and then cut to a width.
 

@@ -38,7 +38,7 @@ from wdjax.host_checks import check_given
 from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
 from wdjax.selection.choice import RULES, Judged, choose, confident_rows
 from wdjax.selection.cross_validation import Progress
-from wdjax.selection.folds import Folds, narrowed
+from wdjax.selection.folds import Folds, closed_up
 from wdjax.selection.grids import GridLike
 from wdjax.selection.lanes import Lanes
 from wdjax.selection.rungs import Rung
@@ -123,7 +123,7 @@ def halve(
     _check_judges(stepwise, value, rule)
     plans = plan_rungs(checked_num_rows(grid), num_epochs, keep=keep, rungs=rungs)
     at_once = _at_once(trials_at_once, mesh)
-    folds = narrowed(folds, folds.train.shape[1], folds.valid.shape[1])
+    folds = closed_up(folds)
     lanes = Lanes(stepwise, grid, data, folds, key, num_seeds, at_once, mesh)
     scores = _halved(lanes, plans, HeldOut.of(data, folds, groups), value, keep, progress)
     choice = choose(scores, rule, value=value)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from wdjax.measures import example_means, weighted_mean
-from wdjax.selection.folds import Folds, narrowed, sizes, take_masked
+from wdjax.selection.folds import Folds, closed_up, narrowed, sizes, take_masked
 from wdjax.selection.scores import leaf_names
 from wdjax.types import Batch, TakesPadding, plain_function
 
@@ -253,8 +253,7 @@ def folds_by_program(fit_and_score: FitAndScore, folds: Folds) -> list[ProgramFo
     """
     known = sizes(folds)
     if known is None:
-        width = folds.train.shape[1], folds.valid.shape[1]
-        return [ProgramFolds(np.arange(folds.train.shape[0]), narrowed(folds, *width))]
+        return [ProgramFolds(np.arange(folds.train.shape[0]), closed_up(folds))]
     kinds = [_kind(fit_and_score, *map(int, size)) for size in zip(*known, strict=True)]
     groups = []
     for kind in dict.fromkeys(kinds):
