@@ -337,8 +337,9 @@ def _search(
     name = _named(sizes, plan.sizes)
 
     def listen(event: Progress) -> None:
-        if not event.done or event.done == event.cached:
-            say_cached(lambda text: say(f"{name}: {text}"), event) if event.cached else None
+        if event.stage == "compile" or event.cached == event.total:  # The first.
+            results["cached"] = results.get("cached", 0) + event.cached
+            say_cached(lambda text: say(f"{name}: {text}"), event)
         if event.memory is not None:
             results["memory"] = max(results.get("memory", 0), event.memory)
         if on_progress is not None:
