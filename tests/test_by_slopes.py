@@ -137,6 +137,25 @@ def test_where_the_best_row_is_the_first_no_row_at_zero_is_trained_twice():
     assert found.choice.hparams["strength"] == 0 or found.choice.gain is not None
 
 
+def planted(h, train, valid, key):
+    """With decay (log strength)^2 + (log 10 rate)^2; without, the larger the rate the better."""
+    rate = jnp.log(10 * h["learning_rate"])
+    decayed = jnp.log(jnp.maximum(h["strength"], 1e-6)) ** 2 + rate**2
+    loss = jnp.where(h["strength"] > 0, decayed, 20 - rate / 2)
+    return {"loss": loss + 0.1 * valid.targets}
+
+
+def test_rows_at_zero_that_run_out_are_doubted():
+    both = {"slopes": ("strength", "learning_rate"), "strength": 1.5, "learning_rate": 0.1}
+    found = search(planted, **both)
+    (doubt,) = found.doubts
+    assert doubt.startswith("Do not believe this: at strength 0, the best row has the largest lear")
+    assert "rows allowed" not in found.reason and found.choice.hparams["strength"] > 0.5
+    strengths, rates = (np.asarray(found.scores.grid[n]) for n in ("strength", "learning_rate"))
+    at_zero = np.sort(rates[strengths == 0])
+    assert 6 <= len(at_zero) <= 7 and at_zero[-1] > 1e3 * at_zero[0]
+
+
 def test_rows_that_run_out_are_doubted():
     found = search(strength=1e-4, max_rows=2)
     assert not found.believed and "rows allowed" in found.reason

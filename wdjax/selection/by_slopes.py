@@ -132,7 +132,7 @@ def _search_at_zero(rows: "_Rows", start: dict[str, Any], seen: Seen, box: np.nd
         at = float(np.exp(following[0]))
     doubts = _doubts_of_an_end(rows.seen_at_zero(), own_box, (other,), None)
     opening = "Do not believe this: "
-    return [doubt.replace(opening, f"{opening}at {rows.simpler} 0 ") for doubt in doubts]
+    return [doubt.replace(opening, f"{opening}at {rows.simpler} 0, ") for doubt in doubts]
 
 
 def search_problem_by_slopes(problem: Problem) -> Search:
