@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 VOLATILE = ("timing", "cost", "command", "cached", "sha256", "digests")
-"""Of a results file, what two runs of one job differ in; the last two are digests of all else."""
+"""Of a results file, what two runs of one job differ in; the last two are digests of all else. What
+advice says of the cost is left out as well."""
 HOW = ("resume", "overwrite")
 """Of what a run was told, how it was started again."""
 
@@ -17,7 +18,9 @@ def said_in(folder):
 def plain(value):
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items() if name not in VOLATILE}
-    return [plain(inner) for inner in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return [plain(inner) for inner in value if not str(inner).startswith("Cost: ")]
 
 
 def end_of(folder):

@@ -2,13 +2,14 @@
 
     python -m tests.kills --count 200 --seed 0
 
-Four kinds of jobs: `train` in memory and streamed, `select` and `compare` with cached trials, all
-of a linear model on 120 examples. A job is killed by SIGKILL, half of the times at a moment drawn
-from how long it lasts and half of them at one of its writes, and started again: `train` with
---resume once its folder says what it was told, the others as they were, with the trials that they
-had cached. After one to four kills it may end. Its `results.json` (without times, and how many
-trials were cached), the arrays of its `params.npz`, its log and the names of its files must then
-be, bit for bit, those of the same job that no one killed.
+Six kinds of jobs: `train` in memory, streamed and tuned on the way (saved after each window), and
+`select`, `compare` and `transfer` with cached trials, all of a linear model on 120 examples. A job
+is killed by SIGKILL, half of the times at a moment drawn from how long it lasts and half of them at
+one of its writes, and started again: `train` with --resume once its folder says what it was told,
+the others as they were, with the trials that they had cached. After one to four kills it may end.
+Its `results.json` (without times, costs, and how many trials were cached), the arrays of its
+`params.npz`, its log and the names of its files must then be, bit for bit, those of the same job
+that no one killed.
 
 What is not as in the shell: the jobs are forked from one process that has imported everything and
 started nothing of JAX, so that each costs its own work alone; they share a cache of compiled
@@ -58,15 +59,19 @@ def make_model(num_outputs, dropout=0.0):
     return Model(init, apply)
 '''
 OWN = "--model ../model.py:make_model"
-DATA = f"--data iris --devices 1 --batch-size 30 {OWN}"
+DATA = f"--data iris --devices 1 {OWN}"
+BY_30 = f"{DATA} --batch-size 30"
 JOBS = {
-    "train": f"train {DATA} --strength 0.1 --epochs 10 --seeds 2 --save-every 8",
-    "stream": f"train --stream {DATA} --strength 0.1 --epochs 4 --save-every 2 --patience 6 "
+    "train": f"train {BY_30} --strength 0.1 --epochs 10 --seeds 2 --save-every 8",
+    "stream": f"train --stream {BY_30} --strength 0.1 --epochs 4 --save-every 2 --patience 6 "
     "--evaluate-every 4",
-    "select": f"select {DATA} --optimizer sgd --strengths 0 0.1 1 --learning-rates 0.003 "
+    "tune": f"train --tune {BY_30} --optimizer sgd --epochs 4 --schedule cosine",
+    "select": f"select {BY_30} --optimizer sgd --strengths 0 0.1 1 --learning-rates 0.003 "
     "--folds 3 --seeds 1 --epochs 3",
-    "compare": f"compare {DATA} --optimizer sgd --vary decay --among decoupled l1 "
+    "compare": f"compare {BY_30} --optimizer sgd --vary decay --among decoupled l1 "
     "--strengths 0 0.1 --folds 2 --seeds 1 --epochs 2",
+    "transfer": f"transfer {DATA} --batch-size 8 --optimizer sgd --rows 8 16 32 55 --to-rows 96 "
+    "--strengths 0.1 1 10 --learning-rates 0.003 --folds 2 --seeds 1 --epochs 2",
 }
 MOST_KILLS = 4
 """Of one run; then it may end."""
@@ -192,7 +197,7 @@ def start(words, folder, writing):
 
 def again(job, folder):
     """The words that go on with a job that was killed."""
-    if job in ("train", "stream") and (folder / "run" / "config.json").exists():
+    if JOBS[job].startswith("train") and (folder / "run" / "config.json").exists():
         return f"train --resume run --devices 1 {OWN}"
     return f"{JOBS[job]} --out run --overwrite"
 
@@ -244,15 +249,15 @@ class Kills:
         self.writing = Writing()
         self.begun, self.counts = 0, dict.fromkeys(COUNTS, 0)
         # Twice: what is compiled the first time is read the second, and lasts as long as others.
-        ends = []
+        self.whole = None
         for name in ("compiled", "whole"):
             self.where = self._folder(name)
             begin = time.monotonic()
             self._ended(wait(start(f"{JOBS[job]} --out run", self.where, self.writing)))
             self.lasts, self.num_writes = time.monotonic() - begin, self.writing.begun
-            ends.append(end_of(self.where))
-        assert ends[0] == ends[1], f"{job}: two runs that were left alone differ"
-        self.whole = ends[0]
+            self.whole = self.whole or end_of(self.where)
+        told = "; ".join(differing(self.whole, self.where))
+        assert not told, f"{job}: two runs that were left alone differ in {told}"
         self._begin()
 
     def _folder(self, name):

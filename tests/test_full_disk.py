@@ -6,21 +6,27 @@ import os
 import pathlib
 
 import pytest
+from kills import MODEL
 
 from wdjax import cli
+from wdjax.jobs import tuned
 from wdjax.writing import PARTIAL, unsealed
 
 # Every failure is a job of its own: long, though CI runs them all.
 pytestmark = pytest.mark.slow
 
 SMALL = "--data iris --devices 1 --batch-size 30"
+LINEAR = "--model model.py:make_model"
 JOBS = {
     "train": f"train {SMALL} --strength 0.1 --epochs 2 --save-every 1",
     "stream": f"train {SMALL} --strength 0.1 --epochs 1 --stream",
+    "tune": f"train --tune {SMALL} {LINEAR} --optimizer sgd --epochs 4 --schedule cosine",
     "select": f"select {SMALL} --strengths 0 0.1 --learning-rates 0.003 --folds 2 --seeds 1 "
     "--epochs 1",
     "compare": f"compare {SMALL} --strengths 0.1 --learning-rates 0.01 --folds 2 --seeds 1 "
     "--epochs 1",
+    "transfer": f"transfer {SMALL} {LINEAR} --optimizer sgd --rows 30 31 32 33 "
+    "--strengths 0.1 1 10 --learning-rates 0.003 --folds 2 --seeds 1 --epochs 1",
 }
 
 
@@ -48,6 +54,11 @@ def whole_json(path):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys, shared_programs):
     monkeypatch.chdir(tmp_path)
+    linear = MODEL.replace('+ params["bias"]', '+ params["bias"][None]')
+    pathlib.Path("model.py").write_text(linear)
+    # Most of the time of a run as short as these, and it writes nothing.
+    monkeypatch.setattr(tuned, "audit_run", lambda *_: None)
+    monkeypatch.setattr(tuned, "audit_results", lambda *_: {"decay": []})
 
     def run(words):
         status = cli.main(words.split())
