@@ -77,7 +77,8 @@ class Predictor(NamedTuple):
         if dataset.inputs.shape[1:] != self.input_shape:
             raise ValueError(
                 f"`inputs`: an example has shape {dataset.inputs.shape[1:]}, and those of the "
-                f"training data {self.input_shape}; give the same columns, or images of the same size."
+                f"training data {self.input_shape}; give the same columns, or images of the same "
+                "size."
             )
         return self.apply(dataset.inputs)
 
