@@ -18,8 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def run_fuzz(folder: pathlib.Path, *words: str, timeout: float = 1500) -> list[dict]:
-    """`python -m tests.fuzz` in a process of its own, without the tests' settings of JAX."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PYTEST_"))}
+    """`python -m tests.fuzz` in a process of its own, with its own settings of JAX and XLA."""
+    without = ("JAX_", "PYTEST_", "XLA_FLAGS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     command = [sys.executable, "-m", "tests.fuzz", "--json", str(folder / "results.json"), *words]
     done = subprocess.run(
         command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=timeout
