@@ -20,14 +20,14 @@ from jax.sharding import PartitionSpec as P
 
 from wdjax.checkpoint import Checkpoints, host_leaves
 from wdjax.data.batches import to_devices
-from wdjax.data.stream import make_stream, prefetch_to_device
+from wdjax.data.stream import from_here, make_stream, prefetch_to_device
 from wdjax.decay import decoupled_decay
-from wdjax.loop import Logging, Saving, TrainLoop
+from wdjax.loop import Logging, Saving, TrainLoop, TuneLoop
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
 from wdjax.penalties import l2_penalty
-from wdjax.run import skip_non_finite
+from wdjax.run import make_run, skip_non_finite
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import cross_validate
 from wdjax.selection.folds import kfold
@@ -93,6 +93,36 @@ def train(name, num_devices=None, num_steps=20):
             losses.append(float(metrics["loss"]))
         leaves = {path: leaf.array for path, leaf in host_leaves(state).items()}
     return {"loss": np.array(losses), **leaves}
+
+
+def tuned(num_devices=None):
+    """37 examples, streamed in two windows of five steps: what it found, and where it is."""
+    run = make_run(
+        MODEL,
+        cross_entropy,
+        make_tx=lambda h: optax.chain(
+            optax.sgd(h["learning_rate"]), decoupled_decay(h["strength"], h["learning_rate"])
+        ),
+    )
+    score = make_score(MODEL, loss=cross_entropy)
+    mesh = data_mesh(num_devices)
+    make = lambda data, **how: make_stream(data, batch_size=8, **how)
+    split = NamedSharding(mesh, P("data"))
+    loop = TuneLoop(
+        lambda inputs, num_steps: run,
+        lambda fit, batch: score.by_example(fit, batch)["loss"],
+        {"strength": 1.0, "learning_rate": 0.1},
+        prefetch_to_device(make(examples(37), seed=1, num_epochs=None), sharding=split),
+        from_here(make(examples(21, seed=1))),
+        key=jax.random.key(2),
+        windows=(5, 5),
+        mesh=mesh,
+    )
+    for _ in loop:
+        pass
+    leaves = {path: leaf.array for path, leaf in host_leaves(loop.state).items()}
+    told = [[*w.value, *w.slopes["strength"], w.hparams["strength"]] for w in loop.done]
+    return {"loss": np.array(told), **leaves}
 
 
 def scores_of_a_grid(num_devices=None, **options):
@@ -168,6 +198,8 @@ def agreed(num_devices=None):
     found = nested("score", scores_of_a_grid(num_devices))
     for name in ("sgd", "sgd64", "adam"):
         found |= nested(name, train(name, num_devices))
+    if num_devices in (None, 1, 2):
+        found |= nested("tuned", tuned(num_devices))
     return found
 
 

@@ -75,6 +75,19 @@ def test_twenty_steps_of_two_processes_end_where_one_device_ends(name, one_devic
     assert_agree(of(two_processes[0], f"{name}/"), of(one_device, f"{name}/"), name)
 
 
+def test_a_run_tuned_on_two_devices_or_by_two_processes_finds_what_one_device_finds(
+    on_devices, one_device, two_processes
+):
+    """Losses, slopes, their errors; params, tangents and all else of the state."""
+    one = of(one_device, "tuned/")
+    assert len(one) > 15 and np.all(one["loss"][:, 2])
+    for here in (of(on_devices, "2/tuned/"), *(of(found, "tuned/") for found in two_processes)):
+        assert here.keys() == one.keys()
+        for path in one:
+            size = np.abs(one[path].astype(np.float64)).max()
+            np.testing.assert_allclose(here[path], one[path], 1e-4, 1e-5 * size, err_msg=path)
+
+
 def assert_same_bits(here, one, prefix):
     here, one = of(here, prefix), of(one, prefix)
     assert here.keys() == one.keys() and len(one) > 1
