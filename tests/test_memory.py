@@ -5,6 +5,7 @@ import pytest
 from wdjax.jobs import bound, setup
 from wdjax.jobs.compare import CompareOptions
 from wdjax.jobs.options import AuditOptions, SelectOptions, TrainOptions
+from wdjax.jobs.transfer import TransferOptions, run_transfer
 from wdjax.memory import memory_within_reach
 
 GIB = 2**30
@@ -94,11 +95,13 @@ PARAMS = 4 * (4 * 100 + 100 + 100 * 3 + 3)
 STATE, GRADIENT, DATA = 3 * PARAMS, 4 * 4 * 100, 150 * (4 * 4 + 4)
 """Adam's two moments have the shapes of the params; besides, two counters."""
 EPOCH = 4 * (2 + 8 * 4)
+HELD_OUT = 4 * 120
+"""A loss for each example that is held out once by the folds."""
 NEEDED = {
     "train": 3 * STATE + GRADIENT + 3 * EPOCH + DATA,
     "stream": 2 * STATE + GRADIENT + DATA,
-    "select": 2 * STATE + GRADIENT + 2 * 5 * 3 * 8 + DATA,
-    "compare": 2 * STATE + GRADIENT + 5 * 3 * 8 + DATA,
+    "select": 2 * STATE + GRADIENT + 2 * 3 * (5 * 8 + HELD_OUT) + DATA,
+    "compare": 2 * STATE + GRADIENT + 3 * (5 * 8 + HELD_OUT) + DATA,
     "audit": PARAMS + DATA,
 }
 
@@ -127,6 +130,25 @@ def test_the_numbers_are_in_gib(monkeypatch):
     assert "there are 8 GiB" in found and "fewer --seeds or --devices" in found
     state = (STATE + 12) * 10_000_000 / GIB
     assert f"{state:.3g} GiB the params" in found
+
+
+def test_a_transfer_of_more_trials_than_fit_is_refused_before_any_is_planned(monkeypatch, tmp_path):
+    """Two million seeds of three strengths: a gigabyte and more a hundred examples."""
+    at(monkeypatch, 2 * GIB)
+    options = TransferOptions(
+        data="iris",
+        rows=(10, 20, 30, 40),
+        batch_size=(8,),
+        strengths=(0.1, 1.0, 3.0),
+        learning_rates=(0.1,),
+        seeds=2_000_000,
+        folds=2,
+        out=str(tmp_path / "out"),
+    )
+    noted = 3 * 2_000_000 * (2 * 8 + HELD_OUT) / GIB
+    with pytest.raises(ValueError, match=f"{noted:.3g} GiB what is noted of them.*fewer --seeds"):
+        run_transfer(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_more_steps_than_int32_counts_are_refused():

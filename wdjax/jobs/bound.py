@@ -57,7 +57,7 @@ def check_fits(
     if there is None:
         return
     seeds = _whole(getattr(options, "seeds", None), default_seeds)
-    at_once, notes = _runs_and_notes(options, recipe, len(devices), seeds, params)
+    at_once, notes = _runs_and_notes(options, recipe, len(devices), seeds, params, dataset)
     arrays = {id(x): np.asarray(x).nbytes for d in parts for x in (d.inputs, d.targets)}
     data = sum(arrays.values())
     if (at_once + 1) * MOST_OF_STATE * _bytes(params) + notes + data <= there:
@@ -77,7 +77,12 @@ def check_fits(
 
 
 def _runs_and_notes(
-    options: RunOptions, recipe: Recipe, num_devices: int, num_seeds: int, params: Any
+    options: RunOptions,
+    recipe: Recipe,
+    num_devices: int,
+    num_seeds: int,
+    params: Any,
+    dataset: Dataset,
 ) -> tuple[int, int]:
     """How many runs are in memory at once, and the bytes of what is noted of all of them."""
     if isinstance(options, AuditOptions):
@@ -90,9 +95,11 @@ def _runs_and_notes(
         return num_seeds, 4 * numbers * recipe.num_epochs * num_seeds
     axes = (getattr(options, name, None) for name in ("strengths", "learning_rates"))
     rows = math.prod(len(axis) for axis in axes if isinstance(axis, tuple) and axis)
-    # Each trial's two losses; of the refits at least one a device is under way.
-    trials = rows * _whole(getattr(options, "folds", None), 1) * num_seeds
-    return min(num_devices, num_seeds), 8 * trials
+    # Each trial's two losses and that of every example it holds out; of the refits at least one a
+    # device is under way.
+    folds = _whole(getattr(options, "folds", None), 1)
+    notes = rows * num_seeds * (8 * folds + 4 * len(dataset.inputs))
+    return min(num_devices, num_seeds), notes
 
 
 def _state_bytes(options: RunOptions, recipe: Recipe, dataset: Dataset) -> tuple[int, int]:

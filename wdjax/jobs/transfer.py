@@ -264,7 +264,8 @@ def _single(options: TransferOptions, sizes: Mapping[str, Any]) -> SelectOptions
     """The options of the search at one size."""
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(RunOptions)}
     shared |= {"epochs": sizes["epochs"], "batch_size": sizes["batch_size"]}
-    return SelectOptions(**shared, folds=options.folds, seeds=options.seeds)
+    grid = {name: getattr(options, name) for name in ("strengths", "learning_rates")}
+    return SelectOptions(**shared, **grid, folds=options.folds, seeds=options.seeds)
 
 
 def _prepared(
