@@ -9,23 +9,22 @@ import pytest
 from kills import MODEL
 
 from wdjax import cli
-from wdjax.jobs import tuned
+from wdjax.jobs import select, stream, train, tuned
 from wdjax.writing import PARTIAL, unsealed
 
 # Every failure is a job of its own: long, though CI runs them all.
 pytestmark = pytest.mark.slow
 
-SMALL = "--data iris --devices 1 --batch-size 30"
-LINEAR = "--model model.py:make_model"
+SMALL = "--data iris --devices 1 --batch-size 30 --optimizer sgd --model model.py:make_model"
 JOBS = {
     "train": f"train {SMALL} --strength 0.1 --epochs 2 --save-every 1",
     "stream": f"train {SMALL} --strength 0.1 --epochs 1 --stream",
-    "tune": f"train --tune {SMALL} {LINEAR} --optimizer sgd --epochs 4 --schedule cosine",
+    "tune": f"train --tune {SMALL} --epochs 4 --schedule cosine",
     "select": f"select {SMALL} --strengths 0 0.1 --learning-rates 0.003 --folds 2 --seeds 1 "
     "--epochs 1",
     "compare": f"compare {SMALL} --strengths 0.1 --learning-rates 0.01 --folds 2 --seeds 1 "
     "--epochs 1",
-    "transfer": f"transfer {SMALL} {LINEAR} --optimizer sgd --rows 30 31 32 33 "
+    "transfer": f"transfer {SMALL} --rows 30 31 32 33 "
     "--strengths 0.1 1 10 --learning-rates 0.003 --folds 2 --seeds 1 --epochs 1",
 }
 
@@ -57,8 +56,9 @@ def command(tmp_path, monkeypatch, capsys, shared_programs):
     linear = MODEL.replace('+ params["bias"]', '+ params["bias"][None]')
     pathlib.Path("model.py").write_text(linear)
     # Most of the time of a run as short as these, and it writes nothing.
-    monkeypatch.setattr(tuned, "audit_run", lambda *_: None)
-    monkeypatch.setattr(tuned, "audit_results", lambda *_: {"decay": []})
+    for job in (select, stream, train, tuned):
+        monkeypatch.setattr(job, "audit_run", lambda *_: None)
+        monkeypatch.setattr(job, "audit_results", lambda *_: {"decay": []})
 
     def run(words):
         status = cli.main(words.split())
@@ -101,9 +101,10 @@ def test_a_page_and_predictions_that_cannot_be_written_leave_those_of_before(
 ):
     assert command(f"train {SMALL} --strength 0.1 --epochs 1 --out run")[0] == 0
     pathlib.Path("new.csv").write_text("1,2,3,4\n")
-    assert command("predict run new.csv")[0] == 0
+    again = "predict run new.csv --model model.py:make_model"
+    assert command(again)[0] == 0
     before = {path.name: path.read_bytes() for path in pathlib.Path("run").iterdir()}
-    for words in ("report run", "predict run new.csv"):
+    for words in ("report run", again):
         with monkeypatch.context() as patch:
             full = Full(patch, function, 1)
             status, told = command(words)
