@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from wdjax.ending import DONE, FAILED, INTERRUPTED, STATUSES, TERMINATED, end, ending_of
+from wdjax.ending import DONE, FAILED, INTERRUPTED, STATUSES, TERMINATED, end, ending_of, naming
 from wdjax.printing import let_go_of_outputs, one_line, write_error, write_out
 from wdjax.screen import Screen
 
@@ -184,12 +184,15 @@ def _run(jobs: Any, job: str, arguments: dict[str, Any], words: list[str]) -> di
     options = kind(**arguments)
     if job == "train" and options.distributed is not None:
         join_processes(options.distributed)
-    if job == "train" and options.resume is not None:
-        given = {n: v for n, v in arguments.items() if _is_given(n, words)}
-        options = jobs.resumed_options(options.resume, given)
-    with Screen() as screen:
-        command = shlex.join(["wdjax", *words])
-        return run(options, say=screen.say, on_progress=screen.show, command=command)
+    folder = getattr(options, "resume", None)
+    # What its files say may be wrong anywhere: of a run that goes on its folder is always named.
+    with naming(f"`resume` {folder!r}", folder) if folder else contextlib.nullcontext():
+        if folder is not None:
+            given = {n: v for n, v in arguments.items() if _is_given(n, words)}
+            options = jobs.resumed_options(folder, given)
+        with Screen() as screen:
+            command = shlex.join(["wdjax", *words])
+            return run(options, say=screen.say, on_progress=screen.show, command=command)
 
 
 def _set_up_jax(words: list[str]) -> None:

@@ -1,9 +1,11 @@
 """How an error ends the command: in one sentence and a status, or as the bug it is."""
 
+import contextlib
 import dis
 import errno
 import pathlib
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
@@ -45,6 +47,23 @@ class Ending(NamedTuple):
     sentence: str
     """Empty: there is nobody to tell."""
     status: int
+
+
+@contextlib.contextmanager
+def naming(what: str, word: str) -> Iterator[None]:
+    """A refusal within begins with `what` unless it holds `word`; it stays the error that it is.
+
+    To raise another in its place would make a refusal of a bug, see `ending_of`.
+
+    Raises:
+      ValueError: what was raised within.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if word not in str(error) and error.args:
+            error.args = (f"{what}: {error.args[0]}", *error.args[1:])
+        raise
 
 
 def ending_of(error: BaseException) -> Ending | None:

@@ -137,8 +137,11 @@ def _odd_option(rng: random.Random, case: Case, known: tuple[Option, ...]) -> Ca
         strict = strict and is_odd and option.values != "none"
         words = _given(rng, words, option, values, known)
         culprits += [option.name, option.dest, *values]
+    # After `--` every word is a positional one, and any of them may be one too many.
+    strict = strict and "--" not in words
     # What is taken may not fit the rest of the words, and then any of them may be the one named.
     culprits = culprits if strict else [*culprits, *_names_in(known)]
+    culprits += words if "--" in words else []
     kind = "option" if strict else "options that may fit"
     return case._replace(words=tuple(words), kind=kind, culprits=tuple(culprits))
 

@@ -1,5 +1,6 @@
 """Cases that failed once, by the seed that drew them or by what they were: plain tests now."""
 
+import json
 import pathlib
 import shlex
 
@@ -56,3 +57,17 @@ def test_what_a_users_file_raises_need_be_no_exception_of_pythons(command):
 def test_a_text_is_nothing_for_the_rnn_and_that_is_said_by_its_name(command):
     status, err = command("train --data stdlib --length 8 --model rnn --strength 0 --epochs 1")
     assert status == 2 and "rnn" in err and "text" in err, err
+
+
+def test_of_a_run_that_goes_on_the_folder_is_named_whatever_its_files_say(command):
+    """Its options are known to be out of range where they are made, or only where they are used."""
+    assert command(f"{STREAM} --save-every 1")[0] == 0
+    config = pathlib.Path("out/config.json")
+    facts = json.loads(config.read_text())
+    facts.pop("sha256")
+    for name, value in {"epochs": -1, "label_noise": 7.0}.items():
+        config.write_text(json.dumps({**facts, name: value}))
+        with pytest.warns(RuntimeWarning, match="carries no SHA-256"):
+            status, err = command("train --resume out")
+        said = f"wdjax: `resume` 'out': `{name}` must be"
+        assert status == 2 and err.splitlines()[-1].startswith(said), err

@@ -20,6 +20,7 @@ from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling
+from wdjax.ending import naming
 from wdjax.jobs.lock import locked
 from wdjax.jobs.results import PARAMS, has_classes_in, named_arrays, opened_results, read_params
 from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
@@ -225,10 +226,8 @@ def run_predict(
     """
     predictor = load_predictor(run, model=model)
     inputs = _inputs_of(data, predictor, data_dir, say)
-    try:
+    with naming(repr(data), data):
         outputs = predictor(inputs)
-    except ValueError as error:
-        raise ValueError(f"{data!r}: {error}") from error
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in pathlib.Path(data).stem)
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
     if path.is_dir():
