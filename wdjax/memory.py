@@ -38,6 +38,13 @@ def memory_of(compiled: Any) -> int | None:
     return int(held - told.alias_size_in_bytes)
 
 
+def in_words(number: int | None) -> str:
+    """Bytes in MiB, or in GiB from 128 MiB on."""
+    if number is None:
+        return "unknown"
+    return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
+
+
 def memory_on(device: Any) -> int | None:
     """Bytes that a device has in all, as it says itself; of a CPU those within reach of this
     process. None where nobody says."""

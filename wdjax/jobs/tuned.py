@@ -33,7 +33,7 @@ from wdjax.jobs.setup import (
 from wdjax.loop import Preempted
 from wdjax.loop.signals import Signals
 from wdjax.loop.tune_loop import TuneLoop
-from wdjax.memory import memory_on
+from wdjax.memory import in_words, memory_on
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import SCHEDULE_KINDS
 from wdjax.selection.cross_validation import Progress
@@ -344,14 +344,14 @@ def plan_words(
     names = " and ".join(tuning.numbers)
     if used is not None and there is not None and used > there:
         raise ValueError(
-            f"`tune`: a run with tangents of {names} takes {_gib(used)} by the compiler's "
-            f"analysis ({_gib(without)} without them), and there are {_gib(there)} on "
+            f"`tune`: a run with tangents of {names} takes {in_words(used)} by the compiler's "
+            f"analysis ({in_words(without)} without them), and there are {in_words(there)} on "
             f"{device.platform}:{device.id}: tune fewer numbers (--tune strength), or find "
             "them at a small size, by `wdjax select` or `wdjax transfer`."
         )
     hparams = hparams_of(started)
     at = ", ".join(f"{name} {format_number(hparams[name])}" for name in tuning.numbers)
-    memory = "" if used is None else f", {_gib(used)} of memory ({_gib(without)} without)"
+    memory = "" if used is None else f", {in_words(used)} of memory ({in_words(without)} without)"
     return (
         f"Tuning from {at}, in windows of {', '.join(map(str, epochs))} epochs; {held} are held "
         f"out to say how to move. With the tangents it costs {format_number(tuning.trainings)} "
@@ -422,9 +422,3 @@ def _in_words(table: Table) -> Table:
     shown = lambda cell: str(cell) if isinstance(cell, Estimate) else cell
     rows = tuple(tuple(map(shown, row)) for row in table.rows)
     return table._replace(rows=rows, title="How the numbers moved")
-
-
-def _gib(number: int | None) -> str:
-    if number is None:
-        return "unknown"
-    return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"

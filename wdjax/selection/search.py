@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
+from wdjax.memory import in_words
 from wdjax.run import Run
 from wdjax.selection.choice import Choice
 from wdjax.selection.folds import Folds
@@ -28,7 +29,7 @@ class Cost(NamedTuple):
     """Bytes of the largest compiled program, by the compiler's own analysis; None if unknown."""
 
     def __str__(self) -> str:
-        used = "" if self.memory is None else f", {self.memory / 1e6:.3g} MB"
+        used = "" if self.memory is None else f", {in_words(self.memory)}"
         return f"{format_number(self.trainings)} trainings, {self.seconds:.3g} s{used}"
 
 
