@@ -262,10 +262,9 @@ def _choices(sizes: Mapping[str, Any]) -> tuple:
 
 def _single(options: TransferOptions, sizes: Mapping[str, Any]) -> SelectOptions:
     """The options of the search at one size."""
-    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(RunOptions)}
-    shared |= {"epochs": sizes["epochs"], "batch_size": sizes["batch_size"]}
-    grid = {name: getattr(options, name) for name in ("strengths", "learning_rates")}
-    return SelectOptions(**shared, **grid, folds=options.folds, seeds=options.seeds)
+    shared = (f.name for f in dataclasses.fields(SelectOptions) if hasattr(options, f.name))
+    told = {name: getattr(options, name) for name in shared}
+    return SelectOptions(**told | {n: sizes[n] for n in ("epochs", "batch_size")})
 
 
 def _prepared(
