@@ -183,7 +183,8 @@ def test_a_rung_scores_a_side_branch_that_ends_its_schedule(x64):
         np.testing.assert_allclose(rung.means, expected, rtol=1e-12)
         rows = np.array(rung.rows)
         zeros, order = rows[rows < 3], rows[np.argsort(expected)]
-        rivals = order[order >= 3]
+        # The control of the first rung is no rival at the second.
+        rivals = order[(order >= 3) & ((rung is first) | (order != first.control))]
         assert rung.kept == sorted([*zeros, *rivals[: -(-len(rivals) // 3)]])
     for row in second.kept:
         found = search.scores.of("loss")[row].mean()
@@ -214,13 +215,13 @@ def test_a_schedule_that_needs_a_number_gets_one():
 
 
 def test_one_program_is_compiled_for_each_width_and_none_the_second_time():
-    """12 rows eight at once, then the one that is kept and the three of strength 0."""
+    """12 rows at once, then the one that is kept, the three of strength 0 and the control."""
     program = lanes_module.compiled("cpu", lanes_module.go, ("at_once", "mesh", "stepwise"))
     # A training of its own: no other test has compiled it.
     stepwise = MEANS._replace(make_run=lambda inputs, num_steps: mean_run(inputs, num_steps))
     before = program._cache_size()
     for _ in range(2):
-        search = halved_means(stepwise, trials_at_once=8, rungs=1, keep=1 / 12)
+        search = halved_means(stepwise, trials_at_once=12, rungs=1, keep=1 / 12)
         assert len(search.scores.rungs[0].kept) == 4
         assert program._cache_size() == before + 2
 
@@ -247,7 +248,7 @@ def judged(scores, keep=1 / 3):
 def test_the_worse_leave_the_diverged_first_and_rows_without_decay_stay():
     rung = judged(scores_of([3.0, 1.0, 2.0, 4.0, np.nan, 1.5]))
     assert rung.kept == [0, 1, 5]  # The best two of five, and the row of strength 0.
-    assert rung.left.keys() == {2, 3, 4} and np.isnan(rung.left[4])
+    assert rung.left.keys() == {3, 4} and np.isnan(rung.left[4]) and rung.control == 2
     # Zero leads: its best rival stays.
     assert judged(scores_of([1.0, 4.0, 2.0, 3.0, 5.0]), keep=0.2).kept == [0, 2]
     # Of the nine, three have a score: no more survive.
@@ -369,6 +370,39 @@ def test_a_rung_whose_leader_is_known_to_be_worse_at_the_end_is_not_believed():
     assert not [
         *doubts(ended([3.0, 2.0, 1.5, 1.0, np.nan, 6.0], [3.0, 2.0, 1.0, *[9.0] * 3], 0.2), "loss")
     ]
+
+
+def test_a_control_with_more_decay_is_trained_to_the_end_and_says_if_rungs_judged_too_early():
+    """Rows 0 to 8 of strength 0, 1/8, ...: 1 leads; of 3 to 8, which leave, 5 is in the middle."""
+    at_rung = [3.0, 1.0, 1.1, *[2.0 + i for i in range(6)]]
+    rung = judged(scores_of(at_rung), keep=0.2)
+    assert (rung.kept, rung.control) == ([0, 1, 2], 5) and 5 not in rung.left
+    rows = np.array([0, 1, 2, 5])
+    gone = np.setdiff1d(np.arange(9), rows)
+
+    def seen(means, noise=0.0):
+        scores = scores_of(means, noise=noise)
+        for leaf in (scores.values["loss"], scores.held_out.values["loss"]):
+            leaf[gone] = np.nan
+        return scores
+
+    plan = plan_rungs(9, 30)[1]
+    later = judged_rung(plan, seen(at_rung), rows, "loss", 0.2, rung.control, False)
+    assert (later.kept, later.control, later.left.keys()) == ([0, 1], 5, {2})
+    told = lambda means, noise=0.1: [
+        *doubts(seen(means, noise)._replace(rungs=(rung, later)), "loss")
+    ]
+    at_end = lambda control: [3.0, 1.0, 1.1, *[9.0] * 2, control, *[9.0] * 3]
+    doubt = told(at_end(0.9))[-1]
+    assert doubt.startswith("Do not believe this: strength 0.625 would have left at the rung of 3")
+    assert "choose by slopes or by the whole grid" in doubt
+    assert not told(at_end(1.1)) and not told(at_end(np.nan)) and not told(at_end(0.999), noise=1.0)
+    # At another learning rate than the leader's, of less decay, or diverged, none is a control.
+    grid = grid_product(strength=[0.0, 1.0, 2.0], learning_rate=[0.1, 0.2])
+    assert judged(scores_of([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], grid)).control is None
+    assert judged(scores_of([6.0, 6.0, 1.0, 7.0, 8.0, 9.0], grid), keep=0.2).control == 4
+    assert judged(scores_of([1.0, 2.0, np.nan]), keep=0.5).control is None
+    assert judged(scores_of([4.0, 2.0, 3.0], grid_product(learning_rate=[1, 2, 3]))).control is None
 
 
 # What is refused.

@@ -41,7 +41,7 @@ from wdjax.selection.cross_validation import Progress
 from wdjax.selection.folds import Folds, closed_up
 from wdjax.selection.grids import GridLike
 from wdjax.selection.lanes import Lanes
-from wdjax.selection.rungs import Rung
+from wdjax.selection.rungs import Rung, control_is_better, control_of
 from wdjax.selection.scores import HeldOut, Scores
 from wdjax.selection.search import Problem, Search, Stepwise, Stopwatch
 from wdjax.selection.trials import TrialScores, platform_of
@@ -86,13 +86,17 @@ def halve(
         rung j of m ends at T_j = T / 2 keep^(m - j) of T epochs:
           advance every row to T_j - B_j, B_j = ceil(T_j / 3), on the schedule of T epochs
           copy it, go B_j epochs on the schedule of T_j, score the copy, throw it away
-          keep the best share `keep` by the mean over folds and seeds, and all rows of strength 0
+          keep the best share `keep` by the mean over folds and seeds, all rows of strength 0, and
+          from the first rung on one control
 
     Strong decay looks bad while the learning rate is high, so a row is judged as the run that ends
     at the rung, and goes on from before. One that reaches the end has been the run that
     `cross_validate` trains. A row leaves with all its folds and seeds; diverged ones leave first.
     Rows without decay never leave: the best of them is what decay is held against, and which that
-    is a rung does not know, as a high learning rate fits early and overfits late.
+    is a rung does not know, as a high learning rate fits early and overfits late. The control is
+    of those that would leave the first rung, with the leader's numbers but more decay, the middle
+    one: what decay does shows late, and where the control is better at the end than all that the
+    rungs kept, by more than its error over folds, the search is not to be believed.
 
     Rows that left are NaN in `scores`; `scores.rungs` says where. They lose, but count: intervals
     hold for them too (see `choose`), and `confident_set` holds those that could not be told from
@@ -147,7 +151,7 @@ def _halved(
 ) -> Scores:
     """The scores of the rows that reach the end, and where the others left."""
     num_epochs, per_row = lanes.stepwise.num_epochs, lanes.num_seeds * len(lanes.folds.train)
-    total = _planned(_counts(lanes.grid, plans, keep), plans, num_epochs) * per_row
+    total = _planned(lanes.grid, plans, keep, num_epochs) * per_row
     report = functools.partial(_report, progress, time.perf_counter(), total, lanes)
     scores_of = functools.partial(_scores, lanes, held_out)
     report("compile", None)
@@ -158,8 +162,10 @@ def _halved(
         lanes.advance(plan.end - plan.branch - done, num_epochs)
         done = plan.end - plan.branch
         scores = scores_of(lanes.branch(plan.branch, plan.end))
-        passed.append(judged_rung(plan, scores, lanes.rows, value, keep))
-        lanes.keep(np.array(passed[-1].kept))
+        control = passed[0].control if passed else None
+        passed.append(judged_rung(plan, scores, lanes.rows, value, keep, control, not passed))
+        went_on = {*passed[-1].kept, passed[-1].control} - {None}
+        lanes.keep(np.array(sorted(went_on)))
         report("run", None)
     lanes.advance(num_epochs - done, num_epochs)
     scores = scores_of(lanes.finish())._replace(rungs=tuple(passed))
@@ -231,9 +237,11 @@ def plan_of_halving(problem: Problem) -> str:
     steps, zeros = " -> ".join(map(str, counts)), int(_without_decay(problem.grid).sum())
     of_zero = f", all {zeros} of strength 0 to the end" if zeros else ""
     ends = ", ".join(str(plan.end) for plan in plans)
+    control = ", and a control" * _has_control(problem.grid)
     return (
         f"About {trainings_of_halving(problem):.3g} trainings' worth: {steps} rows at rungs of "
-        f"{ends} epochs{of_zero}, x {len(problem.folds.train)} folds x {problem.num_seeds} seeds"
+        f"{ends} epochs{of_zero}{control}, x {len(problem.folds.train)} folds x "
+        f"{problem.num_seeds} seeds"
     )
 
 
@@ -246,7 +254,7 @@ def trainings_of_halving(problem: Problem) -> float:
     num_epochs = _stepwise_of(problem).num_epochs
     plans = plan_rungs(problem.num_rows, num_epochs)
     lanes = len(problem.folds.train) * problem.num_seeds
-    return _planned(_counts(problem.grid, plans, KEEP), plans, num_epochs) * lanes
+    return _planned(problem.grid, plans, KEEP, num_epochs) * lanes
 
 
 def _stepwise_of(problem: Problem) -> Stepwise:
@@ -305,8 +313,15 @@ def _counts(grid: GridLike, plans: list[Plan], keep: float) -> list[int]:
     return [zeros + number for number in rivals]
 
 
-def _planned(counts: list[int], plans: list[Plan], num_epochs: int) -> float:
+def _has_control(grid: GridLike) -> bool:
+    """Whether one may be trained beside those that the rungs keep."""
+    return "strength" in [*grid] and len(np.unique(np.asarray(grid["strength"]))) > 2
+
+
+def _planned(grid: GridLike, plans: list[Plan], keep: float, num_epochs: int) -> float:
     """Whole trainings, of one fold and seed."""
+    first, *later = _counts(grid, plans, keep)
+    counts = [first, *(rows + _has_control(grid) for rows in later)]
     epochs, done = 0, 0
     for rows, plan in zip(counts, plans, strict=False):
         epochs += rows * (plan.end - done)
@@ -314,8 +329,18 @@ def _planned(counts: list[int], plans: list[Plan], num_epochs: int) -> float:
     return (epochs + counts[-1] * (num_epochs - done)) / num_epochs
 
 
-def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: float) -> Rung:
+def judged_rung(
+    plan: Plan,
+    scores: Scores,
+    rows: np.ndarray,
+    value: str,
+    keep: float,
+    control: int | None = None,
+    chooses_control: bool = True,
+) -> Rung:
     """Who survives a rung; `scores` has the rows that left before as NaN.
+
+    `control` is that of the first rung, which `chooses_control`.
 
     Raises:
       ValueError: if every row has diverged.
@@ -324,18 +349,23 @@ def judged_rung(plan: Plan, scores: Scores, rows: np.ndarray, value: str, keep: 
     means = judged.means
     zero = _without_decay(scores.grid)
     finite = rows[np.isfinite(means[rows])]
-    rivals = finite[~zero[finite]]
-    best = rivals[np.argsort(means[rivals], kind="stable")][: _num_kept((~zero[rows]).sum(), keep)]
+    rivals = finite[~zero[finite] & (finite != (-1 if control is None else control))]
+    num_rivals = (~zero[rows]).sum() - (control is not None)
+    best = rivals[np.argsort(means[rivals], kind="stable")][: _num_kept(num_rivals, keep)]
     kept = sorted({*best.tolist(), *finite[zero[finite]].tolist()})
     if not kept:
         raise ValueError(
             f"every row diverged before the rung at epoch {plan.end} (no finite score): lower the "
             "learning rate or the largest strengths, or check the data."
         )
-    unclear = [row for row in confident_rows([judged])[0] if row not in kept]
+    if chooses_control:
+        control = control_of(scores.grid, means, finite, kept)
+    if control is not None and not np.isfinite(means[control]):
+        control = None
+    unclear = [row for row in confident_rows([judged])[0] if row not in [*kept, control]]
     told = scores.mean()
     means = (told[value] if isinstance(told, dict) else jax.tree.leaves(told)[0])[rows]
-    return Rung(plan.end, plan.branch, rows.tolist(), means.tolist(), kept, unclear)
+    return Rung(plan.end, plan.branch, rows.tolist(), means.tolist(), kept, unclear, control)
 
 
 def _scores(lanes: Lanes, held_out: HeldOut, found: TrialScores) -> Scores:
@@ -398,4 +428,13 @@ def doubts(scores: Scores, value: str) -> Iterator[str]:
             f"Do not believe this: {numbers} led at the rung of {rung.num_epochs} epochs and is "
             "worse at the end, by more than the noise, so what left there may be better than what "
             "was kept. Take later rungs, a larger `keep`, or the whole grid."
+        )
+    if control_is_better(judged.losses, judged.means, scores.rungs):
+        control, rung = scores.rungs[-1].control, scores.rungs[0]
+        strength = format_number(float(np.asarray(scores.grid["strength"])[control]))
+        yield (
+            f"Do not believe this: strength {strength} would have left at the rung of "
+            f"{rung.num_epochs} epochs; as the control it was trained to the end, and is better "
+            "there than all that the rungs kept. Decay shows later than they judge: choose by "
+            "slopes or by the whole grid, or take later rungs."
         )
