@@ -1,6 +1,7 @@
 """`tune`: slopes through windows of one run, held against NumPy's recursion and known optima."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import pytest
 
 import wdjax
 from wdjax.selection.tuning import tune
+from wdjax.selection.windows import Window, doubts_about
+from wdjax.selection.windows import following as following_of
+from wdjax.tables import Estimate
 
 RATE = 0.2
 TARGETS = np.tile([0.7, 0.9, 1.1, 1.3], 8)  # held out: mean 1
@@ -120,7 +124,7 @@ def test_tangents_over_the_last_part_of_each_window_are_those_of_a_shift_there(t
     assert found.cost.trainings == 1.5
 
 
-@pytest.mark.parametrize("start", [0.03, 4.0])
+@pytest.mark.parametrize("start", [0.03, 6.0])
 def test_the_optimum_of_a_quadratic_is_reached(tuned, start):
     """The minimum of the training loss, `2 / (1 + strength)`, is the held-out mean 1 at 1."""
     found = tuned((40,) * 9, start)
@@ -173,6 +177,43 @@ def test_a_slope_that_keeps_its_sign_is_not_believed(tuned):
 def test_what_cannot_be_told_on_the_held_out_examples_is_not_believed(tuned):
     found = tuned((40, 40), 1.0, within={"strength": (0.95, 1.05)})
     assert "could be told from zero on 32 held-out examples; hold out more" in found.doubts[0]
+
+
+def windows_of(*told):
+    """`(strength, slope, error)` of each window."""
+    loss = Estimate(1.0, 0.1)
+    slopes = lambda told: {"strength": Estimate(*told)}
+    return [Window(1, {"strength": float(s)}, loss, slopes(t)) for s, *t in told]
+
+
+@pytest.mark.parametrize(
+    "told, words, following",
+    [
+        # More is known to be better at 1 and less at 4: between them, and nothing to doubt.
+        ([(4, 0.1, 0.01), (1, -0.1, 0.01), (1.5, -0.001, 0.01)], "", 2.0),
+        # Of the last two with opposite signs, told or not.
+        ([(4, 0.1, 0.01), (1, -0.1, 0.01), (1.44, 0.1, 0.01)], "", 1.2),
+        # It came down to where the slope is flat, which may be where decay does nothing.
+        (
+            [(4, 0.1, 0.01), (1, 0.05, 0.01), (0.25, -0.001, 0.01), (0.25, -0.002, 0.01)],
+            "no slope in log strength was told .* but where smaller is better, the last at 1[.]",
+            0.25,
+        ),
+        ([(1, -0.1, 0.01), (4, -0.01, 0.01)], "but where larger is better, the last at 1[.]", 4),
+        # At one strength less was better in the first window and more in the last.
+        (
+            [(1, 0.1, 0.01), (0.25, -0.01, 0.01), (0.5, -0.1, 0.01), (1, -0.2, 0.01)],
+            "contradict each other.* the last that was told from zero, at 1, says that larger is",
+            1,
+        ),
+    ],
+)
+def test_only_a_strength_with_more_better_below_and_less_above_is_believed(told, words, following):
+    windows = windows_of(*told)
+    doubts = doubts_about(windows, ["strength"], 100)
+    assert len(doubts) == bool(words)
+    assert re.search(words, "".join(doubts))
+    assert following_of(windows, ["strength"])["strength"] == pytest.approx(following)
 
 
 def test_slopes_of_a_run_beyond_stability_are_not_believed(tuned):

@@ -122,15 +122,37 @@ def numbers_after(
 
 
 def following(done: Sequence[Window], numbers: Sequence[str]) -> dict[str, float]:
-    """The numbers for the next run: where the last two windows' slopes, of opposite signs, cross
-    zero on a line in the logarithm, else those of the last."""
+    """The numbers for the next run: where slopes of opposite signs cross zero on a line in the
+    logarithm, else those of the last window.
+
+    The slopes are those of the last two windows; if they have one sign, the two nearest that were
+    told from zero, more being better at the smaller number and less at the larger.
+    """
     following = dict(done[-1].hparams)
-    if len(done) > 1:
-        for name in numbers:
-            (x, a), (y, b) = ((math.log(w.hparams[name]), w.slopes[name].mean) for w in done[-2:])
-            if a * b < 0:
-                following[name] = math.exp(x + (y - x) * a / (a - b))
+    for name in numbers:
+        pair = tuple(done[-2:])
+        if len(pair) < 2 or not pair[0].slopes[name].mean * pair[1].slopes[name].mean < 0:
+            pair = _bracket(done, name)
+        if pair is not None:
+            (x, a), (y, b) = ((math.log(w.hparams[name]), w.slopes[name].mean) for w in pair)
+            following[name] = math.exp(x + (y - x) * a / (a - b))
     return following
+
+
+def _told(window: Window, name: str) -> bool:
+    slope = window.slopes[name]
+    return abs(slope.mean) > TOLD * slope.standard_error
+
+
+def _bracket(done: Sequence[Window], name: str) -> tuple[Window, Window] | None:
+    """The window of the largest number at which more, and that of the smallest at which less is
+    known to be better; None where the first is not below the second."""
+    at = lambda window: window.hparams[name]
+    more = [w for w in done if _told(w, name) and w.slopes[name].mean < 0]
+    less = [w for w in done if _told(w, name) and w.slopes[name].mean > 0]
+    if not more or not less or at(max(more, key=at)) >= at(min(less, key=at)):
+        return None
+    return max(more, key=at), min(less, key=at)
 
 
 def doubts_about(
@@ -149,31 +171,43 @@ def doubts_about(
             "beyond the best strength; anneal it, or choose by the grid."
         )
     for name in numbers:
-        doubt = _doubt_about(name, [w.slopes[name] for w in done], done[-1], largest, num_held_out)
+        doubt = _doubt_about(name, done, largest, num_held_out)
         doubts += [doubt] if doubt else []
     return doubts
 
 
-def _doubt_about(
-    name: str, slopes: list[Estimate], last: Window, largest: float, num_held_out: int
-) -> str:
-    steepest = max(abs(s.mean) for s in slopes) / largest
+def _doubt_about(name: str, done: Sequence[Window], largest: float, num_held_out: int) -> str:
+    steepest = max(abs(w.slopes[name].mean) for w in done) / largest
     if not math.isfinite(steepest) or steepest > TOO_STEEP:
         return (
             f"Do not believe this: a slope in log {name} is {steepest:.3g} times the largest loss, "
             "as where a run is chaotic; anneal the learning rate, or take a smaller one."
         )
-    told = [abs(s.mean) > TOLD * s.standard_error for s in slopes]
-    if not any(told):
+    told = [window for window in done if _told(window, name)]
+    if not told:
         return (
             f"Do not believe this: no slope in log {name} could be told from zero on "
             f"{num_held_out} held-out examples; hold out more, or it does not matter here."
         )
-    if len({np.sign(s.mean) for s in slopes}) == 1 and told[-1]:
-        wanted = "larger" if slopes[-1].mean < 0 else "smaller"
+    last = told[-1]
+    at = format_number(last.hparams[name])
+    wanted = "larger" if last.slopes[name].mean < 0 else "smaller"
+    if len({np.sign(w.slopes[name].mean) for w in told}) == 1:
+        if last is done[-1]:
+            return (
+                f"Do not believe this: the slope in log {name} kept its sign to the end, so the "
+                f"best is {wanted} than {at}; begin the next run there."
+            )
         return (
-            f"Do not believe this: the slope in log {name} kept its sign to the end, so the best "
-            f"is {wanted} than {format_number(last.hparams[name])}; begin the next run there."
+            f"Do not believe this: no slope in log {name} was told from zero but where {wanted} is "
+            f"better, the last at {at}. What a window shows of the rest of a run is too little to "
+            "say how far that goes; choose by `wdjax select`, or begin the next run there."
+        )
+    if _bracket(done, name) is None:
+        return (
+            f"Do not believe this: the slopes in log {name} contradict each other from window to "
+            f"window; the last that was told from zero, at {at}, says that {wanted} is better. "
+            "Begin the next run there."
         )
     return ""
 
