@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import wdjax
 from wdjax.data.stream import Stream, as_stream, prefetch_to_device
-from wdjax.loop import Evaluation, NonFiniteError, Preempted, Saving, TrainLoop
+from wdjax.loop import Evaluation, Logging, NonFiniteError, Preempted, Saving, TrainLoop
 from wdjax.loop.tune_loop import TuneLoop
 
 RATE = 0.3
@@ -130,7 +130,26 @@ def test_it_moves_says_what_it_cost_and_speaks_of_steps():
     assert str(tuned).startswith("steps  strength") and "Do not believe this: 16 held-out" in str(
         tuned
     )
-    assert run.step == run.num_steps == 28 and int(run.state.step) == 28
+    assert run.step == run.num_steps == 28 and int(run.state.step) == 12
+
+
+def test_telemetry_sees_each_window_as_a_run_of_its_own(tmp_path):
+    """The step and the numbers that a schedule and a rate go by."""
+    seen = []
+
+    def make_telemetry(num_steps):
+        def telemetry(state, batch):
+            seen.append((num_steps, int(state.step), float(state.hparams["strength"])))
+            return {}
+
+        return telemetry
+
+    logging = Logging(tmp_path / "log.jsonl", telemetry_every=4)
+    run = ended(loop((4, 4, 6), logging=logging, make_telemetry=make_telemetry))
+    strengths = [window.hparams["strength"] for window in run.done]
+    assert strengths[0] != strengths[1]
+    at = lambda num_steps, step, window: (num_steps, step, pytest.approx(strengths[window]))
+    assert seen == [at(4, 0, 0), at(4, 0, 1), at(6, 0, 2), at(6, 4, 2)]
 
 
 def test_saved_at_any_step_it_is_resumed_bit_for_bit(tmp_path):

@@ -49,6 +49,7 @@ class TunedState(NamedTuple):
     """A `TrainState`, the tangents beside it, and the numbers of its window."""
 
     step: Array
+    """Within its window, as that of any run: a schedule may count by it."""
     params: PyTree
     opt_state: PyTree
     model_state: PyTree
@@ -332,20 +333,18 @@ class TuneLoop(Iterable[tuple[int, Numbers]]):
         """The state at the start of a window."""
         begin = self._begin_of(self.windows[index])
         hparams = numbers_after(self._start, self.numbers, self._within, self.done)
-        step = np.int32(sum(self.windows[:index]))
         # The params of before may lie on many devices, also of other processes.
-        return begin(hparams, jax.device_get(between), np.uint32(index), step)
+        return begin(hparams, jax.device_get(between), np.uint32(index))
 
     def _compiled_begin(self, num_steps: int) -> Callable[..., TunedState]:
         run = self._run_of(num_steps)
 
-        def begin(hparams: Any, between: Between | None, index: Any, step: Any) -> TunedState:
+        def begin(hparams: Any, between: Between | None, index: Any) -> TunedState:
             if between is None:
                 first = run.init(hparams, self._inputs, self._key)
                 between = Between(first.params, first.model_state)
             own_key = jax.random.fold_in(self._key, index)
             state = tangents.begin(run, hparams, self._inputs, self._key, own_key, between)
-            state = state._replace(step=jnp.asarray(step))
             pushed = tangents.still(state, len(self.numbers)).tangents
             return TunedState(*state, pushed, jax.tree.map(jnp.asarray, dict(hparams)))
 
