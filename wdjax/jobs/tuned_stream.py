@@ -66,6 +66,7 @@ def build(
     if options.evaluate_every is None:  # Once an epoch of a window, also where it ends.
         every = max(1, each // epochs[0])
         how["evaluation"] = dataclasses.replace(how["evaluation"], every=every)
+        how["logging"] = dataclasses.replace(how["logging"], telemetry_every=every)
     loop = TuneLoop(
         lambda inputs, num_steps: build_run(inputs, num_steps=num_steps),
         lambda fit, batch: score.by_example(fit, batch)["loss"],
