@@ -162,7 +162,7 @@ def _halved(
         lanes.advance(plan.end - plan.branch - done, num_epochs)
         done = plan.end - plan.branch
         scores = scores_of(lanes.branch(plan.branch, plan.end))
-        control = passed[0].control if passed else None
+        control = passed[-1].control if passed else None
         passed.append(judged_rung(plan, scores, lanes.rows, value, keep, control, not passed))
         went_on = {*passed[-1].kept, passed[-1].control} - {None}
         lanes.keep(np.array(sorted(went_on)))
@@ -340,7 +340,7 @@ def judged_rung(
 ) -> Rung:
     """Who survives a rung; `scores` has the rows that left before as NaN.
 
-    `control` is that of the first rung, which `chooses_control`.
+    `control` is that of the rung before, None once it has diverged; the first `chooses_control`.
 
     Raises:
       ValueError: if every row has diverged.
