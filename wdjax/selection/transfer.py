@@ -5,6 +5,7 @@ through them (`fit_law`), and the law predicts the large run with an interval; `
 says when not to believe it.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -111,7 +112,9 @@ def predict_strength(
     It is not to be believed where fewer sizes count than two more than the law has coefficients;
     where the target lies farther beyond the largest size than twice the spread of the sizes;
     where the best lies at an end of the grid at some size; where the interval spans more than a
-    factor of 4; and where the sizes lie farther off the law than their errors allow.
+    factor of 4; where the sizes lie farther off the law than their errors allow; and where the
+    target lies beyond the sizes in two of them at once, and a law with their product, which lets
+    the power of one change with the other, predicts an interval of more than a factor of 4.
 
     Args:
       searches: `(sizes, scores)` a search; `sizes` is `{name: value}`, such as `{"rows": 1000,
@@ -273,7 +276,50 @@ def _doubts(
             f"the sizes lie farther off a power law of the {name} than their errors allow "
             f"(chi-square {law.misfit:.3g} for {law.freedom} degrees of freedom)."
         )
+    pairs = [(one, b) for one, b in zip(sizes, best, strict=True) if b.known]
+    together = _together(pairs, target, law)
+    if together is not None and together.factor > WIDEST:
+        both = " and ".join(_beyond(pairs, target, law))
+        doubts.append(
+            f"beyond the sizes searched in {both} at once, the law holds only if the power of one "
+            f"is the same at every size of the other, and these sizes do not tell: a law that "
+            f"lets them differ gives a {name} of {prediction_words(together)}. Go beyond in one "
+            "of them alone, or search at sizes nearer to the target."
+        )
     return doubts
+
+
+def _beyond(pairs: Sequence[tuple[Sizes, Best]], target: Sizes, law: Law) -> list[str]:
+    """The sizes in which the target lies beyond all whose best is known."""
+    return [n for n in law.names if target[n] > max(one[n] for one, _ in pairs)]
+
+
+def _together(pairs: Sequence[tuple[Sizes, Best]], target: Sizes, law: Law) -> Prediction | None:
+    """What a law with products predicts, where the target lies beyond in several sizes at once.
+
+        log strength*(size) = a + sum_d b_d log size_d + sum_{d < e} c_de u_d u_e
+
+    with u_d the logarithm of a size over its geometric mean, and a product for every two sizes in
+    which the target lies beyond. None where it lies beyond in one at most; infinitely wide where
+    the points are too few.
+    """
+    beyond = _beyond(pairs, target, law)
+    if len(beyond) < 2:
+        return None
+    middles = {n: np.mean([math.log(one[n]) for one, _ in pairs]) for n in beyond}
+
+    def design(one: Sizes) -> dict[str, Any]:
+        u = {n: math.log(one[n]) - middles[n] for n in beyond}
+        products = {f"{a}, {b}": math.exp(u[a] * u[b]) for a, b in itertools.combinations(u, 2)}
+        return {n: one[n] for n in law.names} | products
+
+    rows = [design(one) for one, _ in pairs]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    try:
+        fitted = fit_law(columns, [b.log for _, b in pairs], [b.standard_error for _, b in pairs])
+    except ValueError:  # No more points than coefficients, or none that varies both.
+        return Prediction(math.exp(law.log_at(target)), 0.0, math.inf, 0.95)
+    return fitted.predict(design(target))
 
 
 def _interval_words(best: Best) -> str:
