@@ -77,12 +77,12 @@ logarithm, is one of them. Pairs whose set leaves out fewer than half of the row
 there. The *rerun* is the whole grid again, with other folds, seeds and order of the examples:
 what noise alone leaves. *Regret* is the test loss of runs at the choice beyond that at the best
 row of the grid by test loss, all refitted with the same seeds on the examples that choose; as a
-share of what the median row costs, so that cells can be averaged. Where labels are wrong, they
-are so among the fresh examples, too. Trainings are of equal length, and do not count the run that
-is done with what was chosen. *Time* is by the clock as a share of the grid's on the same pair, of
-pairs where both had been through another draw of the cell, and found what that compiled. All runs
-go by a cosine with warm-up. Numbers are means over pairs with their standard errors; pairs of a
-cell share data, which these leave out."""
+share of what a row drawn blindly costs, the mean over the grid, so that cells can be averaged.
+Where labels are wrong, they are so among the fresh examples, too. Trainings are of equal length,
+and do not count the run that is done with what was chosen. *Time* is by the clock as a share of
+the grid's on the same pair, of pairs where both had been through another draw of the cell, and
+found what that compiled. All runs go by a cosine with warm-up. Numbers are means over pairs with
+their standard errors; pairs of a cell share data, which these leave out."""
 
 
 def _of(numbers: Sequence[Measurement], what: str) -> str:
@@ -99,14 +99,14 @@ def table_text(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ways_table(lines: Sequence[Mapping[str, Any]], numbers: Sequence[Measurement]) -> str:
-    headers = ("way", "what it does", "pairs", "in the set", "regret / median row's")
+    headers = ("way", "what it does", "pairs", "in the set", "regret / a blind row's")
     headers += ("trainings", "time / grid's", "seconds", "MB at most")
     rows = []
     for way in dict.fromkeys(line["way"] for line in lines):
         mine = of_way(lines, way)
         seconds = sorted(line["seconds"] for line in mine)[len(mine) // 2]
         memory = max((line["memory"] or 0 for line in mine), default=0)
-        told = ("in the set", "regret / the median row's", "trainings", "time / the grid's")
+        told = ("in the set", "regret / a blind row's", "trainings", "time / the grid's")
         in_set, regret, trainings, time = (_of(numbers, f"{way}: {what}") for what in told)
         words = CHOOSERS[way].words if way in CHOOSERS else ""
         in_set = "" if way == "grid" else in_set  # The best row is in its own set.
@@ -184,7 +184,7 @@ def draw(facts: Mapping[str, Any], figure: Any) -> None:
     axes, numbers = figure.subplots(), measurements(facts)
     found = {m.what: m for m in numbers}
     for place, way in enumerate(dict.fromkeys(line["way"] for line in facts["lines"])):
-        regret = found.get(f"{way}: regret / the median row's")
+        regret = found.get(f"{way}: regret / a blind row's")
         cost = found.get(f"{way}: trainings")
         if regret is None or cost is None:
             continue
@@ -202,7 +202,7 @@ def draw(facts: Mapping[str, Any], figure: Any) -> None:
     axes.set_yscale("symlog", linthresh=0.1)
     axes.axhline(0, color="k", lw=0.5)
     axes.set_xlabel("trainings, the run at the choice counted")
-    axes.set_ylabel("regret / that of the grid's median row")
+    axes.set_ylabel("regret / that of a row drawn blindly")
     axes.legend(fontsize=7, ncols=2)
 
 

@@ -50,7 +50,9 @@ def pairs_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A line for each way of each (cell, draw) whose grid and test losses of all rows are there.
 
     `inside` is None where the grid's set leaves out fewer than half of the rows: it tells little.
-    `relative` is the regret in units of what the median row of the grid would cost.
+    `relative` is the regret in units of what a row drawn blindly from the grid costs: the mean
+    over its rows, diverged ones left out. (What its median row costs is next to nothing where
+    half of the grid hardly decays.)
     """
     by_pair: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
     for record in records:
@@ -84,20 +86,20 @@ def _line(
             test[best],
             _numbers(rows["examples"][best]),
         )
-    typical = float(np.median(means) - means[best])
+    blind = float(means[np.isfinite(means)].mean() - means[best])
     kept = ("cell", "draw", "way", "trainings", "seconds", "memory", "warm")
     return {name: record[name] for name in kept} | {
         "strength": strength if chosen else None,
         "inside": inside,
         "regret": regret if math.isfinite(regret) else None,
         "error": error if math.isfinite(error) else None,
-        "relative": regret / typical if typical > 0 and math.isfinite(regret) else None,
+        "relative": regret / blind if blind > 0 and math.isfinite(regret) else None,
         "believed": not record["doubts"],
         "time_in_trainings": record["more"].get("time_in_trainings"),
         "path": [
-            [one["trainings"], (_number(one["test"]) - means[best]) / typical]
+            [one["trainings"], (_number(one["test"]) - means[best]) / blind]
             for one in record.get("path", [])
-            if typical > 0 and math.isfinite(_number(one["test"]))
+            if blind > 0 and math.isfinite(_number(one["test"]))
         ],
         "seconds_in_all": record["seconds_in_all"],
         "cpu_seconds_in_all": record["cpu_seconds_in_all"],
@@ -167,7 +169,7 @@ def numbers_of(
                 f"{way}: rate{words} - the rerun's",
                 (x["inside"] - other["inside"] for x, other in beside if other is not None),
             )
-        numbers += _mean(f"{way}: regret / the median row's", (x["relative"] for x in mine))
+        numbers += _mean(f"{way}: regret / a blind row's", (x["relative"] for x in mine))
         numbers += _mean(f"{way}: trainings", (x["trainings"] for x in mine))
         over = [(x, grid[x["cell"], x["draw"]]) for x in mine]
         shares = (x["trainings"] / other["trainings"] for x, other in over)
