@@ -120,6 +120,7 @@ def test_the_first_line_says_what_is_not_reached():
 
 def test_a_transfer_counts_where_its_interval_is_narrow_and_holds_the_best():
     one = {"known": True, "believed": True, "best": 1.0, "low": 0.6, "high": 2.0}
+    one["beyond"] = ["rows", "width"]
     wide, missed = one | {"low": 0.4}, one | {"best": 3.0, "believed": False}
     none = one | {"low": None, "high": None, "believed": False}  # No law: anything is possible.
     told = [one, wide, missed, none, one | {"known": False}]
@@ -127,6 +128,27 @@ def test_a_transfer_counts_where_its_interval_is_narrow_and_holds_the_best():
     assert numbers["transfer: covers"][1:] == (0.75, pytest.approx((0.75 * 0.25 / 4) ** 0.5), 4)
     assert numbers["transfer: covers within a factor of 4"].mean == 0.25
     assert numbers["transfer: covers within a factor of 4, where believed"].mean == 0.5
+    alone = [other | {"beyond": ["rows"]} for other in told[:3]]
+    beside = {m.what: m for m in summary.transfer_numbers(told + alone)}
+    assert {what: beside[what] for what in numbers} == numbers  # The claim is about both.
+    assert beside["transfer, alone: covers"].mean == pytest.approx(2 / 3)
+
+
+def test_what_is_alone_goes_beyond_in_that_size_and_is_small_in_the_other():
+    found = {c.beyond: c.target for c in TRANSFER_CELLS.values() if "MNIST" in c.name}
+    assert found == {
+        ("rows", "width"): {"rows": 3200, "width": 256},
+        ("rows",): {"rows": 3200, "width": 32},
+        ("width",): {"rows": 400, "width": 256},
+    }
+
+
+def test_the_page_is_of_the_committed_numbers():
+    facts = json.loads((page.HERE / "numbers.json").read_text(encoding="utf-8"))
+    assert page.page_text(facts) == (page.HERE / "README.md").read_text(encoding="utf-8")
+    ways = {line["way"] for line in facts["lines"]}
+    figure = (page.HERE / "figure.svg").read_text(encoding="utf-8")
+    assert ways >= {*WAYS, "tune", "TPE", "0.1"} and all(f">{way}<" in figure for way in ways)
 
 
 def test_every_way_of_the_command_is_judged_and_the_cells_are_as_many_as_promised():

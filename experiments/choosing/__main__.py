@@ -38,7 +38,11 @@ def facts_of(
     device = common.this_device()
     return {
         "lines": pairs_of(record for record in records if record["way"] != store.TRANSFER),
-        "transfers": [{k: v for k, v in one.items() if k != "settings"} for one in transfers],
+        "transfers": [
+            {k: v for k, v in one.items() if k != "settings"}
+            | {"beyond": getattr(cells[one["cell"]], "beyond", ())}
+            for one in transfers
+        ],
         "cells": {
             name: {"draws": cell.num_draws, "deep": cell.deep}
             for name, cell in cells.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import common
-from experiments.choosing.summary import judged, numbers_of, of_way, wrong
+from experiments.choosing.summary import covers, judged, numbers_of, of_way, wrong
 from experiments.choosing.ways import CHOOSERS
 from experiments.claims import Measurement
 from wdjax.tables import Estimate, format_number, to_json
@@ -173,7 +173,25 @@ def _transfer_table(transfers: Sequence[Mapping[str, Any]]) -> str:
         for one in transfers
     ]
     headers = ("cell", "draw", "predicted", "95 % interval", "found there", "believed")
-    return table_text((*headers, "small trainings"), rows)
+    return _transfer_words(transfers) + table_text((*headers, "small trainings"), rows)
+
+
+def _transfer_words(transfers: Sequence[Mapping[str, Any]]) -> str:
+    told = (
+        "Small searches at three widths and three numbers of rows predict the best strength at 8 "
+        "times the largest. *Found there* is the best of one search at that size, whose own error "
+        "is not in the comparison.\n"
+    )
+    for beyond in dict.fromkeys(tuple(one["beyond"]) for one in transfers):
+        mine = [one for one in transfers if tuple(one["beyond"]) == beyond and one["known"]]
+        count = lambda some: f"{sum(map(covers, some))} of {len(some)}"
+        alone = " alone, the other size as large as the largest searched" * (len(beyond) == 1)
+        told += (
+            f"\n- Beyond in {' and '.join(beyond)}{alone}: the interval held it in {count(mine)} "
+            f"draws, in {count([one for one in mine if one['believed']])} of those believed and "
+            f"in {count([one for one in mine if not one['believed']])} of the others."
+        )
+    return f"{told}\n\n"
 
 
 STYLES = {"ours": "o", "others": "s"}
@@ -199,11 +217,11 @@ def draw(facts: Mapping[str, Any], figure: Any) -> None:
         if len(path) > 1:
             axes.plot(*zip(*path, strict=True), ":", color=color, lw=1)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.1)
     axes.axhline(0, color="k", lw=0.5)
+    axes.axhline(1, color="k", lw=0.5, ls="--")
     axes.set_xlabel("trainings, the run at the choice counted")
     axes.set_ylabel("regret / that of a row drawn blindly")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="upper right", frameon=False)
 
 
 def _mean_path(lines: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -191,19 +191,30 @@ def numbers_of(
 
 
 def transfer_numbers(transfers: Sequence[Mapping[str, Any]]) -> list[Measurement]:
-    """Of the predictions that are believed, and of all; a draw whose large search does not know
-    its own best tells nothing."""
+    """Of the predictions that are believed, and of all: beyond the small sizes in both, which the
+    claim is about, and in one alone. A draw whose large search does not know its own best tells
+    nothing."""
+    both = [one for one in transfers if len(one["beyond"]) > 1]
+    alone = [one for one in transfers if len(one["beyond"]) == 1]
+    return _numbers_of_transfer("transfer", both) + _numbers_of_transfer("transfer, alone", alone)
+
+
+def covers(transfer: Mapping[str, Any]) -> bool:
+    """Whether the interval holds the best strength that was found."""
+    return (transfer["low"] or 0.0) <= transfer["best"] <= (transfer["high"] or math.inf)
+
+
+def _numbers_of_transfer(name: str, transfers: Sequence[Mapping[str, Any]]) -> list[Measurement]:
     known = [one for one in transfers if one["known"]]
-    ends = [(one["low"] or 0.0, one["high"] or math.inf, one["best"]) for one in known]
-    covers = [low <= best <= high for low, high, best in ends]
-    spans = [high / low if low > 0 else math.inf for low, high, _ in ends]
-    both = [inside and span <= WIDEST for inside, span in zip(covers, spans, strict=True)]
-    believed = [x for x, one in zip(both, known, strict=True) if one["believed"]]
-    what = "transfer: covers within a factor of 4"
-    numbers = _share("transfer: covers", covers) + _share(what, both)
+    ends = [(one["low"] or 0.0, one["high"] or math.inf) for one in known]
+    spans = [high / low if low > 0 else math.inf for low, high in ends]
+    narrow = [covers(one) and span <= WIDEST for one, span in zip(known, spans, strict=True)]
+    believed = [x for x, one in zip(narrow, known, strict=True) if one["believed"]]
+    what = f"{name}: covers within a factor of 4"
+    numbers = _share(f"{name}: covers", map(covers, known)) + _share(what, narrow)
     numbers += _share(f"{what}, where believed", believed)
-    numbers += _share("transfer: believed", (one["believed"] for one in known))
-    return numbers + _mean("transfer: log of the interval's factor", map(math.log, spans))
+    numbers += _share(f"{name}: believed", (one["believed"] for one in known))
+    return numbers + _mean(f"{name}: log of the interval's factor", map(math.log, spans))
 
 
 CLAIMS = (

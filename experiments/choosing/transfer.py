@@ -1,4 +1,4 @@
-"""Cells of the transfer: small searches predict one of eight times the width and the rows."""
+"""Cells of the transfer: small searches predict one of eight times the width, the rows, or both."""
 
 import dataclasses
 import functools
@@ -28,8 +28,25 @@ class TransferCell(Cell):
     rows: tuple[int, ...] = (100, 200, 400)
 
     @property
+    def beyond(self) -> tuple[str, ...]:
+        """The sizes in which the large run lies beyond the small ones."""
+        return ("rows", "width")
+
+    @property
     def target(self) -> dict[str, int]:
-        return {"rows": FACTOR * max(self.rows), "width": FACTOR * max(self.widths)}
+        largest = {"rows": max(self.rows), "width": max(self.widths)}
+        return {n: size * (FACTOR if n in self.beyond else 1) for n, size in largest.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class AloneCell(TransferCell):
+    """Beyond in one size alone, at the largest small one of the other."""
+
+    alone: str = "rows"
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        return (self.alone,)
 
 
 @functools.cache
@@ -126,7 +143,14 @@ def _cells() -> list[TransferCell]:
         )
         for noise in (0.1, NOISE)
     ]
-    return cells
+    return cells + [_alone(cell, size) for size in ("rows", "width") for cell in cells]
+
+
+def _alone(cell: TransferCell, size: str) -> AloneCell:
+    """The same data and small sizes; fewer draws, as what they tell is beside the claim."""
+    told = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
+    name = cell.name.replace("transfer,", f"transfer in {size} alone,")
+    return AloneCell(**told | {"name": name, "num_draws": 3}, alone=size)
 
 
 TRANSFER_CELLS = {cell.name: cell for cell in _cells()}
