@@ -44,7 +44,11 @@ def fill_page(app, docname, source):
     text = source[0]
     if docname == "gallery":
         text = text.replace("<!-- table -->", table()).replace("<!-- figures -->", figures())
+    if docname == "choosing":
+        page = (ROOT / "experiments" / "choosing" / "README.md").read_text(encoding="utf-8")
+        text = page.replace("(figure.svg)", "(../experiments/choosing/figure.svg)")
     for outside, inside in (
+        ("../experiments/choosing/README.md", "choosing.md"),
         ("../experiments/README.md", "gallery.md"),
         ("../README.md", "index.md"),
     ):
