@@ -46,7 +46,7 @@ def fill_page(app, docname, source):
         text = text.replace("<!-- table -->", table()).replace("<!-- figures -->", figures())
     if docname == "choosing":
         page = (ROOT / "experiments" / "choosing" / "README.md").read_text(encoding="utf-8")
-        text = page.replace("(figure.svg)", "(../experiments/choosing/figure.svg)")
+        text = page.replace("(regret.svg)", "(../experiments/choosing/regret.svg)")
     for outside, inside in (
         ("../experiments/choosing/README.md", "choosing.md"),
         ("../experiments/README.md", "gallery.md"),

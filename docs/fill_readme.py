@@ -251,7 +251,7 @@ def choosing(source: dict[str, Any]) -> str:
         if x["way"] == "tune" and x["believed"]
     ]
     tuned = sum(x["way"] == "tune" for x in lines)
-    image = "![Regret against trainings, every way of choosing](experiments/choosing/figure.svg)"
+    image = "![Regret against trainings, every way of choosing](experiments/choosing/regret.svg)"
     told = f"""A grid trains every row to the end. `wdjax select --by slopes`, `--by halving` and
         `--by auto` train less, `wdjax train --tune` moves the strength within one run, and `wdjax
         transfer` predicts it from small sizes; each says whether to believe it. All were held

@@ -147,7 +147,7 @@ def test_the_page_is_of_the_committed_numbers():
     facts = json.loads((page.HERE / "numbers.json").read_text(encoding="utf-8"))
     assert page.page_text(facts) == (page.HERE / "README.md").read_text(encoding="utf-8")
     ways = {line["way"] for line in facts["lines"]}
-    figure = (page.HERE / "figure.svg").read_text(encoding="utf-8")
+    figure = (page.HERE / "regret.svg").read_text(encoding="utf-8")
     assert ways >= {*WAYS, "tune", "TPE", "0.1"} and all(f">{way}<" in figure for way in ways)
 
 
@@ -240,7 +240,7 @@ def test_two_tiny_cells_go_through_all_ways_and_a_killed_run_goes_on(tmp_path):
     assert all(line["time_in_trainings"] > 0 for line in tuned)
     text = (out / "README.md").read_text()
     assert "From 2 of 2 (cell, draw) pairs and 0 of 1 draws of the transfer" in text
-    assert page.page_text(facts) == text and (out / "figure.svg").exists()
+    assert page.page_text(facts) == text and (out / "regret.svg").exists()
     # What stands under other settings is measured again, and nothing else.
     path = store.path_of(kept, ("ridge", 0, "0.1"))
     path.write_text(path.read_text().replace('"num_refits": "2"', '"num_refits": "3"'))

@@ -17,7 +17,7 @@ COMMAND = "python -m experiments.choosing --hours 6"
 
 
 def write(out: pathlib.Path, facts: Mapping[str, Any]) -> None:
-    """`numbers.json` (the facts), `README.md` and `figure.svg`.
+    """`numbers.json` (the facts), `README.md` and `regret.svg`.
 
     The facts: `lines` (see `pairs_of`), `transfers`, `cells` (`{name: {"draws": n, "deep": ...}}`),
     `num_pairs`, `num_transfers`, `skipped`, and where and when it was measured.
@@ -27,7 +27,7 @@ def write(out: pathlib.Path, facts: Mapping[str, Any]) -> None:
     (out / "numbers.json").write_text(to_json(facts) + "\n", encoding="utf-8")
     (out / "README.md").write_text(page_text(facts), encoding="utf-8")
     if facts["lines"]:
-        common.draw_svg(draw, facts, out / "figure.svg", size=(7.2, 4.0))
+        common.draw_svg(draw, facts, out / "regret.svg", size=(7.2, 4.0))
 
 
 def measurements(facts: Mapping[str, Any]) -> list[Measurement]:
@@ -60,7 +60,7 @@ def page_text(facts: Mapping[str, Any]) -> str:
         "so far." + "".join(f" Skipped: {words}." for words in facts["skipped"]),
         HOW,
         "## Ways\n\n" + _ways_table(facts["lines"], numbers),
-        "![Regret against trainings, all ways](figure.svg)" if pairs else "",
+        "![Regret against trainings, all ways](regret.svg)" if pairs else "",
         "## Whether to believe them\n\n" + _belief_table(facts["lines"]),
         "## Claims\n\n" + _claims_text(claims),
         "## Cells\n\n" + _cells_table(facts),
