@@ -216,6 +216,8 @@ def speed(source: dict[str, Any]) -> str:
 
 def choosing(source: dict[str, Any]) -> str:
     """How the ways that spare a sweep did against it."""
+    from experiments.choosing.summary import covers
+
     facts = _read(ROOT / "experiments" / "choosing" / "numbers.json")
     lines = facts["lines"]
     pairs = {(line["cell"], line["draw"]) for line in lines}
@@ -238,7 +240,7 @@ def choosing(source: dict[str, Any]) -> str:
 
     def held(num_beyond: int, believed: bool) -> str:
         found = [
-            (x["low"] or 0.0) <= x["best"] <= (x["high"] or float("inf"))
+            covers(x)
             for x in facts["transfers"]
             if x["known"] and x["believed"] is believed and len(x["beyond"]) == num_beyond
         ]

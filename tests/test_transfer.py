@@ -401,10 +401,12 @@ def test_powers_that_may_change_with_each_other_are_doubted_only_beyond_both():
     assert "beyond the sizes searched in rows and width at once" in doubt
     for target in ({"rows": 3200, "width": 32}, {"rows": 400, "width": 256}):
         assert predict(sizes, best, errors, target).believed
-    # Told to a thousandth, that they do not change is known; that they do is predicted off the law.
+    # Where the optima are known to a thousandth, so is that the powers do not change.
     exact = dict.fromkeys(MNIST, 1e-3)
     assert predict(sizes, planted, exact, {"rows": 3200, "width": 256}).believed
     assert not predict(sizes[:5], best, errors, {"rows": 3200, "width": 256}).believed
+    huge = predict(sizes, planted, exact, {"rows": 1e150, "width": 1e150})  # No float holds it.
+    assert any("rows and width at once" in doubt for doubt in huge.doubts)
 
 
 def predict(sizes, best, errors, target):

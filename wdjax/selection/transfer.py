@@ -313,13 +313,14 @@ def _together(pairs: Sequence[tuple[Sizes, Best]], target: Sizes, law: Law) -> P
         products = {f"{a}, {b}": math.exp(u[a] * u[b]) for a, b in itertools.combinations(u, 2)}
         return {n: one[n] for n in law.names} | products
 
-    rows = [design(one) for one, _ in pairs]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
     try:
-        fitted = fit_law(columns, [b.log for _, b in pairs], [b.standard_error for _, b in pairs])
-    except ValueError:  # No more points than coefficients, or none that varies both.
-        return Prediction(math.exp(law.log_at(target)), 0.0, math.inf, 0.95)
-    return fitted.predict(design(target))
+        rows = [design(one) for one, _ in pairs]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        logs, errors = zip(*((b.log, b.standard_error) for _, b in pairs), strict=True)
+        return fit_law(columns, logs, errors).predict(design(target))
+    # No more points than coefficients, none that varies both, or a product that no float holds.
+    except (ValueError, OverflowError):
+        return Prediction(law.predict(target).value, 0.0, math.inf, 0.95)
 
 
 def _interval_words(best: Best) -> str:

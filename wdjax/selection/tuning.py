@@ -32,7 +32,6 @@ from wdjax.types import Batch, Fit
 
 WHICH_ERROR = "the error is that of which examples were held out; another run would differ by more"
 
-
 NEAR = ", which is near the best, to about a factor of three, and not at it"
 """Of what may be believed; see `Tuned.sentences`."""
 
