@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import sys
+from functools import partial
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -21,12 +22,20 @@ from jax.sharding import PartitionSpec as P
 from wdjax.checkpoint import Checkpoints, host_leaves
 from wdjax.data.batches import to_devices
 from wdjax.data.stream import from_here, make_stream, prefetch_to_device
-from wdjax.decay import decoupled_decay
+from wdjax.decay import (
+    constrained_decay,
+    decoupled_decay,
+    initial_bound,
+    muon,
+    project_max_norm,
+    proximal_group_lasso,
+)
 from wdjax.loop import Logging, Saving, TrainLoop, TuneLoop
 from wdjax.losses import cross_entropy, regularized_loss
 from wdjax.models import from_linen
 from wdjax.models.layers import Dropout
-from wdjax.penalties import l2_penalty
+from wdjax.parts import matrices_only
+from wdjax.penalties import elastic_net_penalty, l2_penalty
 from wdjax.run import make_run, skip_non_finite
 from wdjax.runners import jit_step, shard_step
 from wdjax.selection.cross_validation import cross_validate
@@ -203,6 +212,85 @@ def agreed(num_devices=None):
     return found
 
 
+SHARDED = {
+    "decoupled": (decoupled_decay, {}),
+    "constrained": (
+        lambda lr: constrained_decay(1.0, initial_bound(0.9), parts=matrices_only),
+        {},
+    ),
+    "group lasso": (lambda lr: proximal_group_lasso(0.3, lr), {}),
+    "max norm": (lambda lr: project_max_norm(0.9), {}),
+    "penalties": (None, {"penalty": elastic_net_penalty(0.01, 0.1, parts=matrices_only)}),
+    "muon": ("muon", {}),
+}
+"""Decay that looks at one number, a group or a whole leaf; penalties; an optimiser of matrices."""
+
+MESHES = {
+    "1": {"fsdp": 1},
+    "2x2": {"fsdp": 2, "tensor": 2},
+    "4x2": {"fsdp": 4, "tensor": 2},
+    "8": {"fsdp": 8},
+    "data 2, fsdp 4": {"data": 2, "fsdp": 4},
+}
+
+
+def sharded(out):
+    """What a step of each method makes of a state, on one device and cut over every mesh."""
+    found = {}
+    for dtype, steps in ((np.float64, 3), (np.float32, 1)):
+        with jax.enable_x64(dtype == np.float64):
+            for name, (decay, options) in SHARDED.items():
+                found |= nested(
+                    f"{np.dtype(dtype)}/{name}", _on_meshes(decay, options, dtype, steps)
+                )
+    np.savez(out, **found)
+
+
+def _on_meshes(decay, options, dtype, num_steps):
+    def apply(params, x):
+        h = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+        return h @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(dtype) / shape[0] ** 0.5)
+    params = {
+        "hidden": {"kernel": draw(8, 16), "bias": draw(16)},
+        "head": {"kernel": draw(16, 8), "bias": draw(8)},
+    }
+    if decay == "muon":
+        tx = muon(0.1, partial(decoupled_decay, 0.1))
+    elif decay is None:
+        tx = optax.adam(0.1)
+    else:
+        made = partial(decay, 0.1) if decay is decoupled_decay else decay
+        tx = optax.chain(optax.adam(0.1), made(0.1))
+    step = make_train_step(regularized_loss(apply, cross_entropy, options.get("penalty")), tx)
+    weights = rng.uniform(size=16).astype(dtype)
+    weights[:5] = 0
+    batch = Batch(rng.normal(size=(16, 8)).astype(dtype), rng.integers(0, 8, 16), weights)
+    runs = {"one": jit_step(step)}
+    for name, axes in MESHES.items():
+        devices = jax.devices()[: int(np.prod(list(axes.values())))]
+        kinds = (AxisType.Auto,) * len(axes)
+        mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), kinds, devices=devices)
+        second = "tensor" if "tensor" in axes else None
+        rules = {"*/kernel": P("fsdp", second), "*": P(second)}
+        runs[name] = shard_step(step, mesh, None if name == "data 2, fsdp 4" else rules)
+    ends = {}
+    for name, run in runs.items():
+        state = init_state(params, tx)
+        for _ in range(num_steps):
+            state, metrics = run(state, batch)
+        leaves = {path: leaf.array for path, leaf in host_leaves(state).items()}
+        leaves["loss"] = np.asarray(metrics["loss"])
+        if name not in ("one", "1"):
+            kernel = state.params["hidden"]["kernel"]
+            assert kernel.addressable_shards[0].data.size < kernel.size
+        ends |= nested(name, leaves)
+    before = {f"before/{path}": leaf.array for path, leaf in host_leaves(params).items()}
+    return ends | before
+
+
 def nested(name, arrays):
     return {f"{name}/{path}": np.asarray(array) for path, array in arrays.items()}
 
@@ -303,7 +391,15 @@ def stall(folder, chained=False):
 
 PROGRAMS = {
     function.__name__: function
-    for function in (agree, agree_on_devices, run_loop, save_again_and_again, fill_the_disk, stall)
+    for function in (
+        agree,
+        agree_on_devices,
+        sharded,
+        run_loop,
+        save_again_and_again,
+        fill_the_disk,
+        stall,
+    )
 }
 
 

@@ -6,6 +6,7 @@ and spares the user's arrays.
 """
 
 import functools
+import math
 import os
 import re
 import weakref
@@ -22,6 +23,7 @@ from jaxtyping import PyTree
 from wdjax.checks import is_known
 from wdjax.interfaces import check_batch
 from wdjax.parts import leaf_path
+from wdjax.sharding import BATCH_AXES, Rules, batch_sharding, check_mesh, place, state_shardings
 from wdjax.step import AnyState, Metrics, StepFn
 from wdjax.types import Batch, is_inexact
 
@@ -49,45 +51,49 @@ def jit_step(step: StepFn) -> RunFn:
       >>> print(state.params, metrics["loss"])
       [1.125] 0.03125
     """
-    return _sparing_foreign_arrays(jax.jit(_norm_before_writing(step), donate_argnums=0))
+    program = jax.jit(_norm_before_writing(step), donate_argnums=0)
+    return _sparing_foreign_arrays(lambda state: (None, program))
 
 
-def shard_step(step: StepFn, mesh: Mesh) -> RunFn:
-    """Compiles `step` for a mesh: the batch split along its axis `data`, the state replicated.
+def shard_step(step: StepFn, mesh: Mesh, rules: Rules = None) -> RunFn:
+    """Compiles `step` for a mesh: the batch cut along `data` and `fsdp`, the state by rules.
 
     The batch size is global, and the means are over the whole batch, so the result equals
     `jit_step`'s up to rounding, with uneven weights and padding, dropout and batch statistics.
     Donates as `jit_step` does.
 
+    Without rules the state is replicated on a mesh of one axis `data`, and cut over the axis `fsdp`
+    where there is one, each leaf along its largest axis that divides. A rule gives a leaf its axes
+    by its path; what belongs to it (moments, averages, master weights) follows:
+
+        shard_step(step, mesh, rules={"*/kernel": P("fsdp", "tensor"), "*": P()})
+
+    A state that does not fit one device is made by `init_sharded`.
+
     Raises:
-      ValueError: at build, if the mesh has no axis `data` or an explicit one; in `run`, if the
-        batch size is not divisible by the devices along it, or a leaf of the state is sharded:
-        every device would get all of it.
+      ValueError: at build, if the mesh has no axis `data` or `fsdp`, or an explicit one; in `run`,
+        if the batch size is not divisible by the devices along them, a rule does not fit
+        (`resolve_rules`), or a leaf of the state is sharded in another way than it would be here.
     """
-    if "data" not in mesh.axis_names:
-        raise ValueError(
-            f"`mesh` must have an axis named 'data', got {mesh.axis_names}; build it with "
-            'jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)).'
-        )
-    if any(kind == AxisType.Explicit for kind in mesh.axis_types):
-        raise ValueError(
-            "`mesh` has an axis of type Explicit, which ordinary flax and optax code refuses; "
-            "build it with axis_types=(AxisType.Auto,)."
-        )
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    num_parts = mesh.shape["data"]
-    donating = jax.jit(
-        _norm_before_writing(step),
-        in_shardings=(whole, split),
-        out_shardings=whole,
-        donate_argnums=0,
-    )
-    run_sharded = _sparing_foreign_arrays(
-        donating,
-        # Placed like the states to come, or the second call would trace once more.
-        copy=lambda leaf: replicate(leaf, mesh),
-        check=_check_replicated,
-    )
+    check_mesh(mesh)
+    split = batch_sharding(mesh)
+    num_parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    compiled: dict[Any, RunFn] = {}
+
+    def placed(state: AnyState) -> tuple[PyTree, RunFn]:
+        shardings = state_shardings(state, mesh, rules)
+        _check_not_elsewhere(state, shardings)
+        kind = (jax.tree.structure(shardings), tuple(jax.tree.leaves(shardings)))
+        if kind not in compiled:
+            compiled[kind] = jax.jit(
+                _norm_before_writing(step),
+                in_shardings=(shardings, split),
+                out_shardings=(shardings, NamedSharding(mesh, P())),
+                donate_argnums=0,
+            )
+        return shardings, compiled[kind]
+
+    run_sharded = _sparing_foreign_arrays(placed)
 
     def run(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         check_batch("batch", batch)
@@ -212,26 +218,6 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy of `tree` on every device of the mesh, also where processes share it.
-
-    Every process gives the same values; JAX compares them where there are several.
-    """
-    everywhere = NamedSharding(mesh, P())
-
-    def copy(leaf: Any) -> jax.Array:
-        if everywhere.is_fully_addressable:
-            return jax.device_put(jnp.copy(leaf), everywhere)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jnp.copy(leaf)
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), everywhere)
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        return jax.device_put(np.asarray(leaf, jnp.result_type(leaf)), everywhere)
-
-    return jax.tree.map(copy, tree)
-
-
 def _norm_before_writing(step: StepFn) -> StepFn:
     """The same step, whose new params wait for the norm of the old ones.
 
@@ -260,37 +246,41 @@ def _join_devices(leaf):
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
-def _check_replicated(state: AnyState) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+def _check_not_elsewhere(state: AnyState, shardings: PyTree) -> None:
+    """Checks that what is cut over devices already is cut as it will be here."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(shardings), strict=True):
         if isinstance(leaf, jax.Array) and is_known(leaf):
-            if not leaf.sharding.is_fully_replicated:
-                spec = getattr(leaf.sharding, "spec", leaf.sharding)
+            there = leaf.sharding
+            if not there.is_fully_replicated and not there.is_equivalent_to(wanted, leaf.ndim):
+                spec = getattr(there, "spec", there)
                 raise ValueError(
                     f"`state` is sharded already: {leaf_path(path)} lies as {spec} over "
-                    f"{leaf.sharding.num_devices} devices, and shard_step would put all of it on "
-                    "each. To keep it so, run jax.jit(step) on a batch placed by jax.device_put; "
-                    "to give it up, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))."
+                    f"{there.num_devices} devices, and shard_step would put it as {wanted.spec} "
+                    f"over {wanted.num_devices}. To keep it so, give `rules` that say so; to give "
+                    "it up, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))."
                 )
 
 
-def _sparing_foreign_arrays(
-    donating: RunFn,
-    copy: Callable = jnp.copy,
-    check: Callable[[AnyState], None] = lambda state: None,
-) -> RunFn:
-    """Calls `donating(state, batch)` with every state leaf that it did not return copied.
+def _sparing_foreign_arrays(placed: Callable[[AnyState], tuple[PyTree, RunFn]]) -> RunFn:
+    """Runs a donating program with every state leaf that it did not return itself copied.
 
-    A state with such leaves is checked before.
+    `placed(state) -> (shardings, run)`, asked when there are such leaves: where each belongs (None:
+    on the device where it is), and the program for states of that form.
     """
     own: list[weakref.ref] = []
+    programs: list[RunFn] = []
 
     def run(state: AnyState, batch: Batch) -> tuple[AnyState, Metrics]:
         mine = {id(leaf) for ref in own if (leaf := ref()) is not None}
-        if not all(id(leaf) in mine for leaf in jax.tree.leaves(state)):
-            check(state)
-        fresh = jax.tree.map(lambda x: x if id(x) in mine else copy(x), state)
-        state, metrics = donating(fresh, batch)
-        own[:] = [weakref.ref(leaf) for leaf in jax.tree.leaves(state)]
-        return state, metrics
+        fresh = state
+        if not programs or not all(id(leaf) in mine for leaf in jax.tree.leaves(state)):
+            shardings, program = placed(state)
+            programs[:] = [program]
+            spared = lambda x, *where: x if id(x) in mine else place(x, *where)
+            fresh = jax.tree.map(spared, state, *([] if shardings is None else [shardings]))
+        fresh, metrics = programs[0](fresh, batch)
+        own[:] = [weakref.ref(leaf) for leaf in jax.tree.leaves(fresh)]
+        return fresh, metrics
 
     return run

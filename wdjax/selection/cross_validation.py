@@ -28,7 +28,6 @@ from wdjax.checks import LARGEST_COUNT, check_positive_int
 from wdjax.host_checks import check_given
 from wdjax.memory import memory_of
 from wdjax.moved import moved_field, moved_keywords
-from wdjax.runners import replicate
 from wdjax.selection.cache import CachedTrials, find_cached
 from wdjax.selection.checked import check_folds, check_groups, checked_num_rows
 from wdjax.selection.folds import Folds, closed_up, sizes
@@ -52,6 +51,7 @@ from wdjax.selection.trials import (
     trial_program,
     unlike_the_longest,
 )
+from wdjax.sharding import replicate
 from wdjax.types import Batch
 
 
