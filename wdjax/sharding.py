@@ -185,8 +185,8 @@ def check_mesh(mesh: Mesh) -> None:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies on the mesh: its rows cut over `data` and `fsdp` together."""
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
+    axes = [axis for axis in BATCH_AXES if axis in mesh.axis_names]
+    return NamedSharding(mesh, PartitionSpec(tuple(axes) if len(axes) > 1 else axes[0]))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -203,10 +203,10 @@ def place(leaf: Any, sharding: NamedSharding | None = None) -> jax.Array:
     """
     if sharding is None:
         return jnp.copy(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
     if sharding.is_fully_addressable:
         return jax.device_put(jnp.copy(leaf), sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         data = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -221,11 +221,11 @@ def _match(rules: Mapping[str, Any], params: Params) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [leaf_path(path) for path, _ in leaves]
     first = [
-        next((p for p in rules if matches_pattern(p, name, leaf, 0)), None)
+        next((p for p in rules if matches_pattern(p, name, leaf, 0)), "")
         for name, (_, leaf) in zip(names, leaves, strict=True)
     ]
-    if None in first:
-        lacking = [name for name, pattern in zip(names, first, strict=True) if pattern is None]
+    if "" in first:
+        lacking = [name for name, pattern in zip(names, first, strict=True) if not pattern]
         raise ValueError(
             f"`rules` has no pattern for {', '.join(map(repr, lacking[:3]))}"
             f"{' and others' if len(lacking) > 3 else ''}; got {list(rules)}."
