@@ -88,11 +88,6 @@ def searched(rows):
     return wdjax.Scores(strengths, {"loss": off**2 / 9 + 0.02 * drawn})
 
 
-def on_a_mesh():
-    mesh = jax.make_mesh((2,), ("fsdp",), (jax.sharding.AxisType.Auto,))
-    return {"mesh": mesh, "P": jax.P}
-
-
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """The names that the lines of functions.md take from the reader's script, and all of ours."""
@@ -125,49 +120,45 @@ def script(tmp_path_factory):
     data = wdjax.Batch(x, x[:, 0] * np.arange(12.0, dtype="float32"), np.ones(12, "float32"))
     folds = wdjax.kfold(jax.random.key(0), 12, num_folds=2)
     step = wdjax.make_train_step(wdjax.regularized_loss(model, wdjax.cross_entropy), tx)
-    return (
-        names
-        | on_a_mesh()
-        | {
-            "a": fit_and_score,
-            "b": fit_and_score,
-            "cosine": optax.cosine_decay_schedule(1.0, 100),
-            "counts": np.bincount(y),
-            "searches": [({"rows": rows}, searched(rows)) for rows in (250, 500, 1000, 2000)],
-            "features": np.random.default_rng(0).normal(size=(12, 2)),
-            "data": data,
-            "fit": wdjax.make_fit(
-                model, wdjax.cross_entropy, make_tx=lambda h: tx, num_epochs=1, batch_size=2
-            ),
-            "fit_and_score": fit_and_score,
-            "folder": tmp_path_factory.mktemp("checkpoints"),
-            "folds": folds,
-            "grid": grid,
-            "jax": jax,
-            "key": jax.random.key(0),
-            "labels": y,
-            "logits": jnp.zeros((12, 3)),
-            "loss_fn": wdjax.regularized_loss(model, wdjax.cross_entropy),
-            "make_tx": lambda h: tx,
-            "model": model,
-            "module": nn.Dense(3),
-            "optax": optax,
-            "params": params,
-            "partial": functools.partial,
-            "parts": {"*": 1.0},
-            "rate": 1e-4,
-            "run": wdjax.jit_step(step),
-            "score": wdjax.make_score(model, loss=wdjax.cross_entropy),
-            "scores": wdjax.cross_validate(fit_and_score, grid, data, folds, key=jax.random.key(0)),
-            "slope": 2.0,
-            "state": wdjax.init_state(params, tx),
-            "step": step,
-            "stream": iter([]),
-            "tx": tx,
-            "x": np.linspace(-1.0, 1.0, 12),
-            "y": y,
-        }
-    )
+    return names | {
+        **dict.fromkeys(("a", "b", "fit_and_score"), fit_and_score),
+        "cosine": optax.cosine_decay_schedule(1.0, 100),
+        "counts": np.bincount(y),
+        "searches": [({"rows": rows}, searched(rows)) for rows in (250, 500, 1000, 2000)],
+        "features": np.random.default_rng(0).normal(size=(12, 2)),
+        "data": data,
+        "fit": wdjax.make_fit(
+            model, wdjax.cross_entropy, make_tx=lambda h: tx, num_epochs=1, batch_size=2
+        ),
+        "folder": tmp_path_factory.mktemp("checkpoints"),
+        "folds": folds,
+        "grid": grid,
+        "jax": jax,
+        "key": jax.random.key(0),
+        "labels": y,
+        "logits": jnp.zeros((12, 3)),
+        "loss_fn": wdjax.regularized_loss(model, wdjax.cross_entropy),
+        "make_tx": lambda h: tx,
+        "model": model,
+        "module": nn.Dense(3),
+        "optax": optax,
+        "params": params,
+        "partial": functools.partial,
+        "mesh": jax.make_mesh((2,), ("fsdp",), (jax.sharding.AxisType.Auto,)),
+        "P": jax.P,
+        "parts": {"*": 1.0},
+        "rate": 1e-4,
+        "run": wdjax.jit_step(step),
+        "score": wdjax.make_score(model, loss=wdjax.cross_entropy),
+        "scores": wdjax.cross_validate(fit_and_score, grid, data, folds, key=jax.random.key(0)),
+        "slope": 2.0,
+        "state": wdjax.init_state(params, tx),
+        "step": step,
+        "stream": iter([]),
+        "tx": tx,
+        "x": np.linspace(-1.0, 1.0, 12),
+        "y": y,
+    }
 
 
 @pytest.mark.parametrize("line", ONE_LINE)
