@@ -43,6 +43,7 @@ if typing.TYPE_CHECKING:
     from wdjax.decay import make_optimizer as make_optimizer
 
     # Who gets how much decay: described, measured, followed through a run.
+    from wdjax.diagnostics import assert_decays as assert_decays
     from wdjax.diagnostics import audit as audit
     from wdjax.diagnostics import describe_decay as describe_decay
     from wdjax.diagnostics import measure_parts as measure_parts
@@ -112,7 +113,7 @@ _NAMES = {
         "independent_decay",
         "make_optimizer",
     ),
-    "wdjax.diagnostics": ("audit", "describe_decay", "measure_parts"),
+    "wdjax.diagnostics": ("assert_decays", "audit", "describe_decay", "measure_parts"),
     "wdjax.step": ("TrainState", "init_state", "make_train_step"),
     "wdjax.runners": ("jit_step", "pmap_step", "shard_step"),
     "wdjax.run": ("Run", "make_run", "skip_non_finite"),

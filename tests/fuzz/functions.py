@@ -89,6 +89,7 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "advance": of(
             run=run, hparams={"learning_rate": 0.1}, state=state, train=batch, key=key, **sizes
         ),
+        "assert_decays": of(tx=sgd, params=params, expected={"*": 0.0}),
         "audit": of(params=params, tx=sgd, num_steps=3),
         "choose": of(scores=scores, rule="min", value="loss", simpler="strength"),
         "compare": of(choices={"a": fit_and_score, "b": fit_and_score}, grid=grid, **validation),

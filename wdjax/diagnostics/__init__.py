@@ -6,6 +6,7 @@ Example:
   0.0010 a step, half-life 693 steps
 """
 
+from wdjax.diagnostics.assertion import assert_decays as assert_decays
 from wdjax.diagnostics.description import DecayReport as DecayReport
 from wdjax.diagnostics.description import LeafDecay as LeafDecay
 from wdjax.diagnostics.description import describe_decay as describe_decay
