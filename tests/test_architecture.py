@@ -20,7 +20,7 @@ LAYERS = (
     ("parts", "weights.zero"),
     ("losses", "penalties"),
     ("host_checks", "measures", "weights", "decay", "models"),
-    ("step", "sharding"),
+    ("step", "sharding", "standard_measures"),
     ("run",),
     ("training", "runners", "loss_kinds"),
     ("diagnostics",),

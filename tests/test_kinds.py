@@ -281,7 +281,7 @@ def test_a_selection_with_ones_own_files_is_shown_chosen_by_and_predicted_with(o
         ("--measure my.py:three", "`measure` 'my.py:three' must be a wdjax.Measure, or"),
         ("--measure my.py:summed", "`measure` 'my.py:summed' must be"),
         ("--measure my.py:accuracy", "would be the score 'accuracy', which another is; rename"),
-        ("--measure acuracy", "`measure` must be one of accuracy; got 'acuracy'. Did you mean"),
+        ("--measure acuracy", "`measure` must be one of accuracy, auc"),
         ("--measure my.py:bare --choose-by bare", "whether more of it is better is not known"),
         ("--choose-by margin", "`choose_by` must be one of loss, accuracy"),
         ("--model my.py:three", "must be a function num_outputs -> Model, or a ModelKind"),

@@ -9,6 +9,7 @@ Example:
   0.45 = 0.25 + 0.20
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Inexact, Num, PyTree
 
-from wdjax.checks import check_labels, check_one_of, is_known
+from wdjax.checks import check_labels, check_number, check_one_of, is_known
 from wdjax.interfaces import check_apply, check_batch
 from wdjax.parts import is_hidden, resolve_parts
 from wdjax.types import (
@@ -206,16 +207,120 @@ def squared_error(
       >>> print(wdjax.squared_error(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])))
       [0. 2.]
     """
+    half_square = lambda p, t: 0.5 * jnp.square(p - t)
+    return _summed(half_square, "predictions", predictions, targets)
+
+
+def binary_cross_entropy(
+    logits: Inexact[Array, "batch ..."], targets: Num[ArrayLike, "..."]
+) -> Float[Array, " batch"]:
+    """Cross-entropy of one logit, that of the second of two classes, in nats.
+
+        l = log(1 + exp(z)) - y z
+
+    Computed in float32 at least. Of several logits an example (labels that do not exclude each
+    other) it is their sum.
+
+    Args:
+      logits: `[batch, ...]`; a single trailing axis of 1 may be missing in `targets`.
+      targets: the same shape: 0 or 1, or the probability of 1.
+
+    Raises:
+      ValueError: if the shapes differ, or a known target is outside [0, 1].
+    """
+    return _summed(lambda z, y: jax.nn.softplus(z) - y * z, "logits", logits, targets, (0.0, 1.0))
+
+
+def poisson_loss(
+    log_rates: Inexact[Array, "batch ..."], targets: Num[ArrayLike, "..."]
+) -> Float[Array, " batch"]:
+    """Minus the log-likelihood of counts under Poisson rates `exp(z)`, in nats.
+
+        l = exp(z) - y z + log(y!)
+
+    Computed in float32 at least, summed over trailing axes.
+
+    Args:
+      log_rates: `[batch, ...]`; a single trailing axis of 1 may be missing in `targets`.
+      targets: the same shape, counts >= 0.
+
+    Raises:
+      ValueError: if the shapes differ, or a known target is below 0.
+    """
+    of = lambda z, y: jnp.exp(z) - y * z + jax.scipy.special.gammaln(y + 1)
+    return _summed(of, "log_rates", log_rates, targets, (0.0, math.inf))
+
+
+def huber_loss(delta: float = 1.0) -> ExampleLoss:
+    """Builds the Huber loss: quadratic for errors up to `delta`, linear beyond.
+
+        l = sum_j r_j^2 / 2 where |r_j| <= delta, else delta (|r_j| - delta / 2);  r = p - t
+
+    Args:
+      delta: > 0, in the unit of the targets (of the commands: their standard deviation).
+
+    Raises:
+      ValueError: for a `delta` that is not above 0 and finite; in the loss, if the shapes differ.
+
+    Source: Huber 1964.
+    """
+    check_number("delta", delta, low=0.0, exclusive_low=True)
+
+    def of(p: Array, t: Array) -> Array:
+        size = jnp.abs(p - t)
+        near = jnp.minimum(size, delta)
+        return near * (size - near / 2)
+
+    return lambda predictions, targets: _summed(of, "predictions", predictions, targets)
+
+
+def quantile_loss(level: float = 0.5) -> ExampleLoss:
+    """Builds the pinball loss, whose smallest mean is at the quantile `level`; 0.5: the median.
+
+        l = sum_j max(level r_j, (level - 1) r_j);  r = t - p
+
+    Args:
+      level: in (0, 1).
+
+    Raises:
+      ValueError: for a `level` outside (0, 1); in the loss, if the shapes differ.
+
+    Source: Koenker & Bassett 1978.
+    """
+    check_number("level", level, low=0.0, high=1.0, exclusive_low=True)
+    if float(level) == 1.0:
+        raise ValueError("`level` must be below 1, got level=1: no number has all others below it.")
+    of = lambda p, t: jnp.maximum(level * (t - p), (level - 1) * (t - p))
+    return lambda predictions, targets: _summed(of, "predictions", predictions, targets)
+
+
+def _summed(
+    of: Callable[[Array, Array], Array],
+    name: str,
+    predictions: Array,
+    targets: Any,
+    bounds: tuple[float, float] | None = None,
+) -> Array:
+    """`of` summed over trailing axes: one number per example, in float32 at least."""
+    if bounds is not None and is_known(targets):
+        known = np.asarray(targets)
+        if known.size and not (known.min() >= bounds[0] and known.max() <= bounds[1]):
+            raise ValueError(
+                f"`targets` must lie between {bounds[0]:g} and {bounds[1]:g}, got values from "
+                f"{known.min():g} to {known.max():g}."
+            )
     targets = jnp.asarray(targets)
     if predictions.shape == (*targets.shape, 1):
         targets = targets[..., None]
     if predictions.shape != targets.shape:
         raise ValueError(
-            f"`targets` must have the shape of the predictions, {predictions.shape}; "
+            f"`targets` must have the shape of the {name}, {predictions.shape}; "
             f"got {targets.shape}."
         )
-    half_squares = 0.5 * jnp.square(wide(predictions) - wide(targets))
-    return jnp.sum(half_squares, axis=tuple(range(1, half_squares.ndim)))
+    predictions = wide(predictions)
+    is_float = jnp.issubdtype(targets.dtype, np.floating)
+    values = of(predictions, wide(targets) if is_float else targets.astype(predictions.dtype))
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
 
 
 def as_model_apply(apply_fn: Callable | Model) -> Callable:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from wdjax.checks import check_labels, check_positive_int
 from wdjax.interfaces import check_batch, check_model
-from wdjax.losses import cross_entropy, squared_error
+from wdjax.losses import binary_cross_entropy, cross_entropy, poisson_loss, squared_error
 from wdjax.types import Batch, Fit, Model
 from wdjax.weights.zero import fill_inactive_rows
 
@@ -59,6 +59,9 @@ class Measure:
 
 
 def _is_correct(logits: Array, targets: Any) -> Array:
+    if logits.shape == (*targets.shape, 1):
+        check_labels("targets", targets, 2)
+        return ((logits[..., 0] > 0) == targets).astype(logits.dtype)
     if targets.shape == logits.shape:
         targets = jnp.argmax(targets, axis=-1)
     check_labels("targets", targets, logits.shape[-1])
@@ -66,9 +69,12 @@ def _is_correct(logits: Array, targets: Any) -> Array:
 
 
 is_correct = Measure(_is_correct, higher_is_better=True)
-"""1.0 where the largest logit is the target's, else 0.0; `[batch, label] -> [batch]`."""
+"""1.0 where the largest logit is the target's, else 0.0; `[batch, label] -> [batch]`.
 
-LOSSES = (cross_entropy, squared_error)
+Of one logit, that of the second of two classes, its sign decides.
+"""
+
+LOSSES = (cross_entropy, squared_error, binary_cross_entropy, poisson_loss)
 """Functions that are no `Measure` and yet are known to be better when lower."""
 
 

@@ -23,7 +23,7 @@ from wdjax.data.scale import Scaling
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
 from wdjax.jobs.results import PARAMS, has_classes_in, named_arrays, opened_results, read_params
-from wdjax.loss_kinds import CLASSES, NUMBERS, has_classes, loss_for
+from wdjax.loss_kinds import CLASSES, LOSS_KINDS, NUMBERS, LossKind, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
 from wdjax.recipe.own import is_own, load_own
@@ -121,13 +121,14 @@ def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | No
             "with --model: a folder is not trusted to name code to run."
         )
     kind_of_model = load_own("model", model or config["model"])
-    recipe = Recipe(
-        make_model=kind_of_model.make,
-        num_outputs=data["num_outputs"],
-        dtype=config["dtype"],
-    )
     labelled = has_classes_in(results)
     loss = loss_for(CLASSES if labelled else NUMBERS) if is_own(config["loss"]) else config["loss"]
+    kind_of_loss = LOSS_KINDS[loss]
+    recipe = Recipe(
+        make_model=kind_of_model.make,
+        num_outputs=kind_of_loss.outputs_for(loss, data["num_outputs"]),
+        dtype=config["dtype"],
+    )
     is_wide = recipe.dtype == "float64"
     shape = tuple(data["input_shape"])
     with jax.enable_x64(is_wide):
@@ -141,7 +142,7 @@ def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | No
         fit, scaling = _read_fit(folder, results, shapes)
     _check_scaling(folder / PARAMS, scaling, {"inputs": shape})
 
-    outputs_of = jax.jit(_outputs_of(network, fit, scaling, labelled))
+    outputs_of = jax.jit(_outputs_of(network, fit, scaling, kind_of_loss))
 
     def apply(inputs: np.ndarray) -> np.ndarray:
         with jax.enable_x64(is_wide):
@@ -171,7 +172,7 @@ def _names_in(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _outputs_of(
-    network: Model, fit: Fit, scaling: Mapping[str, Scaling], labelled: bool
+    network: Model, fit: Fit, scaling: Mapping[str, Scaling], loss: LossKind
 ) -> Callable[[Any], Any]:
     """`inputs -> outputs`, in the units of the data: what is compiled."""
 
@@ -179,8 +180,9 @@ def _outputs_of(
         if "inputs" in scaling:
             inputs = (inputs - scaling["inputs"].mean[None]) * scaling["inputs"].scale[None]
         outputs, _ = network.apply(fit.params, fit.model_state, inputs, key=None, train=False)
-        if labelled:
-            return jax.nn.softmax(outputs)
+        outputs = loss.prediction(outputs)
+        if loss.has_classes:
+            return outputs
         outputs = outputs[..., 0] if outputs.shape[-1] == 1 and outputs.ndim > 1 else outputs
         if "targets" not in scaling:
             return outputs

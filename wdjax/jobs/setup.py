@@ -20,6 +20,7 @@ from wdjax.data.split import add_label_noise, check_folds
 from wdjax.jobs.bound import check_fits
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import named_arrays
+from wdjax.loss_kinds import MEASURE_KINDS, fits_measure
 from wdjax.parts import resolve_parts
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -144,9 +145,7 @@ def prepare(
     loss = options.loss or default_loss
     load_own("loss", loss, like=default_loss)
     load_own("decay", options.decay)
-    measures = parse_names(options.measure)
-    for name in measures:
-        load_own("measure", name)
+    measures = _measures(options, loss)
     check_one_of("dtype", options.dtype, DTYPES)
     check_number("dropout", options.dropout, low=0.0, high=0.99)
     check_number("label_noise", options.label_noise, low=0.0, high=1.0)
@@ -158,7 +157,7 @@ def prepare(
     _check_reads(model, options.model, dataset)
     recipe = Recipe(
         make_model=model.at_width(width),
-        num_outputs=dataset.num_outputs,
+        num_outputs=LOSS_KINDS[loss].outputs_for(loss, dataset.num_outputs),
         loss=loss,
         optimizer=options.optimizer,
         schedule=options.schedule,
@@ -303,6 +302,17 @@ def check_overshoot(name: str, decay: str, strength: float, learning_rate: float
             f"{learning_rate:g}; from 2 on a weight grows without bound: take a smaller strength "
             "or learning rate."
         )
+
+
+def _measures(options: RunOptions, loss: str) -> tuple[str, ...]:
+    """What is scored beside the loss: `--measure`, and a measure that is chosen by."""
+    names = parse_names(options.measure)
+    for name in names:
+        load_own("measure", name)
+    chosen_by = getattr(options, "choose_by", "loss")
+    implied = chosen_by in MEASURE_KINDS and fits_measure(chosen_by, loss)
+    is_named = chosen_by in (name.rpartition(":")[2] for name in names)
+    return (*names, chosen_by) if implied and not is_named else names
 
 
 def check_choose_by(name: str, recipe: Recipe) -> None:

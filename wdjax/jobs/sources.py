@@ -106,7 +106,7 @@ def _on_disk(options: TrainOptions, out: pathlib.Path) -> tuple[Prepared, Source
         return few, few
 
     prepared = prepare(options, out, load=sample)
-    recipe, is_regression = prepared.recipe, not prepared.loss.has_classes
+    recipe, is_regression = prepared.recipe, prepared.loss.standardizes
     choose, judge = None, None
     if not has_test or holds_out(options) or options.label_noise or is_regression:
         choose = list_rows(whole, loss=recipe.loss)

@@ -9,6 +9,7 @@ import numpy as np
 
 from wdjax.jobs.results import has_classes_in
 from wdjax.jobs.told_parts import each_part_table
+from wdjax.loss_kinds import LOSS_KINDS
 from wdjax.measures import direction_of
 from wdjax.recipe.kinds import DECAY_KINDS
 from wdjax.report.runs import over_seeds
@@ -406,7 +407,8 @@ def refit_table(results: dict[str, Any]) -> Table:
     clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
     spread = "mean +- standard error over the test examples"
     spread += f" and {num_seeds} seeds" if num_seeds > 1 else "; one seed"
-    scaled = not has_classes_in(results)
+    loss = LOSS_KINDS.get(results["config"]["loss"])
+    scaled = not has_classes_in(results) and (loss is None or loss.standardizes)
     unit = "; losses are of targets scaled to standard deviation 1" if scaled else ""
     headers = ("refit", "strength", *(m.replace("_", " ") for m in measured), "gap")
     start = 1 if results.get("kind") == "train" else 0  # A single run needs no name.

@@ -17,7 +17,7 @@ from wdjax.data.scale import Scaling, measure_scaling, standardize
 from wdjax.decay import decay_weights
 from wdjax.decay.composition import chain_by
 from wdjax.diagnostics.telemetry import measure_parts
-from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS
+from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS, check_measure_fits
 from wdjax.measures import Score, make_score
 from wdjax.models import make_mlp, with_compute_dtype
 from wdjax.parts import matrices_only, scale_by_parts, times_own
@@ -101,6 +101,7 @@ class Recipe:
             check_one_of("augment", name, AUGMENTATION_KINDS)
         for name in self.measures:
             check_one_of("measure", name, MEASURE_KINDS)
+            check_measure_fits(name, self.loss)
         recipe_measures(self)
         if self.example_feature is not None:
             self._check_example_feature(self.example_feature)
@@ -118,7 +119,8 @@ class Recipe:
                 f"`example_weight` sigmoid:{name} needs an augmentation, such as --augment "
                 "crop,flip."
             )
-        if feature.needs_classes and not LOSS_KINDS[self.loss].has_classes:
+        loss = LOSS_KINDS[self.loss]
+        if feature.needs_classes and not (loss.has_classes and loss.num_outputs is None):
             raise ValueError(
                 f"`example_weight` sigmoid:{name} needs classes (loss cross_entropy); use "
                 "sigmoid:loss."
@@ -337,13 +339,13 @@ def recipe_score(recipe: Recipe) -> Score:
 
 def recipe_scale(recipe: Recipe, train: Batch, valid: Batch) -> tuple[Batch, Batch]:
     """Standardises what the recipe standardises, by the training part alone."""
-    targets = not LOSS_KINDS[recipe.loss].has_classes
+    targets = LOSS_KINDS[recipe.loss].standardizes
     return standardize(train, valid, inputs=recipe.scale_inputs, targets=targets)
 
 
 def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
     """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone."""
-    scaled = {"inputs": recipe.scale_inputs, "targets": not LOSS_KINDS[recipe.loss].has_classes}
+    scaled = {"inputs": recipe.scale_inputs, "targets": LOSS_KINDS[recipe.loss].standardizes}
     return {
         field: jax.jit(measure_scaling)(getattr(train, field), train.weights)
         for field, wanted in scaled.items()
