@@ -4,6 +4,7 @@ import functools
 import html
 import http.server
 import importlib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -93,22 +94,10 @@ def script(tmp_path_factory):
     """The names that the lines of functions.md take from the reader's script, and all of ours."""
     import flax.linen as nn
 
-    import wdjax.checkpoint
-    import wdjax.decay
-    import wdjax.loop
-    import wdjax.selection
-    import wdjax.weights
-
+    modules = "checkpoint decay loop selection weights losses standard_measures".split()
     names = {
         name: getattr(module, name)
-        for module in (
-            wdjax.checkpoint,
-            wdjax.decay,
-            wdjax.loop,
-            wdjax.selection,
-            wdjax.weights,
-            wdjax,
-        )
+        for module in (*(importlib.import_module(f"wdjax.{name}") for name in modules), wdjax)
         for name in dir(module)
         if not name.startswith("_")
     }
