@@ -4,7 +4,6 @@ import functools
 import html
 import http.server
 import importlib
-import importlib
 import importlib.util
 import inspect
 import json
