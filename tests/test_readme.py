@@ -164,5 +164,5 @@ def test_the_command_of_the_first_block_is_installed():
         timeout=120,
         check=True,
     ).stdout
-    assert len(shown.splitlines()) <= 46, "help fits a screen"
+    assert len(shown.splitlines()) <= 50, "help fits a screen"
     assert "example: wdjax select" in shown

@@ -93,8 +93,10 @@ if typing.TYPE_CHECKING:
     from wdjax.data.load import load_data as load_data
     from wdjax.data.stream import make_stream as make_stream
     from wdjax.loop.train_loop import TrainLoop as TrainLoop
+    from wdjax.models import from_equinox as from_equinox
     from wdjax.models import from_linen as from_linen
     from wdjax.models import from_nnx as from_nnx
+    from wdjax.models import from_pair as from_pair
     from wdjax.models import make_cnn as make_cnn
     from wdjax.models import make_mlp as make_mlp
     from wdjax.models import make_rnn as make_rnn
@@ -137,7 +139,15 @@ _NAMES = {
     "wdjax.data.load": ("load_data",),
     "wdjax.data.stream": ("make_stream",),
     "wdjax.loop.train_loop": ("TrainLoop",),
-    "wdjax.models": ("from_linen", "from_nnx", "make_cnn", "make_mlp", "make_rnn"),
+    "wdjax.models": (
+        "from_equinox",
+        "from_linen",
+        "from_nnx",
+        "from_pair",
+        "make_cnn",
+        "make_mlp",
+        "make_rnn",
+    ),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

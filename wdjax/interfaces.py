@@ -13,7 +13,7 @@ _LIBRARIES = ("flax.linen", "flax.nnx", "equinox", "haiku", "torch")
 _PLAIN = (
     "Model(init, apply) with init(key, inputs) -> (params, model_state) and "
     "apply(params, model_state, inputs, *, key, train) -> (outputs, model_state), or wrap a flax "
-    "module: from_linen, from_nnx"
+    "module: from_linen, from_nnx; an equinox module: from_equinox; haiku's functions: from_pair"
 )
 _BATCH = (
     "Batch(inputs, targets, weights), weights np.ones(len(targets), np.float32) where all "
@@ -156,10 +156,9 @@ def way_to_model(value: Any) -> str:
     if library == "flax.nnx":
         return f"from_nnx(lambda rngs: {name}(..., rngs=rngs))"
     if library == "equinox":
-        return (
-            f"{_PLAIN.partition(', or wrap')[0]}, where params, static = "
-            "eqx.partition(module, eqx.is_array) and apply calls eqx.combine(params, static)"
-        )
+        return f"from_equinox(lambda key: {name}(..., key=key))"
+    if library == "haiku":
+        return "from_pair(*hk.transform(forward))"
     return _PLAIN
 
 
@@ -167,10 +166,10 @@ def _name(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
-def takes(function: Any, number: int) -> bool:
-    """Whether it can be called with that many arguments, as far as can be told."""
+def takes(function: Any, number: int, **options: Any) -> bool:
+    """Whether it can be called with that many arguments and options, as far as can be told."""
     try:
-        inspect.signature(function).bind(*range(number))
+        inspect.signature(function).bind(*range(number), **options)
     except TypeError:
         return False
     except ValueError:

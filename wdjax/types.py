@@ -110,9 +110,13 @@ def plain_function(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_inexact(leaf: Any) -> bool:
-    """Whether a leaf holds numbers that training moves: floating or complex, no ints, no keys."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
-    return jnp.issubdtype(dtype, np.inexact)
+    """Whether a leaf holds numbers that training moves: floating or complex, no ints, no keys.
+
+    A function or a word, as a module of equinox holds beside its weights, is none.
+    """
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, float | complex | np.generic)
+    return jnp.issubdtype(leaf.dtype, np.inexact)
 
 
 def wide(x: Any) -> Array:

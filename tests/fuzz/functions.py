@@ -127,7 +127,9 @@ def _calls_of_small_things(key, model, batch, state, step, loss) -> dict[str, An
     model_state = state.model_state
     return {
         "from_linen": of(module=flax, train_argument="train"),
+        "from_equinox": of(make_module=lambda key: {"w": jax.random.normal(key, (2, 2))}),
         "from_nnx": of(make_module=nnx),
+        "from_pair": of(init=lambda key, x: {}, apply=lambda params, key, x: x),
         "grid_product": of(strength=[0.0, 1.0], learning_rate=[0.1]),
         "independent_decay": of(strength=0.1, schedule=1.0, parts=None),
         "init_state": of(params=params, tx=sgd, model_state=model_state, key=key),

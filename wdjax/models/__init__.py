@@ -1,6 +1,7 @@
 """Models as two pure functions: the articles' MLP, CNN and RNN, larger ones, flax adapters."""
 
 from wdjax.models.adapters import count_params, from_linen, from_nnx, with_compute_dtype
+from wdjax.models.by_structure import from_equinox, from_pair
 from wdjax.models.convolution import conv, max_pool
 from wdjax.models.language import make_byte_lm, make_byte_transformer
 from wdjax.models.layers import dropout
@@ -11,8 +12,10 @@ __all__ = [
     "conv",
     "count_params",
     "dropout",
+    "from_equinox",
     "from_linen",
     "from_nnx",
+    "from_pair",
     "make_byte_lm",
     "make_byte_transformer",
     "make_cnn",

@@ -78,6 +78,10 @@ def render_report(results: Mapping[str, Any]) -> str:
     results = to_plain(results)
     if results.get("kind") == "transfer":
         sections = _tables(results)
+    elif (
+        results.get("kind") == "search"
+    ):  # Of a loop of one's own: what it did not give is no lack.
+        sections = [*_strengths(results), *(_decay(results) if results.get("decay") else ())]
     elif results.get("kind") == "train":
         moved = _tables(results) if results.get("tables") else ()
         sections = [*_final_runs(results, "The run"), *moved]
@@ -102,7 +106,7 @@ def render_report(results: Mapping[str, Any]) -> str:
             f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
             *_opening(results, title),
             *sections,
-            *_circumstances(results),
+            *(_circumstances(results) if results.get("kind") != "search" else ()),
             "</main></body></html>\n",
         ]
     )
