@@ -42,6 +42,8 @@ class Dataset(NamedTuple):
     """Of the target's column, where the source names it."""
     num_left_out: int = 0
     """Rows of weight 0 that the source had: they count nothing and are not among the examples."""
+    about: str = ""
+    """Where it was read from, or what was done to it, in a sentence that runs print."""
 
 
 def make_dataset(

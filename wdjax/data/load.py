@@ -10,7 +10,7 @@ from wdjax.loss_kinds import has_classes
 
 _WHERE_OPTIONS_APPLY = {
     "target": "a .csv file, whose column it names",
-    "data_dir": "a TFDS set (tfds:NAME)",
+    "data_dir": "a TFDS set (tfds:NAME), cifar10 or mnist",
     "download": "a TFDS set (tfds:NAME)",
     "length": "texts: stdlib, or a TFDS set of them",
 }
@@ -32,6 +32,8 @@ def load_data(
       and `diabetes` (regression, raw units) ship with scikit-learn;
     - `stdlib`, the source of Python's standard library in windows of `length` bytes, each byte
       to be predicted from those before it, ships with Python;
+    - `cifar10` and `mnist` are read from their own files in `data_dir`: see `read_published`;
+    - `images:FOLDER` holds a folder a class of `.png` or `.jpg`: see `read_image_folder`;
     - `FILE.npz` holds arrays `inputs` and `targets` and nothing pickled, and may hold `weights`,
       how much each example counts (rows of weight 0 are left out, unread);
     - `FILE.csv` has a header; the target is its last column, or the one named `target`;
@@ -80,8 +82,8 @@ def load_choose_and_test(
 ) -> tuple[Dataset, Dataset]:
     """Loads the data to choose on, and the test data that nothing sees until the end.
 
-    A TFDS set that is named without a split and has `train` and `test` comes apart as its
-    authors meant; everything else by `split_off_test`, which `fraction`, `seed` and `stratify`
+    A set of TFDS, `cifar10`, `mnist` or `images:FOLDER`, named without a part and with a `train`
+    and a `test` of its own, comes apart as its authors meant; everything else by `split_off_test`, which `fraction`, `seed` and `stratify`
     are for. The other options are those of `load_data`.
 
     Raises:

@@ -10,6 +10,8 @@ import numpy as np
 from wdjax.checks import check_one_of, nearest
 from wdjax.data.dataset import Dataset, make_dataset
 from wdjax.data.files import read_csv, read_npz
+from wdjax.data.image_folders import PARTS, has_parts, read_image_folder
+from wdjax.data.published import FORMS, read_published
 from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
 from wdjax.data.text import (
     DEFAULT_LENGTH,
@@ -64,7 +66,8 @@ def find_source(name: str) -> DataSource:
     known = [key for key in DATA_SOURCES if key.isidentifier()]
     raise ValueError(
         f"data {name!r} is neither a data set known here ({', '.join(known)}), nor a path that "
-        f"ends in .npz or .csv, nor a name such as tfds:mnist.{nearest(name, known)}"
+        "ends in .npz or .csv, nor a name such as tfds:mnist or images:FOLDER."
+        f"{nearest(name, known)}"
     )
 
 
@@ -150,6 +153,58 @@ def _load_stdlib(name: str, *, loss: str, length: int | None = None) -> Dataset:
     return Dataset(name, inputs, targets, "text", NUM_TOKENS, (), weights)
 
 
+def _load_published(name: str, *, loss: str, data_dir: Any = None) -> Dataset:
+    """The part behind the `@`, the training part where there is none."""
+    _check_fits(name, loss, "classes")
+    base, _, part = name.partition("@")
+    read = read_published(base, part or PARTS[0], data_dir)
+    dataset = make_dataset(
+        read.images,
+        read.labels,
+        loss=loss,
+        name=base,
+        num_outputs=len(read.class_names),
+        class_names=read.class_names,
+        keep_bytes=True,
+    )
+    return dataset._replace(about=f"Read from {str(read.folder)!r}.")
+
+
+def _test_part(name: str, data_dir: Any) -> str | None:
+    return None if "@" in name else f"{name}@{PARTS[1]}"
+
+
+def _load_images(name: str, *, loss: str) -> Dataset:
+    """`images:FOLDER`; of one with parts its training part, or that behind the `@`."""
+    _check_fits("images:", loss, "classes")
+    folder, part = _image_folder(name)
+    read = read_image_folder(folder, part)
+    dataset = make_dataset(
+        read.images,
+        read.labels,
+        loss=loss,
+        name=folder.resolve().name,
+        num_outputs=len(read.class_names),
+        class_names=read.class_names,
+        keep_bytes=True,
+    )
+    return dataset._replace(about=read.about)
+
+
+def _image_folder(name: str) -> tuple[Path, str | None]:
+    folder = Path(name.removeprefix("images:"))
+    base, _, part = str(folder).rpartition("@")
+    if part in PARTS and not folder.exists() and has_parts(Path(base)):
+        return Path(base), part
+    return folder, PARTS[0] if has_parts(folder) else None
+
+
+def _test_of_images(name: str, data_dir: Any) -> str | None:
+    folder, part = _image_folder(name)
+    has_test = part is not None and has_parts(folder) and folder == Path(name[len("images:") :])
+    return f"{name}@{PARTS[1]}" if has_test else None
+
+
 def _check_fits(name: str, loss: str, targets: str) -> None:
     wanted = DATA_SOURCES[name].loss
     if has_classes(loss) != has_classes(wanted):
@@ -164,6 +219,12 @@ DATA_SOURCES: dict[str, DataSource] = {
     **{name: DataSource(_load_shipped) for name in CLASS_SETS if name != "digits"},
     **{name: DataSource(_load_shipped, "squared_error") for name in NUMBER_SETS},
     "stdlib": DataSource(_load_stdlib, options=("length",)),
+    **{
+        name + part: DataSource(_load_published, options=("data_dir",), test_name=_test_part)
+        for name in FORMS
+        for part in ("", *(f"@{part}" for part in PARTS))
+    },
+    "images:": DataSource(_load_images, test_name=_test_of_images),
     "tfds:": DataSource(
         _load_tfds,
         options=("data_dir", "download", "length"),

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import math
 import os
 import re
 import shutil
@@ -246,8 +247,8 @@ def _read_mnist(files: Mapping[str, Path]) -> RawExamples:
     """The IDX format: a magic number, the sizes (big-endian), then the bytes."""
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _read_idx(files[f"{prefix}-images-idx3-ubyte.gz"], 3)[..., None]
-        labels = _read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"], 1)
+        images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"], 3)[..., None]
+        labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"], 1)
         splits[split] = [
             {"image": image, "label": int(label)}
             for image, label in zip(images, labels, strict=True)
@@ -255,33 +256,55 @@ def _read_mnist(files: Mapping[str, Path]) -> RawExamples:
     return RawExamples(tuple(map(str, range(10))), splits)
 
 
-def _read_idx(path: Path, num_axes: int) -> np.ndarray:
-    with gzip.open(path, "rb") as file:
-        content = file.read()
+def read_idx(path: Path, num_axes: int) -> np.ndarray:
+    """The bytes of an IDX file, plain or gzip, `[example, ...]`: its header says their sizes.
+
+    Raises:
+      OSError: if it is no IDX file of so many axes, or holds other than its header says.
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
     sizes = struct.unpack_from(f">{num_axes + 1}I", content)
     start = 4 * (num_axes + 1)
-    if sizes[0] != 2048 + num_axes or len(content) - start != np.prod(sizes[1:], dtype=np.int64):
+    if sizes[0] != 2048 + num_axes or len(content) - start != math.prod(sizes[1:]):
         raise OSError(f"{path.name} is no IDX file of {num_axes} axes")
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes[1:])
 
 
+CIFAR_SHAPE = (3, 32, 32)
+"""Of an image in CIFAR-10's own files: plane by plane (red, green, blue)."""
+
+
+def read_cifar_records(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """`images[example, 32, 32, 3]` and `labels[example]` of one of CIFAR-10's binary files.
+
+    A record is one label byte and 32 x 32 pixels, plane by plane.
+
+    Raises:
+      OSError: if the bytes are not whole records.
+    """
+    size = 1 + math.prod(CIFAR_SHAPE)
+    if not content or len(content) % size:
+        raise OSError(f"{name} does not hold whole records")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    return records[:, 1:].reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1), records[:, 0]
+
+
 def _read_cifar10(files: Mapping[str, Path]) -> RawExamples:
-    """Records of one label byte and 32 x 32 pixels, plane by plane (red, green, blue)."""
     splits: dict[str, list] = {"train": [], "test": []}
     folder = "cifar-10-batches-bin"
     with tarfile.open(files["cifar-10-binary.tar.gz"]) as archive:
         names = _member(archive, f"{folder}/batches.meta.txt").decode().split()
         members = [("train", f"data_batch_{i}.bin") for i in range(1, 6)]
         for split, member in [*members, ("test", "test_batch.bin")]:
-            content = np.frombuffer(_member(archive, f"{folder}/{member}"), np.uint8)
-            if content.size % 3073:
-                raise OSError(f"{member} does not hold whole records")
-            for record in content.reshape(-1, 3073):
+            images, labels = read_cifar_records(_member(archive, f"{folder}/{member}"), member)
+            for image, label in zip(images, labels, strict=True):
                 splits[split].append(
                     {
                         "id": f"{split}_{len(splits[split]):05d}",
-                        "image": record[1:].reshape(3, 32, 32).transpose(1, 2, 0),
-                        "label": int(record[0]),
+                        "image": image,
+                        "label": int(label),
                     }
                 )
     return RawExamples(tuple(names), splits)

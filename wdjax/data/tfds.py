@@ -147,7 +147,7 @@ def open_tfds(
         `pip install "wdjax[cli]"`.
     """
     name, _, split = name.partition("@")
-    info = _find_or_prepare(name, _data_folder(data_dir), download)
+    info = _find_or_prepare(name, data_folder(data_dir), download)
     return _open_split(info, split or DEFAULT_SPLIT, length)
 
 
@@ -157,7 +157,7 @@ def split_sizes(name: str, *, data_dir: str | os.PathLike | None = None) -> dict
     Raises:
       ValueError: if the set is not there.
     """
-    info = _find_or_prepare(name.partition("@")[0], _data_folder(data_dir), download=False)
+    info = _find_or_prepare(name.partition("@")[0], data_folder(data_dir), download=False)
     return {split: info.splits[split].num_examples for split in info.splits}
 
 
@@ -183,7 +183,7 @@ def read_tfds(source: TfdsSource) -> tuple[np.ndarray, np.ndarray]:
     return np.array(inputs), np.array(targets)
 
 
-def _data_folder(data_dir: str | os.PathLike | None) -> Path:
+def data_folder(data_dir: str | os.PathLike | None) -> Path:
     """Where TFDS keeps its sets; it need not be there yet, and is no file."""
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     way = "point data_dir (--data-dir) at a folder of TFDS"

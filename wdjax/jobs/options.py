@@ -106,7 +106,9 @@ class RunOptions:
         f"default {', '.join(DECAY_KINDS)}, FILE.py:NAME".replace(",", ";", 1),
     )
     parts: str = option("matrices", "what decays: matrices, all, or '*/kernel=1,*=0'")
-    epochs: int | None = option(None, "passes over the training part (default 30; cnn 15)")
+    epochs: int | None = option(
+        None, "passes over the training part (default 30; larger models 15)"
+    )
     batch_size: int = option(64, "examples a step")
     augment: str = option("", f"{','.join(AUGMENTATION_KINDS)},FILE.py:NAME")
     measure: str = option("", "further scores to show: FILE.py:NAME,...")
@@ -138,7 +140,7 @@ class SelectOptions(RunOptions):
         None, "the candidates (default zero and 9 log-spaced ones)"
     )
     learning_rates: tuple[float, ...] | None = option(
-        None, "tried with every strength (default 7 log-spaced; rnn 4, cnn 3)"
+        None, "tried with every strength (default 7 log-spaced; rnn 4, larger models 3)"
     )
     example_slopes: tuple[float, ...] | None = option(
         None, "of the example weight, a grid axis (default -8 0 8); 0: all alike"
@@ -147,7 +149,9 @@ class SelectOptions(RunOptions):
         None, "of the part weight, a grid axis (default -4 0 4); 0: all alike"
     )
     folds: int = option(5, "held-out parts, stratified by class")
-    seeds: int | None = option(None, "runs per strength and fold (default 3; rnn 2, cnn 1)")
+    seeds: int | None = option(
+        None, "runs per strength and fold (default 3; rnn 2, larger models 1)"
+    )
     rule: str = option(default_of(RULES), "", tuple(RULES))
     by: str = option(default_of(WAYS), "the way of choosing", tuple(WAYS))
     choose_by: str = option("loss", "the score that decides: accuracy, NAME of --measure")

@@ -87,9 +87,10 @@ class Prepared:
         if len(here) > cores:
             shared = f" ({len(here)} CPU devices share {cores} core{'s' * (cores > 1)}: no faster "
             shared += "than one a core)"
+        about = f" {self.choose_data.about}" if self.choose_data.about else ""
         return (
             f"{self.choose_data.name}: {self.num_choose} examples to {purpose} on, "
-            f"{self.num_test} to test on.{self._about_weights()} Devices: {', '.join(names)}"
+            f"{self.num_test} to test on.{about}{self._about_weights()} Devices: {', '.join(names)}"
             f"{shared}."
         )
 

@@ -25,10 +25,10 @@ from wdjax.data.augment import (
     random_saturation,
 )
 from wdjax.data.named import DATA_SOURCES, DataSource
-from wdjax.decay import corrected_rate, decoupled_rate, independent_rate
+from wdjax.decay import corrected_rate, decoupled_rate, independent_rate, muon
 from wdjax.loss_kinds import LOSS_KINDS, MEASURE_KINDS, LossKind
 from wdjax.measures import Measure
-from wdjax.models import make_cnn, make_mlp, make_rnn
+from wdjax.models import make_byte_transformer, make_cnn, make_mlp, make_resnet20, make_rnn
 from wdjax.penalties import l1_penalty, l2_penalty
 from wdjax.selection.choice import RULES, Rule
 from wdjax.selection.ways import WAYS, Way
@@ -139,6 +139,11 @@ class OptimizerKind:
     searched: tuple[float, float] = (3e-4, 0.3)
 
 
+def _muon_direction() -> optax.GradientTransformation:
+    """Muon for matrices, Nesterov Adam for all other leaves, without learning rate and decay."""
+    return optax.chain(muon(1.0, optax.identity()), optax.scale(-1.0))
+
+
 OPTIMIZER_KINDS: dict[str, OptimizerKind] = {
     # eps_root keeps the run differentiable where a second moment is exactly zero.
     "adam": OptimizerKind(lambda: optax.scale_by_adam(eps_root=1e-12), 0.9, (1e-3, 3e-3, 0.01)),
@@ -148,6 +153,9 @@ OPTIMIZER_KINDS: dict[str, OptimizerKind] = {
     # 0.99^(k-1))` at distance k, from its 0.9 and 0.99: at rates far below 0.01, where its memory
     # of a hundred steps is short beside the decay's (docs/derivations.md, 5.4).
     "lion": OptimizerKind(optax.scale_by_lion, 0.957, (1e-4, 3e-4, 1e-3), (1e-5, 0.01)),
+    # Muon's is found likewise, of its Nesterov momentum of 0.95 before it is made orthogonal. Its
+    # matrices move by the root mean square of Adam, so Adam's learning rates are its own too.
+    "muon": OptimizerKind(_muon_direction, 0.941, (1e-3, 3e-3, 0.01), (3e-4, 0.1)),
 }
 
 
@@ -282,23 +290,29 @@ class ModelKind:
         return functools.partial(self.make, width=width)
 
 
+LARGE_DEFAULTS = ModelDefaults(
+    *(15, 1, 3),
+    narrowed=(100.0, 0.1),
+    grid=GridDefaults(3, 3, (10 / 3, 1 / 30), (100.0, 0.1)),
+    score_rows=128,
+)
+"""Of the models whose single training takes long."""
+
 MODEL_KINDS: dict[str, ModelKind] = {
     "mlp": ModelKind(make_mlp, of_width=lambda width: functools.partial(make_mlp, widths=(width,))),
-    "cnn": ModelKind(
-        make_cnn,
-        ModelDefaults(
-            *(15, 1, 3),
-            narrowed=(100.0, 0.1),
-            grid=GridDefaults(3, 3, (10 / 3, 1 / 30), (100.0, 0.1)),
-            score_rows=128,
-        ),
-        images_32=True,
-    ),
+    "cnn": ModelKind(make_cnn, LARGE_DEFAULTS, images_32=True),
     "rnn": ModelKind(
         make_rnn,
         ModelDefaults(30, 2, 7, grid=GridDefaults(4, 5, (10 / 3, 0.1), (10.0, 0.1))),
         reads=("image",),
         of_width=lambda width: functools.partial(make_rnn, width=width),
+    ),
+    "resnet20": ModelKind(make_resnet20, LARGE_DEFAULTS, reads=("image",)),
+    "transformer": ModelKind(
+        make_byte_transformer,
+        LARGE_DEFAULTS,
+        reads=("text",),
+        of_width=lambda width: functools.partial(make_byte_transformer, width=width),
     ),
 }
 
