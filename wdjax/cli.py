@@ -99,6 +99,7 @@ def _main(words: list[str]) -> int:
 
     if signal.getsignal(signal.SIGINT) is _leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = _with_recipe(jobs, words)
     parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
     parsed, unknown = parser.parse_known_args(words)
     arguments = vars(parsed)
@@ -128,6 +129,15 @@ def _main(words: list[str]) -> int:
     else:
         write_out(jobs.summary(_run(jobs, job, arguments, words)))
     return DONE
+
+
+def _with_recipe(jobs: Any, words: list[str]) -> list[str]:
+    """The words that a recipe stands for in its place; all that follows knows of no recipe."""
+    name = _value_of("--recipe", words)
+    if not name or words[0] != "train":
+        return words
+    data_dir = _value_of("--data-dir", words)
+    return jobs.recipe_words(name, words, data_dir=data_dir, say=write_error)
 
 
 def _end_of_thread(thread: threading.ExceptHookArgs) -> None:
@@ -321,6 +331,9 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         command = _add_command(commands, name, options, streaming)
         if name in ("select", "compare", "transfer"):
             command.add_argument("--fresh", action="store_true", help=FRESH)
+        elif name == "train":
+            about = f"{', '.join(jobs.RECIPES)}: options beside it override"
+            command.add_argument("--recipe", metavar="NAME", help=about, default=argparse.SUPPRESS)
     convert = _add_command(commands, "convert", jobs.ConvertOptions)
     convert.usage = "wdjax convert VALUE SOURCE TARGET [OPTION VALUE ...]"
     convert.add_argument(

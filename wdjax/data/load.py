@@ -83,8 +83,9 @@ def load_choose_and_test(
     """Loads the data to choose on, and the test data that nothing sees until the end.
 
     A set of TFDS, `cifar10`, `mnist` or `images:FOLDER`, named without a part and with a `train`
-    and a `test` of its own, comes apart as its authors meant; everything else by `split_off_test`, which `fraction`, `seed` and `stratify`
-    are for. The other options are those of `load_data`.
+    and a `test` of its own, comes apart as its authors meant; everything else by
+    `split_off_test`, which `fraction`, `seed` and `stratify` are for. The other options are those
+    of `load_data`.
 
     Raises:
       ValueError: as `load_data` and `split_off_test` do.

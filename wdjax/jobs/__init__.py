@@ -2,6 +2,8 @@
 
 from wdjax.checkpoint import CheckpointError as CheckpointError
 from wdjax.decay import CONVENTIONS as CONVENTIONS
+from wdjax.jobs.articles import RECIPES as RECIPES
+from wdjax.jobs.articles import recipe_words as recipe_words
 from wdjax.jobs.audit import run_audit as run_audit
 from wdjax.jobs.compare import CompareOptions as CompareOptions
 from wdjax.jobs.compare import run_compare as run_compare

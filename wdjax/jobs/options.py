@@ -88,8 +88,10 @@ class RunOptions:
       ValueError: for a number that no array and a text that no file's name can hold.
     """
 
-    data: str = option("digits", "iris, diabetes, tfds:NAME, FILE.npz, FILE.csv")
-    data_dir: str | None = option(None, "where TFDS keeps its sets (default as TFDS has it)")
+    data: str = option("digits", "cifar10, images:FOLDER, tfds:NAME, FILE.csv, FILE.npz")
+    data_dir: str | None = option(
+        None, "where cifar10, mnist or sets of TFDS lie (default as TFDS has it)"
+    )
     download: bool = option(False, "fetch a TFDS set that is not there")
     length: int | None = option(None, "bytes of a text, cut or padded (default by the data)")
     target: str | None = option(
@@ -97,7 +99,7 @@ class RunOptions:
     )
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
     model: str = option(
-        default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, or your own FILE.py:make_model"
+        default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:make_model"
     )
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
@@ -140,7 +142,7 @@ class SelectOptions(RunOptions):
         None, "the candidates (default zero and 9 log-spaced ones)"
     )
     learning_rates: tuple[float, ...] | None = option(
-        None, "tried with every strength (default 7 log-spaced; rnn 4, larger models 3)"
+        None, "tried with every strength (default 7; rnn 4, larger models 3)"
     )
     example_slopes: tuple[float, ...] | None = option(
         None, "of the example weight, a grid axis (default -8 0 8); 0: all alike"
