@@ -32,6 +32,12 @@ class WriteError(OSError):
         )
 
 
+def cache_folder() -> pathlib.Path:
+    """Where the command keeps what it need not do twice: compiled programs, scores of trials."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(root).expanduser() / "wdjax"
+
+
 def write_whole(
     path: str | os.PathLike[str], content: bytes | str | Callable[[BinaryIO], None]
 ) -> None:

@@ -13,6 +13,7 @@ from wdjax.data.files import read_csv, read_npz
 from wdjax.data.image_folders import PARTS, has_parts, read_image_folder
 from wdjax.data.published import FORMS, read_published
 from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
+from wdjax.data.spoken import WORDS, read_spoken
 from wdjax.data.text import (
     DEFAULT_LENGTH,
     NUM_TOKENS,
@@ -146,6 +147,14 @@ def _load_digits(name: str, *, loss: str) -> Dataset:
     return make_dataset(inputs[..., None] / 16, targets, loss=loss, name=name, class_names=names)
 
 
+def _load_spoken(name: str, *, loss: str) -> Dataset:
+    _check_fits(name, loss, "classes")
+    base, _, part = name.partition("@")
+    frames, labels = read_spoken(part or PARTS[0])
+    dataset = make_dataset(frames, labels, loss=loss, name=base, kind="image", class_names=WORDS)
+    return dataset._replace(about="Said by espeak-ng, so synthetic; the test voices are others.")
+
+
 def _load_stdlib(name: str, *, loss: str, length: int | None = None) -> Dataset:
     _check_fits(name, loss, "bytes")
     length = DEFAULT_LENGTH if length is None else length
@@ -222,6 +231,10 @@ DATA_SOURCES: dict[str, DataSource] = {
     **{
         name + part: DataSource(_load_published, options=("data_dir",), test_name=_test_part)
         for name in FORMS
+        for part in ("", *(f"@{part}" for part in PARTS))
+    },
+    **{
+        f"spoken{part}": DataSource(_load_spoken, test_name=_test_part)
         for part in ("", *(f"@{part}" for part in PARTS))
     },
     "images:": DataSource(_load_images, test_name=_test_of_images),

@@ -27,6 +27,9 @@ from wdjax.writing import (
     unsealed,
     write_whole,
 )
+from wdjax.writing import (
+    cache_folder as cache_folder,
+)
 
 MARKER = ".run.json"
 """Says that a folder is a run's: only such a one is ever cleared."""
@@ -41,12 +44,6 @@ _CHECKPOINTS = re.compile(r"step_\d{10,}|damaged-.*|\.partial-.*|\.replaced-.*")
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 _PREDICTIONS = re.compile(r"predictions-.*\.csv")
 _PREDICTIONS_BEGIN = re.compile(rb"prediction( 0)?[,\n]")
-
-
-def cache_folder() -> pathlib.Path:
-    """Where the command keeps what it need not do twice: compiled programs, scores of trials."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(root).expanduser() / "wdjax"
 
 
 def run_folder(root: str | os.PathLike[str], name: str) -> pathlib.Path:

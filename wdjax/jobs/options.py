@@ -98,9 +98,7 @@ class RunOptions:
         None, "column of FILE.csv to predict (default the last)", may_be_empty=True
     )
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
-    model: str = option(
-        default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:make_model"
-    )
+    model: str = option(default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:make_model")
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
     decay: str = option(
