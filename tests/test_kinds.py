@@ -6,6 +6,7 @@ import json
 import pathlib
 import shlex
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,10 +15,13 @@ import pytest
 import wdjax
 from wdjax.cli import main
 from wdjax.data.dataset import make_dataset
+from wdjax.jobs import SelectOptions
 from wdjax.jobs.resume import resumed_options
+from wdjax.jobs.setup import prepare
 from wdjax.models import make_mlp
 from wdjax.recipe import (
     DECAY_KINDS,
+    OPTIMIZER_KINDS,
     AugmentationKind,
     DataSource,
     DecayKind,
@@ -31,6 +35,7 @@ from wdjax.recipe import (
     ScheduleKind,
     load_own,
     recipe_score,
+    recipe_tx,
     register,
 )
 from wdjax.recipe.kinds import TABLES
@@ -171,6 +176,59 @@ def test_a_record_that_says_nothing_or_two_things_is_refused():
 )
 def test_the_strength_of_a_whole_weight_follows_from_the_rate(name, whole):
     assert DECAY_KINDS[name].whole_weight_strength(0.01) == whole
+
+
+def test_muon_is_optaxs_with_our_decay_alone():
+    """Matrices by Muon, all else by Adam; what decays is said by `parts`, and optax adds none."""
+    params = {"kernel": jnp.full((3, 4), 0.5), "bias": jnp.full(4, 2.0)}
+    recipe = Recipe(optimizer="muon", decay="decoupled", schedule="constant")
+    ours = recipe_tx(recipe, {"strength": 0.3, "learning_rate": 0.1}, num_steps=5)
+    theirs = optax.contrib.muon(0.1, consistent_rms=0.2)
+    state, their_state = ours.init(params), theirs.init(params)
+    for _ in range(3):
+        grads = jax.tree.map(lambda p: RNG.normal(size=p.shape), params)
+        found, state = ours.update(grads, state, params)
+        wanted, their_state = theirs.update(grads, their_state, params)
+        pull = {"kernel": 0.1 * 0.3 * params["kernel"], "bias": 0.0}
+        wanted = jax.tree.map(lambda u, p: u - p, wanted, pull)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), found, wanted)
+        params = optax.apply_updates(params, found)
+
+
+def test_muons_momentum_is_the_one_whose_steps_add_up_as_its_own():
+    """Of white gradients, Nesterov's direction: 0.95 m + 0.05 g, m the mean of decay 0.95."""
+    beta = 0.95
+    shares = (1 - beta) * beta ** np.arange(2000) * beta
+    shares[0] += 1 - beta
+    r = np.correlate(shares, shares, "full")[1999:] / np.sum(shares**2)
+    total = 1 + 2 * np.sum(r[1:])
+    momentum = OPTIMIZER_KINDS["muon"].momentum
+    np.testing.assert_allclose((1 + momentum) / (1 - momentum), total, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--model resnet20 --data iris", "`model` resnet20 reads images; 'iris' is a table"),
+        ("--model transformer", "`model` transformer reads sequences; 'digits' is a"),
+        ("--optimizer mon", "`optimizer` must be one of adam, sgd, momentum, lion, muon"),
+    ],
+)
+def test_a_larger_model_says_what_it_reads(words, told, command):
+    status, _, err = command(f"train --strength 0 {words}")
+    assert status == 2 and told in err, err
+
+
+@pytest.mark.parametrize("model, data", [("resnet20", "digits"), ("transformer", "stdlib")])
+def test_a_larger_model_is_prepared_for_its_data(model, data):
+    options = SelectOptions(model=model, data=data, length=8 if data == "stdlib" else None)
+    prepared = prepare(options)
+    assert prepared.recipe.num_epochs == 15 and prepared.defaults.num_seeds == 1
+    sizes = [leaf.size for leaf in jax.tree.leaves(prepared.param_shapes)]
+    # He et al.'s 269,722 less two channels of the first kernels; 64 wide, two blocks.
+    block = 2 * 2 * 64 + 4 * (64 * 64 + 64) + (64 * 256 + 256) + (256 * 64 + 64)
+    transformer = 256 * 64 + 2 * block + 2 * 64 + (64 * 256 + 256)
+    assert sum(sizes) == {"resnet20": 269_722 - 2 * 9 * 16, "transformer": transformer}[model]
 
 
 # A user's own files.
