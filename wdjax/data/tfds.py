@@ -184,7 +184,11 @@ def read_tfds(source: TfdsSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def data_folder(data_dir: str | os.PathLike | None) -> Path:
-    """Where TFDS keeps its sets; it need not be there yet, and is no file."""
+    """Where TFDS keeps its sets; it need not be there yet, and is no file.
+
+    Raises:
+      ValueError: if it is a file, or cannot be read.
+    """
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     way = "point data_dir (--data-dir) at a folder of TFDS"
     try:

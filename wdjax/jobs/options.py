@@ -88,7 +88,7 @@ class RunOptions:
       ValueError: for a number that no array and a text that no file's name can hold.
     """
 
-    data: str = option("digits", "cifar10, images:FOLDER, tfds:NAME, FILE.csv, FILE.npz")
+    data: str = option("digits", "cifar10, images:FOLDER, tfds:NAME, FILE.csv, .npz")
     data_dir: str | None = option(
         None, "where cifar10, mnist or sets of TFDS lie (default as TFDS has it)"
     )
@@ -98,7 +98,7 @@ class RunOptions:
         None, "column of FILE.csv to predict (default the last)", may_be_empty=True
     )
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
-    model: str = option(default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:make_model")
+    model: str = option(default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:NAME")
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))
     schedule: str = option(COMMAND_SCHEDULE, "", tuple(SCHEDULE_KINDS))
     decay: str = option(
