@@ -127,8 +127,12 @@ def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels = batch.get("data") if isinstance(batch, dict) else None
     labels = batch.get("labels") if isinstance(batch, dict) else None
     size = int(np.prod(CIFAR_SHAPE))
-    is_right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_right or pixels.ndim != 2 or pixels.shape[1] != size:
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 2
+        or pixels.shape[1] != size
+    ):
         raise OSError(0, f"its 'data' are no rows of {size:,} bytes", str(path))
     labels = np.asarray(labels if isinstance(labels, list | np.ndarray) else [])
     if labels.dtype.kind not in "ui" or labels.shape != (len(pixels),):
