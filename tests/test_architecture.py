@@ -29,7 +29,7 @@ LAYERS = (
     ("data", "exact"),
     ("loop",),
     ("recipe",),
-    ("report",),
+    ("report", "sklearn"),
     ("jobs",),
     ("cli",),
 )

@@ -93,7 +93,9 @@ def script(tmp_path_factory):
     """The names that the lines of functions.md take from the reader's script, and all of ours."""
     import flax.linen as nn
 
-    modules = "checkpoint decay loop selection weights losses standard_measures report".split()
+    modules = (
+        "checkpoint decay loop selection weights losses standard_measures report sklearn".split()
+    )
     names = {
         name: getattr(module, name)
         for module in (*(importlib.import_module(f"wdjax.{name}") for name in modules), wdjax)

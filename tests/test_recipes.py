@@ -117,6 +117,13 @@ def check_no_patient_is_on_both_sides_and_the_area_is_chosen_by(ran):
     assert areas.shape == (2, 4, 1) and np.all((areas > 0.5) & (areas <= 1))
 
 
+def check_the_estimator_in_the_pipeline_chose(ran):
+    names = of(ran, "In scikit-learn")
+    assert names["chosen"].strength_ in names["chosen"].confident_set_
+    assert names["chosen"].n_features_in_ == 5  # two numbers, an indicator, two words
+    assert names["pipeline"].score(names["table"], names["ill"]) > 0.6
+
+
 def check_the_day_long_run_is_told_why_four_small_searches_do_not_say_its_strength(ran):
     found = of(ran, "The strength for a run")["transferred"]
     assert len(found.sizes) == 4 and found.doubts
