@@ -1,6 +1,6 @@
 """Networks that choose their strength by cross-validation inside `fit`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,19 +23,19 @@ class Chooses(Network):
 
     def __init__(
         self,
-        strengths: Sequence[float] = STRENGTHS,
+        strengths: Any = STRENGTHS,
         *,
         cv: Any = 5,
-        num_seeds: int = 1,
-        rule: str = "min",
-        widths: Sequence[int] = (64,),
-        learning_rate: float = 0.01,
-        num_epochs: int = 60,
-        batch_size: int = 64,
-        optimizer: str = "adam",
-        schedule: str = "warmup_cosine",
+        num_seeds: Any = 1,
+        rule: Any = "min",
+        widths: Any = (64,),
+        learning_rate: Any = 0.01,
+        num_epochs: Any = 60,
+        batch_size: Any = 64,
+        optimizer: Any = "adam",
+        schedule: Any = "warmup_cosine",
         model: Any = None,
-        dtype: str = "float32",
+        dtype: Any = "float32",
         random_state: Any = None,
     ):
         super().__init__(
@@ -101,7 +101,8 @@ class Chooses(Network):
         place = np.full(len(y), -1)
         place[counting] = np.arange(len(counting))
         kept = lambda rows: place[rows][place[rows] >= 0]
-        splits: Any = check_cv(splitter)
+        given: Any = splitter
+        splits: Any = check_cv(given)
         pairs = splits.split(X, y, groups)
         return folds_from_splits([(kept(train), kept(valid)) for train, valid in pairs])
 

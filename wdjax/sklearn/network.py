@@ -1,6 +1,5 @@
 """Networks at one strength as scikit-learn's estimators."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +20,23 @@ from wdjax.types import Batch
 
 
 class Network(BaseEstimator):
-    """What the estimators share: arguments, checked rows, training, outputs."""
+    """What the estimators share: arguments, checked rows, training, outputs.
+
+    Arguments are kept as they are given and looked at in `fit`, as scikit-learn asks.
+    """
 
     def __init__(
         self,
-        strength: float = 0.1,
+        strength: Any = 0.1,
         *,
-        widths: Sequence[int] = (64,),
-        learning_rate: float = 0.01,
-        num_epochs: int = 60,
-        batch_size: int = 64,
-        optimizer: str = "adam",
-        schedule: str = "warmup_cosine",
-        model: Callable[..., Any] | None = None,
-        dtype: str = "float32",
+        widths: Any = (64,),
+        learning_rate: Any = 0.01,
+        num_epochs: Any = 60,
+        batch_size: Any = 64,
+        optimizer: Any = "adam",
+        schedule: Any = "warmup_cosine",
+        model: Any = None,
+        dtype: Any = "float32",
         random_state: Any = None,
     ):
         self.strength = strength
