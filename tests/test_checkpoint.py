@@ -401,7 +401,8 @@ def test_a_checkpoint_of_a_later_format_names_the_version_that_reads_it(tmp_path
 
 def test_loading_can_run_no_code():
     """No module of the package can unpickle, evaluate, or look a dotted name up; but for the one
-    line that runs the file of a user's own, named on the command line."""
+    line that runs the file of a user's own, named on the command line. CIFAR-10's pickles are read
+    by a class that finds no name itself (`test_published.py` has pickles that would run code)."""
     forbidden = {"eval", "exec", "pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}
     ran_by_request = []
     for path in pathlib.Path(wdjax.__file__).parent.rglob("*.py"):
@@ -411,6 +412,10 @@ def test_loading_can_run_no_code():
             if path.name == "own.py" and "exec" in names:
                 ran_by_request.append(node)
                 continue
+            if path.name == "pickles.py":
+                names -= {"pickle"}
+                if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "pickle":
+                    assert node.attr == "Unpickler"
             assert not names & forbidden, f"{path.name}:{getattr(node, 'lineno', '?')}"
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False

@@ -173,8 +173,8 @@ CALLS = {
             "wdjax.from_nnx(Nnx())",
         )
     },
-    "fit_of(Equinox())": "got the equinox module Net; write Model(init, apply)",
-    "wdjax.regularized_loss(Equinox(), error)": "eqx.combine(params, static)",
+    "fit_of(Equinox())": "got the equinox module Net; write from_equinox(lambda key: Net",
+    "wdjax.regularized_loss(Equinox(), error)": "write from_equinox(lambda key: Net(..., key=key))",
     "fit_of(linear)": "a function here is `hparams -> Model`, of one argument",
     "fit_of(lambda h: linear)({}, batch, key)": "got a function; write Model(init, apply)",
     "fit_of((linear, linear))": "got a tuple; write Model(init, apply)",
