@@ -12,6 +12,9 @@ from wdjax.checks import check_one_of, check_weights
 from wdjax.loss_kinds import has_classes
 from wdjax.types import Batch
 
+MOST_CLASSES_EXPECTED = 20
+"""Labels that are refused have at most so many values, or they may be numbers."""
+
 _ROWS_AT_ONCE = 4096
 """Of a data set, where a copy of all would take too much."""
 
@@ -256,6 +259,17 @@ def _checked_numbers(targets: np.ndarray) -> np.ndarray:
     return targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
+def _perhaps_numbers(targets: np.ndarray) -> str:
+    """Integers of many values are rather counts or prices than classes."""
+    num_values = len(np.unique(targets))
+    if num_values <= MOST_CLASSES_EXPECTED:
+        return ""
+    return (
+        f" If they are numbers and no classes, as {num_values} different values may be, predict "
+        'them by --loss squared_error (loss="squared_error").'
+    )
+
+
 def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.ndarray, int]:
     if targets.dtype.kind not in "bui":
         raise ValueError(
@@ -274,6 +288,7 @@ def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.nd
         raise ValueError(
             f"`targets` must be labels 0..{max(high, 1) - 1}, got {targets[outside[0]]} at row "
             f"{outside[0]}; renumber them with np.unique(targets, return_inverse=True)[1]."
+            f"{_perhaps_numbers(targets)}"
         )
     if num_outputs is None:
         present = np.unique(targets)
@@ -282,6 +297,7 @@ def _checked_labels(targets: np.ndarray, num_outputs: int | None) -> tuple[np.nd
             raise ValueError(
                 f"`targets` goes up to {high - 1}, but no example has label {missing}; labels "
                 "must be 0..C-1: renumber them with np.unique(targets, return_inverse=True)[1]."
+                f"{_perhaps_numbers(targets)}"
             )
     if high < 2:
         raise ValueError(
