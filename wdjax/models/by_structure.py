@@ -34,8 +34,8 @@ def from_equinox(make_module: Callable[[Any], Any], *, axis_name: str = "batch")
       axis_name: of the `vmap`, for batch statistics.
 
     Raises:
-      ValueError: for a module that is built already, or one of another library; at `apply`, if
-        `train` is True without a key and the module takes one and draws.
+      ValueError: for a module that is built already, or one of another library. (What draws in
+        training without a key says so itself.)
 
     Example:
       `from_equinox(lambda key: eqx.nn.MLP(4, 3, 8, 1, key=key))`
