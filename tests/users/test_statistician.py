@@ -1,7 +1,6 @@
 """A statistician with several rows a patient: folds of patients, the area, an honest interval."""
 
 import jax
-import numpy as np
 import pytest
 
 SCRIPT = """
