@@ -114,6 +114,16 @@ def test_if_every_row_diverged_there_is_no_choice():
         choose(scores_of(FOUR * np.nan, strength=[0, 1, 2, 3]))
 
 
+def test_a_fold_that_gives_no_row_a_score_is_named_and_is_not_called_diverged():
+    """As an area under the curve where a held-out part is all of one class."""
+    values = FOUR.copy()
+    values[:, 1] = np.nan
+    with pytest.raises(
+        ValueError, match="on fold 1, and others have one: .*of one class.*stratify"
+    ):
+        choose(scores_of(values, strength=[0, 1, 2, 3]))
+
+
 @pytest.mark.parametrize(
     "strengths, words",
     [

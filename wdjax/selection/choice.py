@@ -153,7 +153,7 @@ def choose(
 
     Raises:
       ValueError: for an unknown rule, value or axis, a score of unknown direction or a direction
-        that contradicts the score's own, or if every row has diverged.
+        that contradicts the score's own, or if every row has diverged or a fold scores none.
 
     Sources: Breiman et al. 1984, section 3.4.3, for the one-standard-error rule; Lei 2020,
     arXiv:1703.07904, for the set.
@@ -204,10 +204,18 @@ def choose_row(
     """The rule's choice, with what is known of its gains.
 
     Raises:
-      ValueError: if every row has diverged.
+      ValueError: if every row has diverged, or a held-out part gives no row a score.
     """
     means, errors = judged.means, standard_error_over_folds(judged.losses)
     if not np.isfinite(means).any():
+        scored = np.isfinite(judged.losses)
+        never = np.flatnonzero(~scored.any(axis=(0, 2)))
+        if scored.any() and len(never):
+            raise ValueError(
+                f"no run of the grid has a finite score on fold {never[0]}, and others have one: "
+                "its held-out part lacks what the score needs, as an area under the curve does "
+                "where all are of one class. Make other folds (stratify=), or choose by the loss."
+            )
         raise ValueError(
             "every run of the grid diverged (no finite score): lower the learning rate or the "
             "largest strengths, or check the data."
