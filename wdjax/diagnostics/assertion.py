@@ -2,14 +2,12 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from wdjax.checks import check_number, check_positive_int
+from wdjax.checks import check_number
+from wdjax.diagnostics.description import LeafDecay, describe_decay
 from wdjax.diagnostics.inspection import audit
-from wdjax.parts.rules import Stacked, resolve_parts
+from wdjax.parts.rules import Stacked
 from wdjax.tables import format_number
 from wdjax.types import Params, Parts, Schedule, Strength
 
@@ -68,34 +66,23 @@ def assert_decays(
             '`expected` must say what each leaf loses, such as {"*/kernel": 0.1, "*": 0.0}, '
             "got None."
         )
+    times = {"learning_rate": learning_rate, "num_steps": num_steps, "stacked": stacked}
     try:
-        strengths = jax.tree.leaves(resolve_parts(expected, params, stacked=stacked))
+        wanted = describe_decay(params, expected, 1.0, **times).leaves
     except ValueError as error:
         raise ValueError(str(error).replace("`parts`", "`expected`")) from None
-    factor = _mean_rate(learning_rate, num_steps)
-    report = audit(params, tx, num_steps=num_steps, stacked=stacked)
-    wanted = [factor * float(strength) for strength in strengths]
-    slack = rtol * max(wanted, default=0.0)
-    wrong = []
-    for leaf, rate in zip(report.leaves, wanted, strict=True):
-        near = rtol * rate if rate > 0 else slack
-        if leaf.unmeasured is not None or abs(leaf.rate - rate) > near:
-            wrong.append((leaf, rate))
+    found = audit(params, tx, num_steps=num_steps, stacked=stacked).leaves
+    largest = max((leaf.rate for leaf in wanted), default=0.0)
+    wrong = [
+        (leaf, want.rate)
+        for leaf, want in zip(found, wanted, strict=True)
+        if leaf.unmeasured is not None or abs(leaf.rate - want.rate) > rtol * (want.rate or largest)
+    ]
     if wrong:
-        raise AssertionError(_message(wrong, len(wanted), factor))
+        raise AssertionError(_message(wrong, len(wanted)))
 
 
-def _mean_rate(learning_rate: Strength | Schedule, num_steps: int | None) -> float:
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, low=0.0)
-        return float(learning_rate)
-    if num_steps is None:
-        raise ValueError("`num_steps` is needed to average a learning-rate schedule over.")
-    check_positive_int("num_steps", num_steps)
-    return float(np.mean(np.asarray(jax.vmap(learning_rate)(jnp.arange(num_steps)), np.float64)))
-
-
-def _message(wrong: list, num_leaves: int, factor: float) -> str:
+def _message(wrong: list[tuple[LeafDecay, float]], num_leaves: int) -> str:
     lines = []
     for leaf, rate in wrong[:MOST_TOLD]:
         found = (
@@ -108,15 +95,14 @@ def _message(wrong: list, num_leaves: int, factor: float) -> str:
         lines.append(f"  and {len(wrong) - MOST_TOLD} more")
     return "\n".join(
         [
-            f"the optimiser decays {len(wrong)} of {num_leaves} leaves otherwise than expected "
-            f"(expected strength times learning_rate = {format_number(factor)}):",
+            f"the optimiser decays {len(wrong)} of {num_leaves} leaves otherwise than expected:",
             *lines,
-            *_cause(wrong, factor),
+            *_cause(wrong),
         ]
     )
 
 
-def _cause(wrong: list, factor: float) -> list[str]:
+def _cause(wrong: list[tuple[LeafDecay, float]]) -> list[str]:
     """What it probably is, where the numbers tell."""
     told = [(leaf.rate, rate) for leaf, rate in wrong if leaf.unmeasured is None]
     decayed = [(found, rate) for found, rate in told if rate > 0]
@@ -126,10 +112,10 @@ def _cause(wrong: list, factor: float) -> list[str]:
             "these leaves?"
         ]
     ratios = [found / rate for found, rate in decayed]
-    if ratios and factor and all(math.isclose(r, ratios[0], rel_tol=0.01) for r in ratios):
+    if ratios and all(math.isclose(r, ratios[0], rel_tol=0.01) for r in ratios):
         return [
-            f"Each is {format_number(ratios[0])} times what was expected: is the learning rate "
-            f"{format_number(factor)}, and does the decay count it once?"
+            f"Each is {format_number(ratios[0])} times what was expected: is `learning_rate` the "
+            "optimiser's, and does the decay count it once?"
         ]
     if any(found > 0 and rate == 0 for found, rate in told):
         return ["What should be left alone decays: does the mask name it, and is it passed?"]
