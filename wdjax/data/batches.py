@@ -1,6 +1,6 @@
 """Batches on the host: made of anything NumPy can read, filled up, laid over the devices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,20 @@ def checked_item(item: Any) -> tuple:
             f"{type(item).__name__}; wrap it in a generator that does."
         )
     return tuple(item)
+
+
+def in_blocks(run: Callable[[np.ndarray], Any], inputs: np.ndarray, size: int) -> np.ndarray:
+    """`run` over `inputs[example, ...]`, `size` rows at a time, the last block filled with zeros.
+
+    So one compiled program serves any number of examples.
+    """
+    blocks = []
+    for begin in range(0, len(inputs), size):
+        rows = inputs[begin : begin + size]
+        filled = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
+        filled[: len(rows)] = rows
+        blocks.append(np.asarray(run(filled))[: len(rows)])
+    return np.concatenate(blocks)
 
 
 def to_devices(batch: Batch, sharding: Any = None) -> Batch:

@@ -63,5 +63,15 @@ def apply_scaling(values: ArrayLike, weights: ArrayLike, scaling: Scaling) -> Ar
     return jnp.where(active, centred * scaling.scale[None], 0)
 
 
+def undo_scaling(values: ArrayLike, scaling: Scaling) -> Array:
+    """`values / scale + mean`: numbers in the unit that `scaling` was measured in.
+
+    A column that never varied has scale 0 and is its mean.
+    """
+    mean, scale = (jnp.asarray(part) for part in scaling)
+    unit = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+    return jnp.asarray(values) * unit[None] + mean[None]
+
+
 def _per_row(rows: Array, values: Array) -> Array:
     return rows.reshape(rows.shape + (1,) * (values.ndim - 1))

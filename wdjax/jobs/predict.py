@@ -14,12 +14,13 @@ import numpy as np
 
 from wdjax.checkpoint import check_same_leaves
 from wdjax.data.archive import read_arrays
+from wdjax.data.batches import in_blocks
 from wdjax.data.dataset import make_dataset, plain_array
 from wdjax.data.files import find_columns, named, read_csv_inputs, text_cell
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
-from wdjax.data.scale import Scaling
+from wdjax.data.scale import Scaling, undo_scaling
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
 from wdjax.jobs.results import PARAMS, has_classes_in, named_arrays, opened_results, read_params
@@ -146,13 +147,7 @@ def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | No
 
     def apply(inputs: np.ndarray) -> np.ndarray:
         with jax.enable_x64(is_wide):
-            blocks = []
-            for begin in range(0, len(inputs), ROWS_AT_ONCE):
-                rows = inputs[begin : begin + ROWS_AT_ONCE]
-                filled = np.zeros((ROWS_AT_ONCE, *shape), rows.dtype)
-                filled[: len(rows)] = rows
-                blocks.append(np.asarray(outputs_of(filled))[: len(rows)])
-        return np.concatenate(blocks)
+            return in_blocks(outputs_of, inputs, ROWS_AT_ONCE)
 
     names, columns = (_names_in(data, n) for n in ("class_names", "column_names"))
     if names and len(names) != data["num_outputs"]:
@@ -184,11 +179,7 @@ def _outputs_of(
         if loss.has_classes:
             return outputs
         outputs = outputs[..., 0] if outputs.shape[-1] == 1 and outputs.ndim > 1 else outputs
-        if "targets" not in scaling:
-            return outputs
-        # A target that never varied has scale 0 and is its mean.
-        mean, scale = (np.asarray(x) for x in scaling["targets"])
-        return outputs * np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)[None] + mean
+        return undo_scaling(outputs, scaling["targets"]) if "targets" in scaling else outputs
 
     return outputs_of
 

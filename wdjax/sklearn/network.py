@@ -1,9 +1,11 @@
 """Networks at one strength as scikit-learn's estimators."""
 
+import abc
 from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -15,11 +17,12 @@ from sklearn.utils.validation import (
 )
 
 from wdjax.checks import check_number, check_positive_int, check_strength
+from wdjax.data.scale import undo_scaling
 from wdjax.sklearn.programs import Form, predict_rows, training_of
 from wdjax.types import Batch
 
 
-class Network(BaseEstimator):
+class Network(BaseEstimator, abc.ABC):
     """What the estimators share: arguments, checked rows, training, outputs.
 
     Arguments are kept as they are given and looked at in `fit`, as scikit-learn asks.
@@ -91,8 +94,9 @@ class Network(BaseEstimator):
         counts = np.flatnonzero(weights > 0)
         return Batch(X[counts], targets[counts], weights[counts]), num_outputs, counts
 
+    @abc.abstractmethod
     def _targets(self, y: np.ndarray) -> tuple[np.ndarray, int]:
-        raise NotImplementedError
+        """What is trained towards, and how many numbers the model gives for a sample."""
 
     def _train(self, data: Batch, num_outputs: int, numbers: dict[str, float]) -> None:
         """Trains on all rows, and keeps what was found as NumPy arrays, which pickle."""
@@ -148,9 +152,7 @@ class Classifies(ClassifierMixin, Network):
         Raises:
           ValueError: for samples of another number of features, or that are not finite.
         """
-        outputs = self._outputs(X).astype(np.float64)
-        shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        return softmax(self._outputs(X).astype(np.float64), axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of highest probability of each sample.
@@ -180,11 +182,10 @@ class Predicts(RegressorMixin, Network):
           ValueError: for samples of another number of features, or that are not finite.
         """
         outputs = self._outputs(X)
-        mean, scale = (np.asarray(part) for part in self.fitted_["scaling"]["targets"])
         outputs = outputs[:, 0] if self._is_one else outputs
-        # A target that never varied has scale 0 and is its mean.
-        unit = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
-        return (outputs * unit + mean).astype(np.float64)
+        with jax.enable_x64(self.form_.dtype == "float64"):
+            found = undo_scaling(outputs, self.fitted_["scaling"]["targets"])
+        return np.asarray(found, np.float64)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

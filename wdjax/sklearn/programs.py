@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from wdjax.data.batches import in_blocks
 from wdjax.models import make_mlp
 from wdjax.recipe.build import (
     Recipe,
@@ -85,7 +85,7 @@ def judging_of(form: Form) -> Callable[..., Any]:
 
 
 @functools.lru_cache(MOST_FORMS)
-def outputs_of(form: Form) -> Callable[[dict[str, Any], Array], Array]:
+def outputs_of(form: Form) -> Callable[[dict[str, Any], Any], Array]:
     """`(fitted, inputs[ROWS_AT_ONCE, feature]) -> outputs`, compiled."""
     model = recipe_model(form.recipe)
 
@@ -104,10 +104,4 @@ def outputs_of(form: Form) -> Callable[[dict[str, Any], Array], Array]:
 def predict_rows(form: Form, fitted: dict[str, Any], inputs: np.ndarray) -> np.ndarray:
     """The outputs of all rows, block by block in one shape."""
     run = outputs_of(form)
-    blocks = []
-    for begin in range(0, len(inputs), ROWS_AT_ONCE):
-        rows = inputs[begin : begin + ROWS_AT_ONCE]
-        filled = np.zeros((ROWS_AT_ONCE, *inputs.shape[1:]), inputs.dtype)
-        filled[: len(rows)] = rows
-        blocks.append(np.asarray(run(fitted, jnp.asarray(filled)))[: len(rows)])
-    return np.concatenate(blocks)
+    return in_blocks(lambda rows: run(fitted, rows), inputs, ROWS_AT_ONCE)
