@@ -127,6 +127,14 @@ def test_perplexity_is_the_exponential_of_the_mean_over_tokens_that_count():
     np.testing.assert_allclose(here, expected, rtol=1e-5)
 
 
+def test_of_one_logit_every_measure_is_that_of_the_two_classes():
+    z, y = jnp.asarray(RNG.normal(size=(60, 1)).astype("f4")), RNG.integers(0, 2, 60)
+    two = jnp.concatenate([jnp.zeros_like(z), z], axis=1)
+    for measure in (auc, calibration_error, perplexity):
+        one, both = (measure(logits, y, jnp.asarray(WEIGHTS)) for logits in (z, two))
+        np.testing.assert_allclose(one, both, rtol=1e-6)
+
+
 @pytest.mark.parametrize("outputs", [(), (1,), (3,)], ids=str)
 def test_absolute_error_and_r2_are_scikit_learns(outputs):
     p, t = RNG.normal(size=(2, 60, *outputs)).astype("f4")
@@ -196,6 +204,7 @@ def tables(tmp_path_factory):
         ("counts", counts),
         ("ill", (x[:, 0] > 0.3).astype(int)),
         ("three", counts % 3),
+        ("below", 1 - counts),
     ):
         rows = np.column_stack([x, y])
         form = ["%.6f", "%.6f", "%d"]
@@ -246,6 +255,7 @@ def test_two_classes_are_learnt_by_one_logit_and_chosen_by_their_area(tables, tm
     "name, words, told",
     [
         ("three", ["--loss", "binary_cross_entropy"], "is of two classes, and the data have 3"),
+        ("below", ["--loss", "poisson"], "takes targets of 0 and more, and the data have -"),
         ("three", ["--measure", "r2"], "`measure` r2 is of numbers.*use one of accuracy, auc"),
         ("counts", ["--loss", "poisson", "--measure", "auc"], "auc is of classes.*mae, r2"),
     ],

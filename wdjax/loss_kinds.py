@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wdjax.checks import check_one_of
 from wdjax.losses import (
@@ -53,6 +54,7 @@ class LossKind:
         that of counts.
       num_outputs: what the model gives for an example; by default a number a class or target. One
         is of two classes.
+      least_target: the smallest target there can be, such as 0 of counts.
 
     Raises:
       ValueError: if `function` is not callable or `targets` is another word.
@@ -64,6 +66,7 @@ class LossKind:
     predict: Any = None
     scales_targets: bool = True
     num_outputs: int | None = None
+    least_target: float | None = None
 
     def __post_init__(self):
         if not callable(self.function):
@@ -98,6 +101,18 @@ class LossKind:
             )
         return self.num_outputs
 
+    def check_targets(self, name: str, targets: Any) -> None:
+        """Checks on the host what no compiled program can refuse.
+
+        Raises:
+          ValueError: for a target that the loss, so named, cannot have.
+        """
+        if self.least_target is not None and np.min(targets) < self.least_target:
+            raise ValueError(
+                f"`loss` {name} takes targets of {self.least_target:g} and more, and the data have "
+                f"{np.min(targets):g}; use {loss_for(NUMBERS)}."
+            )
+
     def prediction(self, outputs: Any) -> Any:
         """What is predicted from outputs: probabilities, or numbers in the targets' unit."""
         if self.predict is not None:
@@ -116,7 +131,9 @@ LOSS_KINDS: dict[str, LossKind] = {
     "binary_cross_entropy": LossKind(
         binary_cross_entropy, CLASSES, ("accuracy",), predict=_of_two_classes, num_outputs=1
     ),
-    "poisson": LossKind(poisson_loss, NUMBERS, predict=jnp.exp, scales_targets=False),
+    "poisson": LossKind(
+        poisson_loss, NUMBERS, predict=jnp.exp, scales_targets=False, least_target=0.0
+    ),
     "huber": LossKind(huber_loss(), NUMBERS),
     "quantile": LossKind(quantile_loss(), NUMBERS),
 }

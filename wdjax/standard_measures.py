@@ -21,24 +21,27 @@ NUM_BINS = 15
 """Of the calibration error, as in Guo et al. 2017."""
 
 
-def _probabilities(logits: Array, targets: Any) -> Array:
-    """`[batch, label]`, of two classes where there is one logit, in float32 at least."""
+def _of_all_classes(logits: Array, targets: Any) -> Array:
+    """Logits `[batch, label]`, of two classes where there is one, in float32 at least."""
     logits = wide(logits)
     if logits.shape == (*targets.shape, 1):
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     check_labels("targets", targets, logits.shape[-1])
-    return jax.nn.softmax(logits)
+    return logits
+
+
+def _probabilities(logits: Array, targets: Any) -> Array:
+    return jax.nn.softmax(_of_all_classes(logits, targets))
 
 
 def _auc(logits: Array, targets: Any, weights: Array) -> Array:
-    probabilities = _probabilities(logits, targets)
-    num_labels = probabilities.shape[-1]
+    logits = _of_all_classes(logits, targets)
+    num_labels = logits.shape[-1]
     if num_labels == 2:  # The difference of the logits orders as the probability, unrounded.
-        scores = wide(logits)
-        scores = scores[..., 0] if scores.shape[-1] == 1 else scores[..., 1] - scores[..., 0]
-        return _area(scores, targets == 1, weights)[0]
+        return _area(logits[..., 1] - logits[..., 0], jnp.asarray(targets) == 1, weights)[0]
+    probabilities = jax.nn.softmax(logits)
     labels = jnp.arange(num_labels)
-    of_label = lambda c: _area(probabilities[..., c], targets == c, weights)
+    of_label = lambda c: _area(probabilities[..., c], jnp.asarray(targets) == c, weights)
     areas, known = jax.vmap(of_label)(labels)
     count = jnp.sum(known)
     return jnp.sum(jnp.where(known, areas, 0)) / jnp.where(count > 0, count, jnp.nan)
@@ -101,7 +104,7 @@ Source: Guo et al. 2017, arXiv:1706.04599.
 
 
 def _perplexity(logits: Array, targets: Any, weights: Array) -> Array:
-    losses = wide(cross_entropy(logits, targets))
+    losses = cross_entropy(_of_all_classes(logits, targets), targets)
     losses = jnp.where(weights > 0, losses, 0)
     return jnp.exp(jnp.sum(weights * losses) / jnp.sum(weights))
 

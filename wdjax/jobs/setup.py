@@ -155,6 +155,8 @@ def prepare(
         jax.config.update("jax_enable_x64", True)
     mesh = _mesh(options.devices)
     dataset, test_data = load(options, loss)
+    for part in (dataset, test_data):
+        LOSS_KINDS[loss].check_targets(loss, part.targets)
     _check_reads(model, options.model, dataset)
     recipe = Recipe(
         make_model=model.at_width(width),
