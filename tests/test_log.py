@@ -9,6 +9,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 
 from wdjax.checkpoint import Checkpoints
@@ -54,7 +55,6 @@ def test_what_is_written_is_read_and_any_tool_reads_it_a_line_at_a_time(tmp_path
 
 
 def test_pandas_reads_it_as_lines(tmp_path):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table = pandas.read_json(written(tmp_path / "log.jsonl").path, lines=True)
     assert list(table["step"]) == [1, 2, 2]
     np.testing.assert_array_equal(table["loss"], [0.5, np.nan, np.nan])

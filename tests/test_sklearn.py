@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
+import pandas
 import pytest
 import sklearn.datasets
 from sklearn.base import clone
@@ -104,7 +105,6 @@ def test_it_is_the_run_of_the_library_itself():
 
 
 def test_words_names_pickles_pipelines_and_searches(tmp_path):
-    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(X, columns=list("abcd"))
     net = MLPClassifier(0.01, **SMALL).fit(table, NAMES)
     assert list(net.feature_names_in_) == list("abcd") and net.score(table, NAMES) > 0.8
