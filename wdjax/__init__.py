@@ -82,6 +82,8 @@ if typing.TYPE_CHECKING:
     from wdjax.selection import folds_from_splits as folds_from_splits
     from wdjax.selection import grid_product as grid_product
     from wdjax.selection import kfold as kfold
+    from wdjax.selection import nested_cross_validate as nested_cross_validate
+    from wdjax.selection import nested_cross_validate_pure as nested_cross_validate_pure
 
     # Choosing in closed form: of ridge regression, and of the last layer of a network.
     from wdjax.exact import leave_one_out as leave_one_out
@@ -133,6 +135,8 @@ _NAMES = {
         "folds_from_splits",
         "grid_product",
         "kfold",
+        "nested_cross_validate",
+        "nested_cross_validate_pure",
     ),
     "wdjax.exact": ("leave_one_out", "ridge_evidence", "softmax_evidence"),
     "wdjax.checkpoint": ("Checkpoints",),

@@ -80,6 +80,7 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     grid, folds = {"learning_rate": [0.1, 0.2]}, wdjax.kfold(key, 8, 2)
     losses = {"loss": np.array([[[1.0], [2.0]], [[2.0], [3.0]]])}
     scores = wdjax.Scores(wdjax.grid_product(strength=[0.0, 1.0]), losses)
+    of_weights = lambda h, train, valid, key: {"loss": valid.weights}
     validation = {"data": batch, "folds": folds, "key": key}
     of = lambda *places, **names: (places, names)
     return {
@@ -101,6 +102,12 @@ def calls_that_work() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "cross_validate": of(fit_and_score=fit_and_score, grid=grid, num_seeds=1, **validation),
         "cross_validate_pure": of(
             fit_and_score=fit_and_score, grid=grid, num_seeds=1, **validation
+        ),
+        "nested_cross_validate": of(
+            fit_and_score=of_weights, grid=grid, inner=2, rule="min", **validation
+        ),
+        "nested_cross_validate_pure": of(
+            fit_and_score=of_weights, grid=grid, inner=2, value="loss", **validation
         ),
         "decay_weights": of(rate=0.1, parts=None),
         "decoupled_decay": of(strength=0.1, learning_rate=0.1, parts=None),

@@ -53,6 +53,9 @@ from wdjax.selection.halving import halve as halve
 from wdjax.selection.laws import Law as Law
 from wdjax.selection.laws import Prediction as Prediction
 from wdjax.selection.laws import fit_law as fit_law
+from wdjax.selection.nested import Nested as Nested
+from wdjax.selection.nested import nested_cross_validate as nested_cross_validate
+from wdjax.selection.nested import nested_cross_validate_pure as nested_cross_validate_pure
 from wdjax.selection.optimum import Best as Best
 from wdjax.selection.optimum import find_optimum as find_optimum
 from wdjax.selection.part_slopes import PartSlope as PartSlope

@@ -172,7 +172,7 @@ def compare(
     grid. All see the same folds and the keys of (fold, seed), so two choices of one model start
     from the same weights and their differences are paired. The scores are those of the best
     numbers on the folds that chose them: they flatter, and a wider grid flatters more. For a
-    score that does not, choose within each fold (nested cross-validation).
+    score that does not, choose within each fold (`nested_cross_validate`).
 
     Args:
       choices: `{name: fit_and_score}`, such as `make_fit_and_score` builds; at least two.

@@ -319,7 +319,7 @@ def cross_validate_pure(
 ) -> PyTree:
     """The traceable form of `cross_validate`: a tree of `[row, fold, seed]`, equal run by run.
 
-    For `jit`, `vmap`, nested cross-validation and derivatives: no chunks, no progress, no mesh.
+    For `jit`, `vmap` and derivatives: no chunks, no progress, no mesh.
     Folds follow one by one; the trials of a fold are vmapped. Each further count of steps, or pair
     of sizes, makes the program longer, as it makes further programs there. For that the sizes of
     the folds must be known: make them inside with `kfold` (whose sizes no key changes), or close

@@ -71,7 +71,7 @@ def gains_over_zero(searches: Sequence[Judged]) -> list[dict[int, Gain]]:
         for row in search.left
     )
     level = LEVEL if tried == len(pairs) else 1 - (1 - LEVEL) * len(pairs) / tried
-    gains = _gains([(searches[w], zero, row) for w, row, zero in pairs], level)
+    gains = gains_between([(searches[w], zero, row) for w, row, zero in pairs], level)
     for (which, row, _), mean, low, high in zip(pairs, *gains[:3], strict=True):
         found[which][row] = Gain(float(mean), float(low), float(high), LEVEL, tried, gains.method)
     return found
@@ -125,7 +125,7 @@ def gains_over_best_zero(judged: Judged, num_searches: int = 1) -> OverBestZero:
         inside = np.union1d(zeros[list(kept)], [best])  # Folds of other sizes may leave it out.
     level = level + missed
     level = level if tried == len(rows) else 1 - (1 - level) * len(rows) / tried
-    found = [_gains([(judged, z, row) for row in rows], level) for z in inside]
+    found = [gains_between([(judged, z, row) for row in rows], level) for z in inside]
     over_best = found[int(np.flatnonzero(inside == best)[0])].mean
     low = np.min([gains.low for gains in found], axis=0)
     high = np.max([gains.high for gains in found], axis=0)
@@ -137,7 +137,7 @@ def gains_over_best_zero(judged: Judged, num_searches: int = 1) -> OverBestZero:
     return OverBestZero(best, made)
 
 
-def _gains(pairs: Sequence[tuple[Judged, Any, Any]], level: float) -> Gains:
+def gains_between(pairs: Sequence[tuple[Judged, Any, Any]], level: float) -> Gains:
     """Of each `(search, reference row, row)`: by single examples if all searches have them."""
     searches = [search for search, _, _ in pairs]
     if all(search.each is not None for search in searches):
