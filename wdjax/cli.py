@@ -111,7 +111,7 @@ def _main(words: list[str]) -> int:
             f"unknown argument {unknown[0]!r} of `wdjax {job}`.{nearest(unknown[0], known)}"
         )
     for name, value in arguments.items():
-        if job in ("predict", "report") and value is not None:
+        if job in ("predict", "report") and isinstance(value, str):
             check_text(name, value)
     if job == "report":
         write_out(f"Wrote {jobs.run_report(arguments['run'])}")
@@ -352,6 +352,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         "data", metavar="DATA", help="FILE.csv, FILE.npz (array inputs), or a data set's name"
     )
     predict.add_argument("--model", metavar="FILE.py:make_model", help="again, if it was your own")
+    predict.add_argument("--final", action="store_true", help="the model of `select --final all`")
     predict.add_argument("--out", metavar="FILE.csv", help="default: in the run's folder")
     predict.add_argument("--data-dir", metavar="FOLDER", help="where TFDS keeps its sets")
     report = commands.add_parser(

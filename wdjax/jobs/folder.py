@@ -38,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _ABOUT = {"format": 1, "folder_of": "wdjax"}
 
 _FILES = re.compile(
-    r"results\.json|report\.html|params\.npz|config\.json|log(-damaged(-\d+)?)?\.jsonl|stacks(-\d+)?\.txt"
+    r"results\.json|report\.html|(params|final)\.npz|config\.json|log(-damaged(-\d+)?)?\.jsonl|stacks(-\d+)?\.txt"
 )
 _CHECKPOINTS = re.compile(r"step_\d{10,}|damaged-.*|\.partial-.*|\.replaced-.*")
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")

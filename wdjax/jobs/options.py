@@ -23,6 +23,9 @@ from wdjax.recipe.kinds import (
 from wdjax.selection.choice import RULES
 from wdjax.selection.ways import WAYS
 
+FINALS = "judged", "all"
+"""Which models a search keeps: the one that the test part judged, and one of all rows too."""
+
 MOST_OF_INTEGERS = 2**31 - 1
 MOST_OF_NUMBERS = 3.4028234663852886e38
 """What int32 and float32, in which runs compute, can hold; an option with less says so."""
@@ -155,6 +158,7 @@ class SelectOptions(RunOptions):
     rule: str = option(default_of(RULES), "", tuple(RULES))
     by: str = option(default_of(WAYS), "the way of choosing", tuple(WAYS))
     choose_by: str = option("loss", "the score that decides: accuracy, NAME of --measure")
+    final: str = option("judged", "all: keep a model of all rows beside it", FINALS)
     each_part: str = option(
         "",
         "which parts want more decay: roles (alone), leaves, or 'PATTERN,...'",

@@ -23,7 +23,14 @@ from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling, undo_scaling
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
-from wdjax.jobs.results import PARAMS, has_classes_in, named_arrays, opened_results, read_params
+from wdjax.jobs.results import (
+    FINAL,
+    PARAMS,
+    has_classes_in,
+    named_arrays,
+    opened_results,
+    read_params,
+)
 from wdjax.loss_kinds import CLASSES, LOSS_KINDS, NUMBERS, LossKind, has_classes, loss_for
 from wdjax.recipe import build as recipes
 from wdjax.recipe.build import Recipe
@@ -85,7 +92,9 @@ class Predictor(NamedTuple):
         return self.apply(dataset.inputs)
 
 
-def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> Predictor:
+def load_predictor(
+    run: str | os.PathLike[str], *, model: str | None = None, final: bool = False
+) -> Predictor:
     """The model that `wdjax train` or `wdjax select` left in a folder (of its first seed).
 
     Reads JSON and plain arrays; no code that the folder names is run.
@@ -93,10 +102,12 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     Args:
       run: the folder.
       model: `FILE.py:make_model`, to be given again where the run had a model of the user's own.
+      final: take the model of all rows, which `wdjax select --final all` left, and not the one
+        that the test part judged.
 
     Raises:
-      ValueError: if the run did not end, its model was not given, or its arrays are not those of
-        the model, by name.
+      ValueError: if the run did not end, there is no model of all rows where it is asked for, its
+        model was not given, or its arrays are not those of the model, by name.
       DamagedFileError: if its results or its arrays are not what was written.
 
     Warns:
@@ -104,10 +115,21 @@ def load_predictor(run: str | os.PathLike[str], *, model: str | None = None) -> 
     """
     folder = pathlib.Path(run)
     with opened_results(folder) as results:
-        return _predictor_of(folder, results, model)
+        return _predictor_of(folder, results, model, _file_of_params(folder, results, final))
 
 
-def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | None) -> Predictor:
+def _file_of_params(folder: pathlib.Path, results: Mapping[str, Any], final: bool) -> str:
+    if final and FINAL not in (results.get("files") or {}):
+        raise ValueError(
+            f"`final`: {str(folder)!r} holds no model of all rows; make one with wdjax select "
+            "--final all, or leave --final out and take the model that was judged."
+        )
+    return FINAL if final else PARAMS
+
+
+def _predictor_of(
+    folder: pathlib.Path, results: dict[str, Any], model: str | None, file: str
+) -> Predictor:
     if results["kind"] == "compare":
         raise ValueError(
             f"`run` {str(folder)!r} holds a comparison, which keeps no params to predict with; "
@@ -140,8 +162,8 @@ def _predictor_of(folder: pathlib.Path, results: dict[str, Any], model: str | No
         key = jax.eval_shape(lambda: jax.random.key(0))
         params, model_state = jax.eval_shape(network.init, key, example)
         shapes = Fit(params, model_state, {})
-        fit, scaling = _read_fit(folder, results, shapes)
-    _check_scaling(folder / PARAMS, scaling, {"inputs": shape})
+        fit, scaling = _read_fit(folder, results, shapes, file)
+    _check_scaling(folder / file, scaling, {"inputs": shape})
 
     outputs_of = jax.jit(_outputs_of(network, fit, scaling, kind_of_loss))
 
@@ -189,6 +211,7 @@ def run_predict(
     data: str,
     *,
     model: str | None = None,
+    final: bool = False,
     out: str | None = None,
     data_dir: str | None = None,
     say: Callable[[str], None] = print,
@@ -206,7 +229,7 @@ def run_predict(
     Args:
       run: the folder of a finished run.
       data: a file, whose target column may be missing, or any name that `load_data` knows.
-      model: see `load_predictor`.
+      model, final: see `load_predictor`.
       out: the file to write, by default `predictions-NAME.csv` in the run's folder.
       data_dir: where TFDS keeps its sets.
       say: told which columns were passed over, or that they were taken in order.
@@ -217,7 +240,7 @@ def run_predict(
       DamagedFileError: as `load_predictor`.
       WriteError: if the file cannot be written; what stood there before stays.
     """
-    predictor = load_predictor(run, model=model)
+    predictor = load_predictor(run, model=model, final=final)
     inputs = _inputs_of(data, predictor, data_dir, say)
     with naming(repr(data), data):
         outputs = predictor(inputs)
@@ -304,9 +327,9 @@ def _check_scaling(
 
 
 def _read_fit(
-    folder: pathlib.Path, results: dict[str, Any], shapes: Fit
+    folder: pathlib.Path, results: dict[str, Any], shapes: Fit, file: str
 ) -> tuple[Fit, dict[str, Scaling]]:
-    saved, path = read_params(folder, results), folder / PARAMS
+    saved, path = read_params(folder, results, file), folder / file
     scaling = {}
     for field in ("inputs", "targets"):
         names = [f"scaling/{field}/{part}" for part in Scaling._fields]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from wdjax.data.dataset import to_batch
+from wdjax.data.scale import Scaling
 from wdjax.jobs.setup import (
     Prepared,
 )
@@ -72,6 +73,30 @@ def refit_runs(
         seconds = time.perf_counter() - start
         on_progress("refitting", Progress("run", total, total, seconds, 0.0, None))
     return runs, jax.tree.map(lambda leaf: leaf[0], fits)
+
+
+def final_fit(
+    prepared: Prepared, hparams: dict[str, float], key: Array
+) -> tuple[dict[str, Any], Fit | None, dict[str, Scaling]]:
+    """Trains on all rows, the test part's too: `(what the results say of it, fit, scaling)`.
+
+    No row is left to judge it. The fit is None where the run diverged.
+    """
+    parts = (to_batch(part) for part in (prepared.choose_data, prepared.test_data))
+    data: Batch = jax.tree.map(lambda *of_parts: np.concatenate(of_parts), *parts)
+    recipe = prepared.recipe
+
+    def one_run(hparams, key, data):
+        scaled, _ = recipes.recipe_scale(recipe, data, data)
+        fit = plain_function(recipes.recipe_fit(recipe))(hparams, scaled, key)
+        return fit.history["data_loss"], fit._replace(history={})
+
+    numbers = {name: np.array([value], float) for name, value in hparams.items()}
+    losses, fits = map_trials(one_run, (numbers, key[None]), (data,), mesh=prepared.mesh)
+    fit = jax.tree.map(lambda leaf: leaf[0], fits)
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit))
+    about = {"num_rows": len(data.weights), "train_loss": losses[0], "diverged": not finite}
+    return about, fit if finite else None, recipes.recipe_scaling(recipe, data)
 
 
 def judged(recipe: Recipe, fit: Fit, train: Batch, test: Batch) -> tuple[dict, dict, Fit]:

@@ -37,6 +37,9 @@ from wdjax.writing import (
 )
 
 RESULTS, PARAMS = "results.json", "params.npz"
+FINAL = "final.npz"
+"""The params of `select --final all`: of a model that saw every row, and that none is left to
+judge."""
 
 SCHEMA = 2
 """Of `results.json`; since 2 it is sealed, and says in `files` what `params.npz` must be."""
@@ -109,27 +112,33 @@ def write_json(out: pathlib.Path, results: Mapping[str, Any]) -> None:
     write_whole(out / RESULTS, re.sub("[\ud800-\udfff]", lone, text))
 
 
-def write_params(out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, str]:
-    """`params.npz`: one array a leaf, named by its path; plain arrays, nothing pickled.
+def write_params(
+    out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling], name: str = PARAMS
+) -> dict[str, str]:
+    """`params.npz`, or `name`: one array a leaf, named by its path; plain arrays, nothing pickled.
 
     The model's state, if it has one, is under `model_state/`, and how inputs and targets were
     standardised, if they were, under `scaling/`: a prediction needs them as well.
 
     Returns:
-      `{"params.npz": its SHA-256}`, for the `files` of the results that vouch for it.
+      `{name: its SHA-256}`, for the `files` of the results that vouch for it.
 
     Raises:
       ValueError: if two leaves have one path, see `named_arrays`.
       WriteError: if it cannot be written; what stood there before stays.
     """
     arrays = named_arrays(fit, scaling)
-    path = out / PARAMS
+    path = out / name
     write_whole(path, lambda file: np.savez(file, **arrays))
-    return {PARAMS: sha256_of(path)}
+    return {name: sha256_of(path)}
 
 
-def read_params(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def read_params(
+    folder: pathlib.Path, results: Mapping[str, Any], name: str = PARAMS
+) -> dict[str, np.ndarray]:
     """The arrays of a run's `params.npz`, by name, once it is found to be what was written.
+
+    With `name`, those of another file of the run that the results vouch for.
 
     Raises:
       DamagedFileError: if it is not; results of earlier versions do not say.
@@ -137,7 +146,7 @@ def read_params(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, n
     """
     check_files(folder, results)
     way = "train again, or put back the file that training wrote"
-    return read_arrays(folder / PARAMS, what="`run`: the file of params", way=way)
+    return read_arrays(folder / name, what="`run`: the file of params", way=way)
 
 
 def check_files(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -147,7 +156,7 @@ def check_files(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
       DamagedFileError: for the first that is not what was written.
     """
     for name, digest in dict(results.get("files") or {}).items():
-        if name == PARAMS and (folder / name).exists():
+        if name in (PARAMS, FINAL) and (folder / name).exists():
             check_digest(folder / name, digest)
 
 

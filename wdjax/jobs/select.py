@@ -16,9 +16,9 @@ from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.by_part import EachPart, each_part_of, tell_each_part
 from wdjax.jobs.candidates import strength_grid, timescale_start
 from wdjax.jobs.folder import claimed, clear_earlier
-from wdjax.jobs.options import SelectOptions
-from wdjax.jobs.refit import OnProgress, Say, refit_runs
-from wdjax.jobs.results import Clock, finish, header, write_json, write_params
+from wdjax.jobs.options import FINALS, SelectOptions
+from wdjax.jobs.refit import OnProgress, Say, final_fit, refit_runs
+from wdjax.jobs.results import FINAL, Clock, finish, header, write_json, write_params
 from wdjax.jobs.setup import (
     Prepared,
     check_choose_by,
@@ -54,10 +54,11 @@ def run_select(
 ) -> dict[str, Any]:
     """Chooses a strength: data -> folds x grid x seeds -> choice -> refit -> files.
 
-    Writes `results.json`, `report.html` and `params.npz` to the output folder; after every
-    chunk of trials, `results.json` with what is finished. On Ctrl-C the finished part is kept
-    as a valid partial result and reported. With `cache`, a folder, trials that an earlier run
-    finished are not trained again, whether that run ended or was stopped (see `cross_validate`).
+    Writes `results.json`, `report.html` and `params.npz` (with `final="all"` also `final.npz`, of
+    a model of all rows, the test part's too) to the output folder; after every chunk of trials,
+    `results.json` with what is finished. On Ctrl-C the finished part is kept as a valid partial
+    result and reported. With `cache`, a folder, trials that an earlier run finished are not
+    trained again, whether that run ended or was stopped (see `cross_validate`).
 
     Returns:
       The results, as in `results.json`.
@@ -87,6 +88,7 @@ def _select(
     check_positive_int("seeds", num_seeds)
     check_one_of("rule", options.rule, RULES)
     check_one_of("by", options.by, WAYS)
+    check_one_of("final", options.final, FINALS)
     check_choose_by(options.choose_by, prepared.recipe)
     choose_data, recipe = prepared.choose_data, prepared.recipe
     check_folds_fit(prepared, options)
@@ -135,6 +137,9 @@ def _select(
         raise
     results["status"] = "complete"
     results["files"] = write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
+    if options.final == "all":
+        _add_final(results, prepared, chosen, jax.random.split(refit_key, num_seeds)[0])
+        clock.lap("final")
     finish(prepared.out, results, clock)
     return results
 
@@ -195,6 +200,18 @@ def _judge(results: dict[str, Any], search: Search, options: SelectOptions, comm
     results["headline"] = " ".join([*search.doubts, lines[0]])
     results["advice"] = [*filter(None, (*lines[1:], *_about_noise(options), search.reason))]
     return choices[options.rule]
+
+
+def _add_final(results: dict[str, Any], prepared: Prepared, chosen: Choice, key: Array) -> None:
+    """A model of all rows at the chosen numbers, in a file of its own, and what to say of it."""
+    about, fit, scaling = final_fit(prepared, chosen.hparams, key)
+    results["final"] = about
+    if fit is None:
+        words = "diverged, and is not kept."
+    else:
+        results["files"] |= write_params(prepared.out, fit, scaling, FINAL)
+        words = f"is in {FINAL}; no row is left to judge it. wdjax predict --final takes it."
+    results["advice"].append(f"The model of all {about['num_rows']} rows {words}")
 
 
 def _add_test(results: dict[str, Any], chosen: Choice) -> None:

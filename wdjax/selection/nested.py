@@ -227,8 +227,8 @@ def _both_levels(
             "`folds`: how many rows each has must be known, and is traced here; make them inside "
             "with kfold, or close over them."
         )
-    splits = hasattr(inner, "split") and not isinstance(inner, str | bytes)
-    if not splits:
+    splitter: Any = None if isinstance(inner, str | bytes) else getattr(inner, "split", None)
+    if splitter is None:
         check_positive_int("inner", inner, low=2)
         if groups is not None:
             raise ValueError(
@@ -245,10 +245,10 @@ def _both_levels(
         # The rows of the training part, padding left out: it lies behind them.
         rows = outer.train[fold, :count]
         classes = None if stratify is None else jnp.asarray(stratify)[rows]
-        if splits:
+        if splitter is not None:
             own = None if groups is None else np.asarray(groups)[np.asarray(rows)]
             y = None if classes is None else np.asarray(classes)
-            part = folds_from_splits(inner.split(np.zeros((count, 1)), y, own))
+            part = folds_from_splits(splitter(np.zeros((count, 1)), y, own))
         else:
             part = _dealt(jax.random.fold_in(deal, fold), count, inner, classes, fold)
         levels.append(part._replace(train=_at(rows, part.train), valid=_at(rows, part.valid)))
@@ -259,7 +259,7 @@ def _both_levels(
     return Folds(*arrays), [level.train.shape[0] for level in levels[1:]]
 
 
-def _dealt(key: Array, count: int, inner: int, classes: Array | None, fold: int) -> Folds:
+def _dealt(key: Array, count: int, inner: Any, classes: Array | None, fold: int) -> Folds:
     try:
         return kfold(key, count, inner, stratify=classes)
     except ValueError as error:
