@@ -11,7 +11,8 @@ import pytest
 
 from wdjax.data import load_data, make_dataset
 from wdjax.data.archive import read_arrays
-from wdjax.data.files import read_csv_inputs
+from wdjax.data.encoding import InputColumn
+from wdjax.data.files import read_inputs
 
 INPUTS = np.random.default_rng(0).random((60, 3))
 TARGETS = np.arange(60) % 2
@@ -259,7 +260,7 @@ def test_all_arrays_of_an_archive_are_read_where_none_is_named(tmp_path):
     "content, words",
     [
         (b"a,y\n" + b"1" * 131_073 + b",0\n", "a cell has more than 131,072 char.* in line 2"),
-        (b"a,y\n" + b"x" * 100_000 + b",0\n", r"'x+'\.\.\. \(100,000 characters\) in line 2"),
+        (b"a,y\n1,0\n" + b"x" * 100_000 + b",0\n", r"'x+'\.\.\. \(100,000 characters\) in line 3"),
         (b"a,y\n1,w\x00\n2,v\n", "line 2 holds a NUL byte"),
         (b"a,y\n1,0\n2,\xff\n", "0xff .*none of UTF-8; save it as CSV UTF-8"),
         ("a,y\n1,0\n".encode("utf-16"), "0xff after line 0 is none of UTF-8"),
@@ -268,9 +269,9 @@ def test_all_arrays_of_an_archive_are_read_where_none_is_named(tmp_path):
         (b"a,y\n1,2,3\n", "line 2 has 3 cells and the header 2"),
         (b"", "is empty; give a header"),
         (b"\n\n\n", "is empty; give a header"),
-        (b"a" * 5000 + b",y\nv,0\n", r"'a+'\.\.\. \(5,000 characters\) must hold numbers"),
-        (b"\x1b]0;t\x07a,y\nv,0\n", r"column '\\x1b\]0;t\\x07a' must hold numbers"),
-        (b'"a\nb",y\nv,0\n', r"column 'a\\nb' must hold numbers, got 'v' in line 3"),
+        (b"a" * 5000 + b",y\n1,0\nv,0\n", r"'a+'\.\.\. \(5,000 characters\) must hold numbers"),
+        (b"\x1b]0;t\x07a,y\nv,0\n1,0\n", r"column '\\x1b\]0;t\\x07a' must hold numbers"),
+        (b'"a\nb",y\n1,0\nv,0\n', r"column 'a\\nb' must hold numbers, got 'v' in line 4"),
     ],
 )
 def test_a_csv_file_that_is_no_table_is_refused_by_line(tmp_path, content, words):
@@ -282,7 +283,7 @@ def test_a_csv_file_that_is_no_table_is_refused_by_line(tmp_path, content, words
 def test_a_predictions_table_is_read_as_strictly(tmp_path):
     (tmp_path / "my.csv").write_bytes(b'a,b\n1,"2\n3,4\n')
     with pytest.raises(ValueError, match="a quote is never closed, in the row that begins in lin"):
-        read_csv_inputs(tmp_path / "my.csv", ("a", "b"), 2)
+        read_inputs(tmp_path / "my.csv", [InputColumn("a"), InputColumn("b")], 2)
 
 
 def test_a_table_of_many_columns_is_looked_through_once(tmp_path):
@@ -291,7 +292,7 @@ def test_a_table_of_many_columns_is_looked_through_once(tmp_path):
     rows = "\n".join(",".join(["1.5"] * 5_000 + [str(label)]) for label in (0, 1))
     (tmp_path / "wide.csv").write_text(f"{','.join(names)},y\n{rows}\n")
     assert load_data(tmp_path / "wide.csv").inputs.shape == (2, 5_000)
-    found = read_csv_inputs(tmp_path / "wide.csv", names, 5_000, "y")
+    found = read_inputs(tmp_path / "wide.csv", [*map(InputColumn, names)], 5_000, "y")
     assert found.inputs.shape == (2, 5_000)
 
 

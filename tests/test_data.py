@@ -218,7 +218,7 @@ def test_a_known_number_of_classes_bounds_the_labels_and_forgives_absent_ones():
         ("stdlib", {"loss": "squared_error"}, "targets are bytes; use cross_entropy"),
         ("nowhere/my.npz", {}, "'nowhere/my.npz' does not exist"),
         ("nowhere/my.csv", {}, "'nowhere/my.csv' does not exist"),
-        ("my.parquet", {}, "neither a data set.*ends in .npz or .csv"),
+        ("my.xlsx", {}, "neither a data set.*ends in .npz, .csv, .csv.gz or .parquet"),
     ],
 )
 def test_unknown_data_are_refused_with_what_is_known(name, options, words):
@@ -261,9 +261,11 @@ def test_an_npz_without_its_keys_with_objects_or_damaged_is_refused(tmp_path):
         ("a,y\n1,0\n2\n", {}, "line 3 has 1 cells and the header 2"),
         ("a,y\n1,0\n", {"target": "z"}, "'z' is no column of"),
         ("age,pet\n1,0\n", {"target": "aeg"}, "Did you mean 'age'"),
-        ("city,y\nParis,0\n", {}, "column 'city' must hold numbers, got 'Paris' in line 2"),
-        ("a,b,y\n1,,0\n", {}, "column 'b' must hold numbers, got nothing in line 2"),
-        ("a,y\nnan,0\n", {}, "column 'a' must be finite, got nan in line 2"),
+        ("n,y\n5,1\nsix,0\n", {}, "column 'n' must hold numbers, got 'six' in line 3, .*--drop"),
+        ("a,b,y\n1,,0\n", {}, "column 'b' holds nothing at all; leave it out"),
+        ("a,y\nnan,0\n", {}, "column 'a' holds nothing at all; leave it out"),
+        ("a,y\n1,0\ninf,0\n", {}, "column 'a' must be finite, got inf in line 3"),
+        ("a,y\n1,0\n2,\n", {"loss": "squared_error"}, "'y' must hold .*got nothing in line 3"),
         ("a,y\n1,0\n2,-inf\n", {"loss": "squared_error"}, "column 'y' must be finite"),
         ("a,y\n1,0\n2,0.5\n", {}, "'y' must hold labels.*got 0.5 in line 3.*squared_error"),
         ("a,y\n1,0\n2,\n", {}, "'y' has no label in line 3"),

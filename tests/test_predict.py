@@ -11,7 +11,7 @@ import pytest
 from sealing import vouch_for_params
 
 from wdjax.cli import main
-from wdjax.data.files import text_cell
+from wdjax.data.texts import text_cell
 from wdjax.jobs import TrainOptions, load_predictor, run_predict, run_train
 from wdjax.jobs.predict import Predictor, _as_csv
 from wdjax.jobs.results import write_json

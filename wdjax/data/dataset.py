@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from wdjax.checks import check_one_of, check_weights
+from wdjax.data.encoding import Encoding, InputColumn
 from wdjax.loss_kinds import has_classes
 from wdjax.types import Batch
 
@@ -39,14 +40,24 @@ class Dataset(NamedTuple):
     """What label 0, 1, ... is called, where the source says so."""
     weights: np.ndarray | None = None
     """float32 >= 0 in the shape of the losses; None counts every example fully."""
-    column_names: tuple[str, ...] = ()
-    """Of a table's columns, where the source names them."""
+    columns: tuple[InputColumn, ...] = ()
+    """Of a table, where the source names them: what they are called, and their words and holes."""
     target_name: str | None = None
     """Of the target's column, where the source names it."""
     num_left_out: int = 0
     """Rows of weight 0 that the source had: they count nothing and are not among the examples."""
     about: str = ""
     """Where it was read from, or what was done to it, in a sentence that runs print."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Of a table's columns, where the source names them."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """What becomes of the columns; None where all are numbers, and none is missing."""
+        return Encoding.of(self.columns)
 
 
 def make_dataset(

@@ -9,11 +9,12 @@ import numpy as np
 
 from wdjax.checks import check_one_of, nearest
 from wdjax.data.dataset import Dataset, make_dataset
-from wdjax.data.files import read_csv, read_npz
+from wdjax.data.files import read_columns, read_npz
 from wdjax.data.image_folders import PARTS, has_parts, read_image_folder
 from wdjax.data.published import FORMS, read_published
 from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
 from wdjax.data.spoken import WORDS, read_spoken
+from wdjax.data.table_files import ENDINGS, ending_of
 from wdjax.data.text import (
     DEFAULT_LENGTH,
     NUM_TOKENS,
@@ -60,14 +61,14 @@ def find_source(name: str) -> DataSource:
       ValueError: if there is none, with the nearest name.
     """
     word, colon, _ = name.partition(":")
-    forms = (word + colon, Path(name).suffix.lower(), name)
+    forms = (word + colon, ending_of(Path(name)), name)
     for key in forms:
         if key in DATA_SOURCES:
             return DATA_SOURCES[key]
     known = [key for key in DATA_SOURCES if key.isidentifier()]
     raise ValueError(
         f"data {name!r} is neither a data set known here ({', '.join(known)}), nor a path that "
-        "ends in .npz or .csv, nor a name such as tfds:mnist or images:FOLDER."
+        "ends in .npz, .csv, .csv.gz or .parquet, nor a name such as tfds:mnist or images:FOLDER."
         f"{nearest(name, known)}"
     )
 
@@ -129,10 +130,11 @@ def _load_npz(name: str, *, loss: str) -> Dataset:
     )
 
 
-def _load_csv(name: str, *, loss: str, target: str | None = None) -> Dataset:
-    read = read_csv(Path(name), target, loss)
-    dataset = make_dataset(read.inputs, read.targets, loss=loss, name=Path(name).stem, kind="table")
-    return dataset._replace(column_names=read.names, target_name=read.target)
+def _load_table(name: str, *, loss: str, target: str | None = None) -> Dataset:
+    read = read_columns(Path(name), target, loss)
+    stem = Path(name).name.partition(".")[0]
+    dataset = make_dataset(read.inputs, read.targets, loss=loss, name=stem, kind="table")
+    return dataset._replace(columns=read.columns, target_name=read.target)
 
 
 def _load_shipped(name: str, *, loss: str) -> Dataset:
@@ -245,6 +247,8 @@ DATA_SOURCES: dict[str, DataSource] = {
         on_disk=True,
     ),
     ".npz": DataSource(_load_npz, has_arrays=True),
-    ".csv": DataSource(_load_csv, options=("target",), has_columns=True),
+    **{
+        ending: DataSource(_load_table, options=("target",), has_columns=True) for ending in ENDINGS
+    },
 }
 """By a set's name, by the word before a `:`, or by a file's ending."""

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from wdjax.data.dataset import hash_of, to_batch
+from wdjax.data.encoding import example_of
 from wdjax.diagnostics import AuditReport, LeafDecay, audit
 from wdjax.jobs.options import AuditOptions, RunOptions, SelectOptions, TrainOptions
 from wdjax.jobs.results import PARAMS, opened_results, read_params
@@ -44,7 +45,8 @@ def run_audit(options: AuditOptions) -> AuditReport:
     data = to_batch(prepared.choose_data)
     check_batch_fits(prepared.recipe.batch_size, len(data.weights))
     model = recipes.recipe_model(prepared.recipe)
-    params, _ = jax.jit(model.init)(jax.random.key(options.seed), data.inputs[:1])
+    one = example_of(prepared.recipe.encoding, data.inputs[:1])
+    params, _ = jax.jit(model.init)(jax.random.key(options.seed), one)
     return audit_run(prepared, hparams, params)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wdjax.data.dataset import Dataset
+from wdjax.data.encoding import example_of
 from wdjax.diagnostics.telemetry import PartTelemetry
 from wdjax.jobs.options import MOST_OF_INTEGERS, AuditOptions, RunOptions, TrainOptions
 from wdjax.memory import memory_within_reach
@@ -109,7 +110,7 @@ def _state_bytes(options: RunOptions, recipe: Recipe, dataset: Dataset) -> tuple
     """
     names = ("strength", "learning_rate", "example_slope", "part_slope")
     hparams = dict.fromkeys(names, 0.1) | ({"dropout": 0.1} if options.dropout else {})
-    inputs = dataset.inputs[:1]
+    inputs = example_of(recipe.encoding, dataset.inputs[:1])
     run = recipes.build_run(recipe, inputs, num_steps=1)
     state = jax.eval_shape(lambda key: run.init(hparams, inputs, key), jax.random.key(0))
     if isinstance(options, AuditOptions):

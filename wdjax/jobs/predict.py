@@ -16,11 +16,20 @@ from wdjax.checkpoint import check_same_leaves
 from wdjax.data.archive import read_arrays
 from wdjax.data.batches import in_blocks
 from wdjax.data.dataset import make_dataset, plain_array
-from wdjax.data.files import find_columns, named, read_csv_inputs, text_cell
+from wdjax.data.encoding import (
+    Encoding,
+    InputColumn,
+    Learnt,
+    apply_encoding,
+    encode_columns,
+    example_of,
+)
+from wdjax.data.files import find_columns, read_inputs
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling, undo_scaling
+from wdjax.data.texts import named, quoted, text_cell
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
 from wdjax.jobs.results import (
@@ -57,12 +66,17 @@ class Predictor(NamedTuple):
     """What the classes are called, where the data said so."""
     config: dict[str, Any]
     """What the run was told."""
-    column_names: tuple[str, ...] = ()
-    """What the input columns are called, where the data said so."""
+    columns: tuple[InputColumn, ...] = ()
+    """What the input columns are called, where the data said so, and their words and holes."""
     target_name: str | None = None
     """What the target's column is called, where the data said so."""
     images_32: bool = False
     """Whether the model wants images as `[32, 32, 3]`."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What the input columns are called, where the data said so."""
+        return tuple(column.name for column in self.columns)
 
     def __call__(self, inputs: Any) -> np.ndarray:
         """The outputs for `inputs`, which have the shape and scale of the data loaded in training.
@@ -77,7 +91,12 @@ class Predictor(NamedTuple):
         if self.column_names and hasattr(inputs, "columns"):
             header = list(inputs.columns)
             places = find_columns("`inputs`", header, self.column_names)
-            inputs = np.stack([np.asarray(inputs[header[i]]) for i in places], axis=1)
+            own = [np.asarray(inputs[header[i]]) for i in places]
+            if Encoding.of(self.columns) is None:
+                inputs = np.stack(own, axis=1)
+            else:
+                cells = [_cells(column, x) for column, x in zip(self.columns, own, strict=True)]
+                inputs, _ = encode_columns(self.columns, cells)
         inputs = plain_array("inputs", inputs)
         nothing = np.zeros(len(inputs))
         dataset = make_dataset(inputs, nothing, loss=loss_for(NUMBERS), kind=self.kind)
@@ -154,24 +173,26 @@ def _predictor_of(
     )
     is_wide = recipe.dtype == "float64"
     shape = tuple(data["input_shape"])
+    columns = _columns_in(data)
+    encoding = Encoding.of(columns)
     with jax.enable_x64(is_wide):
         network = recipes.recipe_model(recipe)
-        example = jax.ShapeDtypeStruct(
-            (1, *shape), np.int32 if data["kind"] == "text" else np.float32
-        )
+        example = np.empty((1, *shape), np.int32 if data["kind"] == "text" else np.float32)
+        example = example_of(encoding, example)
+        example = jax.ShapeDtypeStruct(example.shape, example.dtype)
         key = jax.eval_shape(lambda: jax.random.key(0))
         params, model_state = jax.eval_shape(network.init, key, example)
         shapes = Fit(params, model_state, {})
         fit, scaling = _read_fit(folder, results, shapes, file)
-    _check_scaling(folder / file, scaling, {"inputs": shape})
+    _check_scaling(folder / file, scaling, {"inputs": example.shape[1:]})
 
-    outputs_of = jax.jit(_outputs_of(network, fit, scaling, kind_of_loss))
+    outputs_of = jax.jit(_outputs_of(network, fit, scaling, kind_of_loss, encoding))
 
     def apply(inputs: np.ndarray) -> np.ndarray:
         with jax.enable_x64(is_wide):
             return in_blocks(outputs_of, inputs, ROWS_AT_ONCE)
 
-    names, columns = (_names_in(data, n) for n in ("class_names", "column_names"))
+    names = _names_in(data, "class_names")
     if names and len(names) != data["num_outputs"]:
         raise TypeError(f"class_names has {len(names)} of {data['num_outputs']}")
     target = data.get("target_name") or config.get("target")
@@ -179,6 +200,24 @@ def _predictor_of(
     return Predictor(
         apply, shape, kind, loss, names, config, columns, target, kind_of_model.images_32
     )
+
+
+def _columns_in(data: Mapping[str, Any]) -> tuple[InputColumn, ...]:
+    names, about = _names_in(data, "column_names"), data.get("columns") or [{}] * 10**9
+    return tuple(
+        InputColumn(
+            name, None if own.get("words") is None else tuple(own["words"]), own.get("holes", False)
+        )
+        for name, own in zip(names, about, strict=False)
+    )
+
+
+def _cells(column: InputColumn, values: np.ndarray) -> np.ndarray:
+    """A data frame's column as `encode_columns` takes it: None and NaN are holes."""
+    if column.words is None:
+        return np.array([np.nan if x is None else x for x in values.tolist()], np.float64)
+    is_hole = lambda x: x is None or x != x or str(x) == "<NA>"
+    return np.array(["" if is_hole(x) else str(x).strip() for x in values.tolist()], str)
 
 
 def _names_in(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -189,11 +228,17 @@ def _names_in(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _outputs_of(
-    network: Model, fit: Fit, scaling: Mapping[str, Scaling], loss: LossKind
+    network: Model,
+    fit: Fit,
+    scaling: Mapping[str, Any],
+    loss: LossKind,
+    encoding: Encoding | None,
 ) -> Callable[[Any], Any]:
     """`inputs -> outputs`, in the units of the data: what is compiled."""
 
     def outputs_of(inputs):
+        if encoding is not None:
+            inputs = apply_encoding(encoding, scaling["encoding"], inputs)
         if "inputs" in scaling:
             inputs = (inputs - scaling["inputs"].mean[None]) * scaling["inputs"].scale[None]
         outputs, _ = network.apply(fit.params, fit.model_state, inputs, key=None, train=False)
@@ -293,7 +338,7 @@ def _inputs_of(
                 f"{predictor.input_shape} an example; give them as an .npz file (array inputs)."
             )
         number = predictor.input_shape[0]
-        found = read_csv_inputs(path, names, number, predictor.target_name)
+        found = read_inputs(path, predictor.columns, number, predictor.target_name)
         if found.others:
             unknown = named(found.others)
             say(f"{data!r}: columns that the model does not know are passed over: {unknown}.")
@@ -301,6 +346,11 @@ def _inputs_of(
             say(f"The run keeps no column names: the columns of {data!r} are taken in their order.")
         elif not found.has_header:
             say(f"{data!r} has no header: {_in_order(names)}")
+        for name, words in found.unseen.items():
+            say(
+                f"{data!r}, column {quoted(name)}: {len(words)} cells hold words that training did "
+                f"not see ({named(np.unique(words).tolist(), 3)})."
+            )
         return found.inputs
     if source.has_arrays:
         if is_table and names:
@@ -314,10 +364,13 @@ def _in_order(names: tuple[str, ...]) -> str:
 
 
 def _check_scaling(
-    path: pathlib.Path, scaling: Mapping[str, Scaling], shapes: Mapping[str, tuple[int, ...]]
+    path: pathlib.Path, scaling: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """An array of another shape would be broadcast, and the predictions be wrong in silence."""
-    for field, (mean, scale) in scaling.items():
+    for field in ("inputs", "targets"):
+        if field not in scaling:
+            continue
+        mean, scale = scaling[field]
         wanted = shapes.get(field, mean.shape)
         if mean.shape != wanted or scale.shape != wanted:
             raise ValueError(
@@ -328,13 +381,13 @@ def _check_scaling(
 
 def _read_fit(
     folder: pathlib.Path, results: dict[str, Any], shapes: Fit, file: str
-) -> tuple[Fit, dict[str, Scaling]]:
+) -> tuple[Fit, dict[str, Any]]:
     saved, path = read_params(folder, results, file), folder / file
-    scaling = {}
-    for field in ("inputs", "targets"):
-        names = [f"scaling/{field}/{part}" for part in Scaling._fields]
+    scaling: dict[str, Any] = {}
+    for field, kind in (("inputs", Scaling), ("targets", Scaling), ("encoding", Learnt)):
+        names = [f"scaling/{field}/{part}" for part in kind._fields]
         if all(name in saved for name in names):
-            scaling[field] = Scaling(*(jnp.asarray(saved.pop(name)) for name in names))
+            scaling[field] = kind(*(jnp.asarray(saved.pop(name)) for name in names))
     about = lambda leaf: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     wanted = named_arrays(shapes, {})
     check_same_leaves(

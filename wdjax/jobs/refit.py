@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array
 
 from wdjax.data.dataset import to_batch
-from wdjax.data.scale import Scaling
 from wdjax.jobs.setup import (
     Prepared,
 )
@@ -77,7 +76,7 @@ def refit_runs(
 
 def final_fit(
     prepared: Prepared, hparams: dict[str, float], key: Array
-) -> tuple[dict[str, Any], Fit | None, dict[str, Scaling]]:
+) -> tuple[dict[str, Any], Fit | None, dict[str, Any]]:
     """Trains on all rows, the test part's too: `(what the results say of it, fit, scaling)`.
 
     No row is left to judge it. The fit is None where the run diverged.

@@ -15,7 +15,6 @@ import numpy as np
 from wdjax.checkpoint import versions
 from wdjax.data.archive import read_arrays
 from wdjax.data.dataset import hash_of
-from wdjax.data.scale import Scaling
 from wdjax.ending import ending_of
 from wdjax.jobs.lock import locked
 from wdjax.jobs.options import RunOptions
@@ -69,11 +68,19 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "num_outputs": data.num_outputs,
             "class_names": list(data.class_names),
             "column_names": list(data.column_names),
+            "columns": _about_columns(data),
             "target_name": data.target_name,
             "input_shape": list(data.inputs.shape[1:]),
             "sha256": hash_of(data),
         },
     }
+
+
+def _about_columns(data: Any) -> list[dict[str, Any]]:
+    """The words and holes of each column of a table that has some; of numbers alone nothing."""
+    if data.encoding is None:
+        return []
+    return [{"words": column.words, "holes": column.holes} for column in data.columns]
 
 
 def has_classes_in(results: Mapping[str, Any]) -> bool:
@@ -113,7 +120,7 @@ def write_json(out: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 
 def write_params(
-    out: pathlib.Path, fit: Fit, scaling: Mapping[str, Scaling], name: str = PARAMS
+    out: pathlib.Path, fit: Fit, scaling: Mapping[str, Any], name: str = PARAMS
 ) -> dict[str, str]:
     """`params.npz`, or `name`: one array a leaf, named by its path; plain arrays, nothing pickled.
 
@@ -160,7 +167,7 @@ def check_files(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
             check_digest(folder / name, digest)
 
 
-def named_arrays(fit: Fit, scaling: Mapping[str, Scaling]) -> dict[str, Any]:
+def named_arrays(fit: Fit, scaling: Mapping[str, Any]) -> dict[str, Any]:
     """`{path: array}` of what `params.npz` holds; of shapes where `fit` holds shapes.
 
     Raises:

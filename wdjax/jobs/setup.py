@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from wdjax.checks import check_number, check_one_of, check_positive_int, check_strength
 from wdjax.data.dataset import Dataset, take, to_batch
+from wdjax.data.encoding import example_of
 from wdjax.data.images import as_images_32
 from wdjax.data.load import load_choose_and_test
 from wdjax.data.named import find_source
@@ -41,7 +42,7 @@ from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds, kfold
 from wdjax.selection.grids import check_axis
 from wdjax.tables import format_number
-from wdjax.types import Fit
+from wdjax.types import Batch, Fit
 
 _KINDS_OF_DATA = {"image": "images", "table": "tables", "text": "sequences"}
 
@@ -170,6 +171,7 @@ def prepare(
         batch_size=options.batch_size,
         dtype=options.dtype,
         scale_inputs=dataset.kind == "table",
+        encoding=dataset.encoding,
         score_rows=model.defaults.score_rows,
         augment=_augmentations(options, model, dataset),
         measures=measures,
@@ -185,7 +187,7 @@ def prepare(
         dataset = add_label_noise(dataset, options.label_noise, options.seed)
     shapes = _param_shapes(recipe, options, dataset)
     resolve_parts(recipe.parts, shapes)
-    check_own(recipe, to_batch(take(dataset, np.arange(1))))
+    check_own(recipe, _one_example(recipe, dataset))
     parts = dataset, test_data
     check_fits(options, recipe, mesh, shapes, model.defaults.num_seeds, parts)
     sizes = len(dataset.inputs), len(test_data.inputs)
@@ -262,15 +264,21 @@ def _param_shapes(recipe: Recipe, options: RunOptions, dataset: Dataset) -> Any:
             f"`dropout` = {options.dropout:g} needs make_model(num_outputs, dropout=...) in "
             f"{options.model!r}; add the keyword or leave the option out."
         )
-    one, key = take(dataset, np.arange(1)), jax.random.key(0)
+    one, key = _one_example(recipe, dataset), jax.random.key(0)
     if is_own(options.model):
-        check_own_model(options.model, model, recipe, to_batch(one))
+        check_own_model(options.model, model, recipe, one)
         if options.dropout:
             model = recipe.make_model(recipe.num_outputs, dropout=options.dropout)
-            check_own_model(options.model, model, recipe, to_batch(one))
+            check_own_model(options.model, model, recipe, one)
     params, model_state = jax.eval_shape(lambda: recipes.recipe_model(recipe).init(key, one.inputs))
     named_arrays(Fit(params, model_state, {}), {})  # Refuses what params.npz could not hold.
     return params
+
+
+def _one_example(recipe: Recipe, dataset: Dataset) -> Batch:
+    """The first example in the shape that the model sees."""
+    one = to_batch(take(dataset, np.arange(1)))
+    return one._replace(inputs=example_of(recipe.encoding, one.inputs))
 
 
 def _takes_dropout(make_model: Callable[..., Any]) -> bool:

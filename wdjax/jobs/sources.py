@@ -76,8 +76,17 @@ def _read_first(source: Any) -> None:
 def in_memory(
     options: TrainOptions, out: pathlib.Path = pathlib.Path()
 ) -> tuple[Prepared, Sources]:
-    """All of the data at once, standardised on the host."""
+    """All of the data at once, standardised on the host.
+
+    Raises:
+      ValueError: as `prepare`; for a table with words or holes.
+    """
     prepared = prepare(options, out)
+    if prepared.recipe.encoding is not None:
+        raise ValueError(
+            f"`stream`: {options.data!r} holds words or holes, which a streamed run does not "
+            "encode; train without --stream."
+        )
     scaling = recipes.recipe_scaling(prepared.recipe, to_batch(prepared.choose_data))
     train, test = (_scaled(part, scaling) for part in (prepared.choose_data, prepared.test_data))
     if not holds_out(options):

@@ -13,7 +13,8 @@ from jaxtyping import Array
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.augment import Augmentation, compose
 from wdjax.data.dataset import as_floats
-from wdjax.data.scale import Scaling, measure_scaling, standardize
+from wdjax.data.encoding import Encoding, apply_encoding, learn_encoding
+from wdjax.data.scale import measure_scaling, standardize
 from wdjax.decay import decay_weights
 from wdjax.decay.composition import chain_by
 from wdjax.diagnostics.telemetry import measure_parts
@@ -76,6 +77,9 @@ class Recipe:
     dtype: str = "float32"
     scale_inputs: bool = False
     """Standardise the columns of the inputs on each training part."""
+    encoding: Encoding | None = None
+    """Fill the holes of a table, and turn its words into columns, as learnt on each training
+    part."""
     score_rows: int | None = None
     """Rows scored at a time: bounds the memory of an evaluation."""
     augment: tuple[str, ...] = ()
@@ -338,15 +342,33 @@ def recipe_score(recipe: Recipe) -> Score:
 
 
 def recipe_scale(recipe: Recipe, train: Batch, valid: Batch) -> tuple[Batch, Batch]:
-    """Standardises what the recipe standardises, by the training part alone."""
+    """Encodes and standardises what the recipe does, by the training part alone."""
+    train, valid = _encoded(recipe, train, valid)
     targets = LOSS_KINDS[recipe.loss].standardizes
     return standardize(train, valid, inputs=recipe.scale_inputs, targets=targets)
 
 
-def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Scaling]:
-    """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone."""
+def _encoded(recipe: Recipe, train: Batch, *others: Batch) -> tuple[Batch, ...]:
+    encoding = recipe.encoding
+    if encoding is None:
+        return (train, *others)
+    learnt = learn_encoding(encoding, train.inputs, train.weights)
+    apply = lambda part: part._replace(inputs=apply_encoding(encoding, learnt, part.inputs))
+    return tuple(map(apply, (train, *others)))
+
+
+def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Any]:
+    """How `recipe_scale` maps `inputs` and `targets`, by name; without what it leaves alone.
+
+    `encoding` is what was learnt of a table with words or holes.
+    """
     scaled = {"inputs": recipe.scale_inputs, "targets": LOSS_KINDS[recipe.loss].standardizes}
-    return {
+    found: dict[str, Any] = {}
+    if recipe.encoding is not None:
+        learn = jax.jit(functools.partial(learn_encoding, recipe.encoding))
+        found["encoding"] = learn(train.inputs, train.weights)
+        (train,) = jax.jit(functools.partial(_encoded, recipe))(train)
+    return found | {
         field: jax.jit(measure_scaling)(getattr(train, field), train.weights)
         for field, wanted in scaled.items()
         if wanted
