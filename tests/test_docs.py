@@ -163,7 +163,9 @@ def test_each_command_of_the_page_from_task_to_function_is_understood():
     commands = re.findall(r"^\|[^|]+\| `wdjax (.+)` \|$", read("functions.md"), re.MULTILINE)
     assert {line.split()[0] for line in commands} == set(cli.EXAMPLES)
     for line in commands:
-        cli._parser(jobs, streaming="--stream" in line).parse_args(line.split())
+        cli._parser(jobs, frozenset({"streamed"} if "--stream" in line else ())).parse_args(
+            line.split()
+        )
 
 
 def test_no_page_has_code_that_no_test_runs():

@@ -100,7 +100,9 @@ def _main(words: list[str]) -> int:
     if signal.getsignal(signal.SIGINT) is _leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     words = _with_recipe(jobs, words)
-    parser = _parser(jobs, streaming=_is_given("stream", words) or _is_given("resume", words))
+    shown = {"streamed"} if _is_given("stream", words) or _is_given("resume", words) else set()
+    shown |= {"of_table"} if any(word.endswith(jobs.TABLE_ENDINGS) for word in words) else set()
+    parser = _parser(jobs, frozenset(shown))
     parsed, unknown = parser.parse_known_args(words)
     arguments = vars(parsed)
     job = arguments.pop("job")
@@ -312,7 +314,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see `{self.prog} --help`).")
 
 
-def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
+def _parser(jobs: Any, shown: frozenset[str] = frozenset()) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wdjax",
         description="Weight decay for JAX: choose a strength, compare methods, audit, train.",
@@ -328,7 +330,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
         ("train", jobs.TrainOptions),
         ("audit", jobs.AuditOptions),
     ):
-        command = _add_command(commands, name, options, streaming)
+        command = _add_command(commands, name, options, shown)
         if name in ("select", "compare", "transfer"):
             command.add_argument("--fresh", action="store_true", help=FRESH)
         elif name == "train":
@@ -366,7 +368,7 @@ def _parser(jobs: Any, *, streaming: bool = False) -> argparse.ArgumentParser:
 
 
 def _add_command(
-    commands: Any, name: str, options: type, streaming: bool = False
+    commands: Any, name: str, options: type, shown: frozenset[str] = frozenset()
 ) -> argparse.ArgumentParser:
     purpose = (options.__doc__ or "").splitlines()[0]
     parser = commands.add_parser(
@@ -381,7 +383,7 @@ def _add_command(
     kinds = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         argument = _argument(field, kinds[field.name])
-        if field.metadata["streamed"] and not streaming:
+        if any(field.metadata[when] and when not in shown for when in ("streamed", "of_table")):
             argument["help"] = argparse.SUPPRESS
         parser.add_argument(f"--{field.name.replace('_', '-')}", **argument)
     return parser

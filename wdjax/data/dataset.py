@@ -46,6 +46,8 @@ class Dataset(NamedTuple):
     """Of the target's column, where the source names it."""
     num_left_out: int = 0
     """Rows of weight 0 that the source had: they count nothing and are not among the examples."""
+    groups: np.ndarray | None = None
+    """`[example]`, words: what examples that belong together share (the rows of a patient)."""
     about: str = ""
     """Where it was read from, or what was done to it, in a sentence that runs print."""
 
@@ -139,10 +141,9 @@ def as_floats(images: Any) -> Any:
 
 def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """The examples at `rows`, as a data set of the same meaning."""
-    weights = None if dataset.weights is None else dataset.weights[rows]
-    return dataset._replace(
-        inputs=dataset.inputs[rows], targets=dataset.targets[rows], weights=weights
-    )
+    own = {"inputs": dataset.inputs, "targets": dataset.targets}
+    own |= {"weights": dataset.weights, "groups": dataset.groups}
+    return dataset._replace(**{n: None if x is None else x[rows] for n, x in own.items()})
 
 
 def to_batch(dataset: Dataset) -> Batch:

@@ -1,8 +1,8 @@
 """Reading `.npz`, `.csv` and `.parquet` files: arrays out, nothing executed, refusals in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from wdjax.checks import nearest
 from wdjax.data.archive import read_arrays
 from wdjax.data.cells import input_column, label_column, number_column, word_column
 from wdjax.data.encoding import Encoding, InputColumn, encode_columns
-from wdjax.data.table_files import RawTable, read_table
+from wdjax.data.table_files import RawTable, read_table, shown
 from wdjax.data.texts import column_name, named, quoted, twice
 from wdjax.loss_kinds import has_classes
 
@@ -26,6 +26,10 @@ class Columns(NamedTuple):
     """Of the inputs."""
     target: str
     """The name of the target's column."""
+    weights: np.ndarray | None = None
+    """`[row]`: how much each counts, where a column says it."""
+    groups: np.ndarray | None = None
+    """`[row]`, words: what rows that belong together share, where a column says it."""
 
 
 class Found(NamedTuple):
@@ -50,22 +54,29 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return arrays["inputs"], arrays["targets"], arrays.get("weights")
 
 
-def read_columns(path: Path, target: str | None, loss: str) -> Columns:
+def read_columns(
+    path: Path,
+    target: str | None,
+    loss: str,
+    *,
+    drop: Sequence[str] = (),
+    weights: str | None = None,
+    groups: str | None = None,
+) -> Columns:
     """The input columns and the target column of a table with a header, with their names.
 
     The target is the last column, or the one named `target`: numbers under `"squared_error"`,
     integers or words under `"cross_entropy"`. An input column is of numbers, some of which may be
-    missing, or of words.
+    missing, or of words. The columns `drop` are not read; `weights` and `groups` name one each.
 
     Raises:
-      ValueError: as `read_table`; if the target is missing, a name stands there twice, there is
-        one column alone, or a cell does not fit its column; the message names file, column, line.
+      ValueError: as `read_table`; if one of the columns named is missing, or named twice, a name
+        stands there twice, no inputs are left, or a cell does not fit its column; the message
+        names file, column and line.
     """
     table = read_table(path, needs_header=True)
-    target = None if target is None else column_name(target)
-    _check_header(table, target)
-    place = table.names.index(target) if target is not None else len(table.names) - 1
-    others = [i for i in range(len(table.names)) if i != place]
+    place, own = _roles(table, target, drop, weights, groups)
+    others = [i for i in range(len(table.names)) if i != place and i not in own.values()]
     found, values = [], []
     for i in others:
         values.append(input_column(table, i))
@@ -73,7 +84,87 @@ def read_columns(path: Path, target: str | None, loss: str) -> Columns:
         values[-1], table.columns[i] = _narrow(values[-1]), None
     targets = label_column(table, place, loss) if has_classes(loss) else number_column(table, place)
     inputs, _ = encode_columns(found, values)
-    return Columns(inputs, targets, tuple(found), table.names[place])
+    return Columns(inputs, targets, tuple(found), table.names[place], *_of_rows(table, own))
+
+
+def read_test(path: Path, like: Columns, loss: str, *, weights: Any, groups: Any) -> Columns:
+    """A table of the columns of another, in any order: what a model is judged on.
+
+    Raises:
+      ValueError: as `read_inputs`; if the target, the weights or the groups are missing.
+    """
+    names = [column.name for column in like.columns]
+    table = read_table(path, needs_header=True)
+    wanted = [like.target, *(name for name in (weights, groups) if name is not None)]
+    places = find_columns(repr(str(path)), table.names, [*names, *wanted])
+    found = read_inputs(path, like.columns, len(names), like.target)
+    place = places[len(names)]
+    own = dict(
+        zip(
+            (n for n, c in _rows_named(weights, groups) if c), places[len(names) + 1 :], strict=True
+        )
+    )
+    targets = label_column(table, place, loss) if has_classes(loss) else number_column(table, place)
+    return Columns(found.inputs, targets, like.columns, like.target, *_of_rows(table, own))
+
+
+def _rows_named(weights: Any, groups: Any) -> tuple[tuple[str, Any], ...]:
+    return ("weights", weights), ("groups", groups)
+
+
+def _of_rows(
+    table: RawTable, own: Mapping[str, int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The weights and the groups of the rows, of the columns that say them."""
+    weights = number_column(table, own["weights"]) if "weights" in own else None
+    groups = word_column(table, own["groups"]) if "groups" in own else None
+    if groups is not None and (groups == "").any():
+        row = int(np.argmax(groups == ""))
+        raise ValueError(
+            f"{str(table.path)!r}, {shown(table.names[own['groups']])} has no group in "
+            f"{table.where(row)}; name it, or remove the row."
+        )
+    return weights, groups
+
+
+def _roles(
+    table: RawTable, target: str | None, drop: Sequence[str], weights: Any, groups: Any
+) -> tuple[int, dict[str, int]]:
+    """Where the target stands, and where what is no input: by its role, or its own name."""
+    path, header = str(table.path), table.names
+    doubled = twice(header)
+    if doubled:
+        raise ValueError(f"{path!r} has two columns named {quoted(doubled[0])}; rename one.")
+    if len(header) < 2:
+        raise ValueError(f"{path!r} has one column; give inputs and a target.")
+    asked = [("target", target), *_rows_named(weights, groups), *(("drop", n) for n in drop)]
+    roles: dict[str, str] = {}
+    for role, name in asked:
+        if name is None:
+            continue
+        found = column_name(name)
+        if found not in header:
+            raise ValueError(
+                f"`{role}` {found!r} is no column of {path!r}, which has "
+                f"{named(header)}.{nearest(found, header)}"
+            )
+        if found in roles:
+            raise ValueError(
+                f"`{role}` {found!r} is named as `{roles[found]}` as well; a column is one thing."
+            )
+        roles[found] = role
+    free = [name for name in header if name not in roles]
+    place = header.index(next((n for n, role in roles.items() if role == "target"), header[-1]))
+    if target is None and header[-1] in roles:
+        raise ValueError(
+            f"`target` was not given, and the last column, {header[-1]!r}, is named as "
+            f"`{roles[header[-1]]}`; say which column to predict."
+        )
+    if not [name for name in free if name != header[place]]:
+        raise ValueError(f"{path!r}: no input columns are left; drop fewer.")
+    own = {role if role != "drop" else f"drop {n}": header.index(n) for n, role in roles.items()}
+    own.pop("target", None)
+    return place, own
 
 
 def _described(name: str, values: np.ndarray) -> InputColumn:
@@ -149,17 +240,3 @@ def find_columns(what: str, header: Sequence[str], names: Sequence[str]) -> list
     if doubled:
         raise ValueError(f"{what} has two columns named {quoted(doubled[0])}; rename one.")
     return [places[name] for name in names]
-
-
-def _check_header(table: RawTable, target: str | None) -> None:
-    path, header = str(table.path), table.names
-    doubled = twice(header)
-    if doubled:
-        raise ValueError(f"{path!r} has two columns named {quoted(doubled[0])}; rename one.")
-    if len(header) < 2:
-        raise ValueError(f"{path!r} has one column; give inputs and a target.")
-    if target is not None and target not in header:
-        raise ValueError(
-            f"`target` {target!r} is no column of {path!r}, which has "
-            f"{named(header)}.{nearest(target, header)}"
-        )

@@ -9,12 +9,12 @@ import numpy as np
 
 from wdjax.checks import check_one_of, nearest
 from wdjax.data.dataset import Dataset, make_dataset
-from wdjax.data.files import read_columns, read_npz
+from wdjax.data.files import Columns, read_columns, read_npz, read_test
 from wdjax.data.image_folders import PARTS, has_parts, read_image_folder
 from wdjax.data.published import FORMS, read_published
 from wdjax.data.shipped import CLASS_SETS, NUMBER_SETS, read_shipped
 from wdjax.data.spoken import WORDS, read_spoken
-from wdjax.data.table_files import ENDINGS, ending_of
+from wdjax.data.table_files import TABLE_ENDINGS, ending_of
 from wdjax.data.text import (
     DEFAULT_LENGTH,
     NUM_TOKENS,
@@ -130,11 +130,57 @@ def _load_npz(name: str, *, loss: str) -> Dataset:
     )
 
 
-def _load_table(name: str, *, loss: str, target: str | None = None) -> Dataset:
-    read = read_columns(Path(name), target, loss)
-    stem = Path(name).name.partition(".")[0]
-    dataset = make_dataset(read.inputs, read.targets, loss=loss, name=stem, kind="table")
-    return dataset._replace(columns=read.columns, target_name=read.target)
+def _load_table(
+    name: str, *, loss: str, target: str | None = None, drop: Any = None, **rows: Any
+) -> Dataset:
+    read = read_columns(Path(name), target, loss, drop=drop or (), **rows)
+    return _of_columns(read, name, loss)
+
+
+def load_test_table(name: str, like: Dataset, *, loss: str, **rows: Any) -> Dataset:
+    """The table that judges: of the columns, words and classes of another.
+
+    Raises:
+      ValueError: as `read_test` and `make_dataset`; for a label that the other table lacks, or a
+        group that it has.
+    """
+    assert like.target_name is not None
+    columns = Columns(like.inputs, like.targets, like.columns, like.target_name)
+    read = read_test(Path(name), columns, loss, **rows)
+    if like.class_names:
+        labels = {word: label for label, word in enumerate(like.class_names)}
+        unknown = sorted(set(read.targets.astype(str).tolist()) - labels.keys())
+        if unknown:
+            raise ValueError(
+                f"`test` {name!r} holds the label {unknown[0]!r}, which {like.name!r} does not."
+            )
+        codes = np.array([labels[str(word)] for word in read.targets.tolist()], np.int32)
+        read = read._replace(targets=codes)
+    if like.groups is not None and read.groups is not None:
+        both = np.intersect1d(like.groups, read.groups)
+        if len(both):
+            raise ValueError(
+                f"`groups`: {str(both[0])!r} is a group of {like.name!r} and of the test table; "
+                "what is judged on must be of others."
+            )
+    classes = like.num_outputs if has_classes(loss) else None
+    return _of_columns(read, name, loss, classes)._replace(class_names=like.class_names)
+
+
+def _of_columns(read: Columns, name: str, loss: str, num_outputs: int | None = None) -> Dataset:
+    dataset = make_dataset(
+        read.inputs,
+        read.targets,
+        loss=loss,
+        name=Path(name).name.partition(".")[0],
+        kind="table",
+        num_outputs=num_outputs,
+        weights=read.weights,
+    )
+    groups = read.groups
+    if groups is not None and read.weights is not None:
+        groups = groups[read.weights > 0]  # As `make_dataset` leaves the others out.
+    return dataset._replace(columns=read.columns, target_name=read.target, groups=groups)
 
 
 def _load_shipped(name: str, *, loss: str) -> Dataset:
@@ -225,6 +271,9 @@ def _check_fits(name: str, loss: str, targets: str) -> None:
         )
 
 
+TABLE_OPTIONS = "target", "drop", "weights", "groups"
+"""What the columns of a table are for."""
+
 DATA_SOURCES: dict[str, DataSource] = {
     "digits": DataSource(_load_digits),
     **{name: DataSource(_load_shipped) for name in CLASS_SETS if name != "digits"},
@@ -248,7 +297,8 @@ DATA_SOURCES: dict[str, DataSource] = {
     ),
     ".npz": DataSource(_load_npz, has_arrays=True),
     **{
-        ending: DataSource(_load_table, options=("target",), has_columns=True) for ending in ENDINGS
+        ending: DataSource(_load_table, options=TABLE_OPTIONS, has_columns=True)
+        for ending in TABLE_ENDINGS
     },
 }
 """By a set's name, by the word before a `:`, or by a file's ending."""

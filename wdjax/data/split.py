@@ -6,6 +6,7 @@ import numpy as np
 
 from wdjax.checks import check_number, check_positive_int
 from wdjax.data.dataset import Dataset, take
+from wdjax.extras import need
 
 
 def split_off_test(
@@ -14,7 +15,8 @@ def split_off_test(
     """Splits once into a part to choose on and a test part, as scikit-learn's `train_test_split`.
 
     The test part has `ceil(fraction * n)` examples; with `stratify`, labels keep their shares in
-    both (regression targets are split at random). Equal seeds give equal splits.
+    both (regression targets are split at random). Equal seeds give equal splits. Of a data set
+    with groups the test part is the first of `round(1 / fraction)` of `group_splits`.
 
     Raises:
       ValueError: for a fraction that is not within (0, 1) or leaves a part empty, or a class
@@ -30,6 +32,11 @@ def split_off_test(
             "examples to choose on; take a smaller fraction or more data."
         )
     by_class = stratify and _has_labels(dataset)
+    if dataset.groups is not None:
+        labels = dataset.targets if by_class else None
+        parts = max(2, round(1 / fraction))
+        test, _ = group_splits(dataset.groups, parts, labels, seed)[0]
+        return take(dataset, np.delete(np.arange(num_examples), test)), take(dataset, test)
     if by_class:
         _check_smallest_class(dataset, 2, "be in both the choosing and the test part")
         if min(num_test, num_examples - num_test) < dataset.num_outputs:
@@ -41,6 +48,28 @@ def split_off_test(
     test = draw_test_rows(num_examples, num_test, seed, dataset.targets if by_class else None)
     choose = np.delete(np.arange(num_examples), test)
     return take(dataset, choose), take(dataset, test)
+
+
+def group_splits(
+    groups: np.ndarray, num_parts: int, labels: np.ndarray | None, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`(held out, the others)` of parts of whole groups, by scikit-learn; labels kept even.
+
+    Raises:
+      ValueError: for fewer groups than parts.
+      ImportError: if scikit-learn is not installed.
+    """
+    select = need("sklearn.model_selection", what="splitting by groups")
+    num_groups = len(np.unique(groups))
+    if num_groups < num_parts:
+        raise ValueError(
+            f"`groups` has {num_groups} different groups, and {num_parts} parts of whole groups "
+            "are needed: take fewer folds, or another column."
+        )
+    kind = select.GroupKFold if labels is None else select.StratifiedGroupKFold
+    splitter = kind(num_parts, shuffle=True, random_state=seed)
+    rows = np.zeros((len(groups), 1))
+    return [(held_out, train) for train, held_out in splitter.split(rows, labels, groups)]
 
 
 def check_folds(dataset: Dataset, num_folds: int, *, stratify: bool = True) -> None:

@@ -76,7 +76,7 @@ def read_table(path: Path, *, needs_header: bool = False) -> RawTable:
 def ending_of(path: Path) -> str:
     """The ending of a file's name: `.csv.gz` is one."""
     both = "".join(path.suffixes[-2:]).lower()
-    return both if both in ENDINGS else path.suffix.lower()
+    return both if both in TABLE_ENDINGS else path.suffix.lower()
 
 
 def _read_csv(path: Path, needs_header: bool) -> RawTable:
@@ -246,7 +246,7 @@ def _words_of(error: csv.Error) -> str:
 
 
 _READERS = {".csv": _read_csv, ".csv.gz": _read_csv, ".parquet": _read_parquet}
-ENDINGS = tuple(_READERS)
+TABLE_ENDINGS = tuple(_READERS)
 """What the names of tables end in."""
 
 

@@ -1,6 +1,7 @@
 """The main jobs from data to results: choose a strength, train at one, draw a report again."""
 
 from wdjax.checkpoint import CheckpointError as CheckpointError
+from wdjax.data.table_files import TABLE_ENDINGS as TABLE_ENDINGS
 from wdjax.decay import CONVENTIONS as CONVENTIONS
 from wdjax.jobs.articles import RECIPES as RECIPES
 from wdjax.jobs.articles import recipe_words as recipe_words

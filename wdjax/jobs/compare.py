@@ -130,6 +130,7 @@ def _compare(
         mesh=largest.mesh,
         progress=functools.partial(_listen, results, set(), say, on_progress),
         cache=cache,
+        groups=choose_data.groups,
     )
     clock.lap("grid")
     results["headline"] = _headline(options, comparison)

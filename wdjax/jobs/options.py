@@ -37,17 +37,19 @@ def option(
     choices: Sequence[str] = (),
     *,
     streamed: bool = False,
+    of_table: bool = False,
     high: int | float | None = None,
     may_be_empty: bool = False,
     alone: str | None = None,
 ) -> Any:
     """A field of an options class, with the line that the command's help prints.
 
-    One that only a `streamed` run has is shown beside `--stream` alone: help fits a screen. `high`
-    is the most that it can be, by default what int32 or float32 hold. `alone` is what the option
-    says where it stands without a value.
+    One that only a `streamed` run has is shown beside `--stream` alone, one `of_table` beside a
+    `FILE.csv` or `FILE.parquet`: help fits a screen. `high` is the most that it can be, by default
+    what int32 or float32 hold. `alone` is what the option says where it stands without a value.
     """
     about = {"help": text, "choices": tuple(choices), "streamed": streamed}
+    about |= {"of_table": of_table}
     about |= {"high": high, "may_be_empty": may_be_empty or default == "", "alone": alone}
     return dataclasses.field(default=default, metadata=about)
 
@@ -91,7 +93,7 @@ class RunOptions:
       ValueError: for a number that no array and a text that no file's name can hold.
     """
 
-    data: str = option("digits", "cifar10, images:FOLDER, tfds:NAME, FILE.csv, .npz")
+    data: str = option("digits", "cifar10, images:FOLDER, tfds:NAME, .csv, .parquet, .npz")
     data_dir: str | None = option(
         None, "where cifar10, mnist or sets of TFDS lie (default as TFDS has it)"
     )
@@ -100,6 +102,12 @@ class RunOptions:
     target: str | None = option(
         None, "column of FILE.csv to predict (default the last)", may_be_empty=True
     )
+    drop: tuple[str, ...] | None = option(None, "columns to leave out", of_table=True)
+    weights: str | None = option(None, "column that says how much a row counts", of_table=True)
+    groups: str | None = option(
+        None, "column of what rows that belong together share; folds keep it whole", of_table=True
+    )
+    test: str | None = option(None, "table of the same columns to judge on", of_table=True)
     loss: str | None = option(None, "or FILE.py:NAME (default by the data)", tuple(LOSS_KINDS))
     model: str = option(default_of(MODEL_KINDS), f"{', '.join(MODEL_KINDS)}, FILE.py:NAME")
     optimizer: str = option(default_of(OPTIMIZER_KINDS), "", tuple(OPTIMIZER_KINDS))

@@ -61,12 +61,17 @@ def refit_runs(
     for i, (name, numbers) in enumerate(rows.items()):
         own = slice(i * num_seeds, (i + 1) * num_seeds)
         pick = lambda tree, own=own: jax.tree.map(lambda x, own=own: np.asarray(x)[own], tree)
-        runs[name] = run_results(numbers, pick(scores), pick(each), pick(curves), test.weights)
+        about_test = test.weights, prepared.test_data.groups
+        runs[name] = run_results(numbers, pick(scores), pick(each), pick(curves), *about_test)
         if name != "zero" and "zero" in rows:
             zero = list(rows).index("zero") * num_seeds
             at_zero = {n: part[zero : zero + num_seeds] for n, part in each.items()}
             runs[name]["gains"] = gains_on_test(
-                pick(each), at_zero, test.weights, score.higher_is_better
+                pick(each),
+                at_zero,
+                test.weights,
+                score.higher_is_better,
+                prepared.test_data.groups,
             )
     if on_progress is not None:
         seconds = time.perf_counter() - start
@@ -116,9 +121,11 @@ def learning_curves(history: dict) -> dict[str, Any]:
     return {"train_loss": history["data_loss"], "test_loss": history["observed"]}
 
 
-def run_results(hparams: dict, scores: dict, each: dict, curves: dict, weights: Any) -> dict:
+def run_results(
+    hparams: dict, scores: dict, each: dict, curves: dict, weights: Any, groups: Any = None
+) -> dict:
     """What `results.json` says of the runs at one set of numbers, arrays by seed."""
-    errors = errors_on_test(each, scores, weights)
+    errors = errors_on_test(each, scores, weights, groups)
     return {"hparams": hparams, **scores, "curves": curves, "errors": errors}
 
 

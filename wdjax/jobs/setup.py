@@ -15,9 +15,9 @@ from wdjax.checks import check_number, check_one_of, check_positive_int, check_s
 from wdjax.data.dataset import Dataset, take, to_batch
 from wdjax.data.encoding import example_of
 from wdjax.data.images import as_images_32
-from wdjax.data.load import load_choose_and_test
+from wdjax.data.load import does_not_apply, load_choose_and_test
 from wdjax.data.named import find_source
-from wdjax.data.split import add_label_noise, check_folds
+from wdjax.data.split import add_label_noise, check_folds, group_splits
 from wdjax.jobs.bound import check_fits
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import named_arrays
@@ -39,7 +39,7 @@ from wdjax.recipe.kinds import (
 from wdjax.recipe.own import check_is_model, check_own, check_own_model, is_own, load_own
 from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
-from wdjax.selection.folds import Folds, kfold
+from wdjax.selection.folds import Folds, folds_from_splits, kfold
 from wdjax.selection.grids import check_axis
 from wdjax.tables import format_number
 from wdjax.types import Batch, Fit
@@ -89,9 +89,10 @@ class Prepared:
             shared = f" ({len(here)} CPU devices share {cores} core{'s' * (cores > 1)}: no faster "
             shared += "than one a core)"
         about = f" {self.choose_data.about}" if self.choose_data.about else ""
+        about += self._about_weights() + self._about_columns()
         return (
             f"{self.choose_data.name}: {self.num_choose} examples to {purpose} on, "
-            f"{self.num_test} to test on.{about}{self._about_weights()} Devices: {', '.join(names)}"
+            f"{self.num_test} to test on.{about} Devices: {', '.join(names)}"
             f"{shared}."
         )
 
@@ -105,12 +106,30 @@ class Prepared:
         low, high = (format_number(float(w)) for w in (weights.min(), weights.max()))
         return f" They count by their weights, {low} to {high}{without}."
 
+    def _about_columns(self) -> str:
+        """Of a table with words, holes or groups."""
+        data, found = self.choose_data, []
+        num_words = sum(column.words is not None for column in data.columns)
+        num_holes = sum(column.holes for column in data.columns)
+        if num_words or num_holes:
+            found.append(
+                f" Of {len(data.columns)} columns {num_words} of words and {num_holes} with holes, "
+                "encoded as each training part says."
+            )
+        if data.groups is not None:
+            found.append(f" Parts and folds keep {len(np.unique(data.groups))} groups whole.")
+        return "".join(found)
+
 
 def load_parts(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
     """The data to choose on and the test data, in memory."""
     return load_choose_and_test(
         options.data,
         target=options.target,
+        drop=options.drop,
+        weights=options.weights,
+        groups=options.groups,
+        test=options.test,
         loss=loss,
         data_dir=options.data_dir,
         download=options.download,
@@ -118,6 +137,19 @@ def load_parts(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:
         seed=options.seed,
         keep_bytes=True,
     )
+
+
+def check_table_options(options: RunOptions) -> None:
+    """Refuses what columns are for where the data have none, before any are looked for.
+
+    Raises:
+      ValueError: for the first option that has nothing to act on.
+    """
+    if find_source(options.data).has_columns:
+        return
+    for name in ("drop", "weights", "groups", "test"):
+        if getattr(options, name) is not None:
+            raise does_not_apply(name, getattr(options, name), options.data)
 
 
 def as_resumed(options: Any) -> Any:
@@ -143,6 +175,7 @@ def prepare(
       ValueError: for any option or data that cannot run, in one sentence.
     """
     model = load_own("model", options.model)
+    check_table_options(options)
     default_loss = find_source(options.data).loss
     loss = options.loss or default_loss
     load_own("loss", loss, like=default_loss)
@@ -368,9 +401,16 @@ def check_folds_fit(prepared: Prepared, options: SelectOptions) -> None:
 
 
 def draw_folds(prepared: Prepared, options: SelectOptions, key: Array) -> Folds:
-    """The folds of the data to choose on; of classes, each keeps their shares."""
+    """The folds of the data to choose on; of classes, each keeps their shares.
+
+    Raises:
+      ValueError: for fewer groups than folds, where there are groups.
+    """
     data = prepared.choose_data
     labels = data.targets if prepared.loss.has_classes else None
+    if data.groups is not None:
+        splits = group_splits(data.groups, options.folds, labels, options.seed)
+        return folds_from_splits((train, held_out) for held_out, train in splits)
     return kfold(key, len(data.inputs), options.folds, stratify=labels)
 
 

@@ -255,7 +255,8 @@ class Training:
             )
         assert self._history is not None
         curves = learning_curves(self._history)
-        run = run_results(self._hparams, scores, each, curves, self._shared[1].weights)
+        about_test = self._shared[1].weights, self._prepared.test_data.groups
+        run = run_results(self._hparams, scores, each, curves, *about_test)
         telemetry = self._history["telemetry"]
         run["telemetry"] = {path: part._asdict() for path, part in telemetry.items()}
         return run, jax.tree.map(lambda leaf: leaf[0], fits)

@@ -355,6 +355,7 @@ def _search(
         mesh=prepared.mesh,
         progress=listen,
         cache=cache,
+        groups=prepared.choose_data.groups,
     )
     results.setdefault("sizes", []).append({**sizes, "scores": scores.to_dict()})
     return scores
@@ -368,16 +369,15 @@ def _plan_text(options: TransferOptions, plan: _Plan) -> str:
     """What will be done, before it starts."""
     first, runs = plan.of(plan.sizes[0]), options.folds * options.seeds
     candidates = len(plan.grid["strength"])
-    searched = [*plan.sizes, *([plan.between] if plan.between else [])]
-    total = candidates * runs * len(searched)
+    searched = [*plan.sizes, *filter(None, [plan.between])]
     work = sum(map(plan.work, searched)) * candidates * runs / plan.work(plan.target)
-    names = "; ".join(_named(one, plan.sizes) for one in plan.sizes)
     check = f" To check: {_named(plan.between, plan.sizes)}." if plan.between else ""
     return (
-        f"{first.describe()}\n{total} trainings at {len(searched)} sizes: {candidates} candidates "
-        f"x {options.folds} folds x {options.seeds} seeds each, one compiled program a size; as "
-        f"much work as {work:.2g} trainings of the run at {_named(plan.target, plan.sizes)} "
-        f"(examples seen x params).\nSizes: {names}.{check} Writes to {first.out}."
+        f"{first.describe()}\n{candidates * runs * len(searched)} trainings at {len(searched)} "
+        f"sizes: {candidates} candidates x {options.folds} folds x {options.seeds} seeds each, one "
+        f"compiled program a size; as much work as {work:.2g} trainings of the run at "
+        f"{_named(plan.target, plan.sizes)} (examples seen x params).\nSizes: "
+        f"{'; '.join(_named(one, plan.sizes) for one in plan.sizes)}.{check} Writes to {first.out}."
     )
 
 

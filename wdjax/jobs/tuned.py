@@ -296,7 +296,8 @@ class TunedRun:
         scores, each, fits = jax.device_get(jax.jit(judge)(fits, self._train, self._test))
         losses = [loss for window in tuned.windows for loss in window.train_losses]
         curves = {"train_loss": [losses]}
-        run = run_results(tuned.hparams, scores, each, curves, self._test.weights)
+        groups = self.prepared.test_data.groups
+        run = run_results(tuned.hparams, scores, each, curves, self._test.weights, groups)
         return run, jax.tree.map(lambda leaf: leaf[0], fits), tuned
 
     def audit(self, fit: Fit) -> Any:

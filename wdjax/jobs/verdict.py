@@ -209,17 +209,22 @@ def _other_scores(scores: Scores, chosen: Choice) -> Iterator[str]:
 
 
 def errors_on_test(
-    each: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], weights: Any
+    each: Mapping[str, np.ndarray],
+    scores: Mapping[str, np.ndarray],
+    weights: Any,
+    groups: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Standard errors of a refit's means on the test part: its examples and its seeds.
 
     `each` holds `[seed, example]`, `scores` `[seed]`. The gap's holds the test part's examples
     and the seeds; the training part is the one there is.
     """
-    weights = _by_row(weights)
-    errors = {n: error_on_test(v, weights) for n, v in each.items() if np.ndim(v) == 2}
+    weights, groups = _by_row(weights), _numbered(groups)
+    errors = {n: error_on_test(v, weights, groups) for n, v in each.items() if np.ndim(v) == 2}
     train = np.asarray(scores["train_loss"], np.float64)[:, None]
-    errors["gap"] = error_on_test(np.asarray(each["test_loss"], np.float64) - train, weights)
+    errors["gap"] = error_on_test(
+        np.asarray(each["test_loss"], np.float64) - train, weights, groups
+    )
     return errors
 
 
@@ -228,6 +233,7 @@ def gains_on_test(
     at_zero: Mapping[str, np.ndarray],
     weights: Any,
     higher_is_better: Mapping[str, bool],
+    groups: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The paired gain over zero on the test part, by measure: `Gain` as a dict, and its verdict.
 
@@ -240,11 +246,15 @@ def gains_on_test(
             continue
         sign = -1.0 if higher_is_better[measure] else 1.0
         differences = sign * (np.asarray(at_zero[name], np.float64) - values)
-        found = gain_on_test(differences, _by_row(weights))
+        found = gain_on_test(differences, _by_row(weights), _numbered(groups))
         mean, low, high = (float(part[0]) for part in found[:3])
         gain = Gain(mean, low, high, found.level, 1, found.method)
         gains[name] = {**gain._asdict(), "verdict": gain.verdict}
     return gains
+
+
+def _numbered(groups: np.ndarray | None) -> np.ndarray | None:
+    return None if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 def _by_row(weights: Any) -> np.ndarray:

@@ -1,0 +1,188 @@
+"""What columns of a table are for: dropped, weights, groups, a table that judges."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+from wdjax.cli import main
+from wdjax.data.load import load_choose_and_test, load_data
+from wdjax.jobs import SelectOptions, TrainOptions, run_select, run_train
+from wdjax.jobs.setup import draw_folds, prepare
+from wdjax.jobs.verdict import errors_on_test
+from wdjax.selection import cross_validate as real
+
+HEADER = ["id", "patient", "age", "smoker", "count", "state"]
+
+
+def rows_of(patients, seed=0, each=5):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in patients:
+        own = rng.normal()
+        for _ in range(each):
+            smoker = rng.random() < 0.4
+            state = own + 2 * smoker + 0.3 * rng.normal() > 0.5
+            rows.append(
+                [
+                    f"r{len(rows)}",
+                    f"p{patient}",
+                    "" if rng.random() < 0.1 else f"{own + 0.3 * rng.normal():.3f}",
+                    "yes" if smoker else "no",
+                    str(len(rows) % 4),
+                    "ill" if state else "well",
+                ]
+            )
+    return rows
+
+
+def write(path, rows, header=HEADER):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write(tmp_path / "patients.csv", rows_of(range(40)))
+
+
+ROLES = dict(drop=("id",), groups="patient", weights="count")
+SMALL = dict(epochs=2, batch_size=16, devices=1)
+
+
+def test_columns_have_the_role_that_is_said_and_rows_of_weight_zero_are_left_out(table):
+    data = load_data(table, **ROLES)
+    assert data.column_names == ("age", "smoker")
+    assert len(data.inputs) == 150 and data.num_left_out == 50
+    assert sorted(np.unique(data.weights)) == [1, 2, 3]
+    assert len(np.unique(data.groups)) == 40 and len(data.groups) == 150
+
+
+def test_parts_and_folds_keep_groups_whole_and_the_verdict_counts_groups(
+    table, tmp_path, monkeypatch
+):
+    prepared = prepare(TrainOptions(data=table, strength=0.1, **ROLES, **SMALL))
+    choose, test = prepared.choose_data.groups, prepared.test_data.groups
+    assert not np.intersect1d(choose, test).size
+    assert 0.1 < len(test) / (len(test) + len(choose)) < 0.3
+    folds = draw_folds(prepared, SelectOptions(folds=4), jax.random.key(0))
+    held_out = []
+    for train, train_mask, valid, valid_mask in zip(*map(np.asarray, folds), strict=True):
+        inside, outside = choose[train[train_mask]], choose[valid[valid_mask]]
+        assert not np.intersect1d(inside, outside).size
+        held_out += np.unique(outside).tolist()
+    assert sorted(held_out) == sorted(np.unique(choose))
+    seen = {}
+
+    def spy(*arguments, groups=None, **how):
+        seen["groups"] = groups
+        return real(*arguments, groups=groups, **how)
+
+    monkeypatch.setattr("wdjax.selection.ways.cross_validate", spy)
+    told = dict(strengths=(0.0, 1.0), learning_rates=(0.003,), folds=4, seeds=1)
+    out = tmp_path / "run"
+    options = SelectOptions(data=table, out=str(out), **told, **ROLES, **SMALL)
+    results = run_select(options, say=lambda text: None)
+    np.testing.assert_array_equal(seen["groups"], choose)
+    assert results["refit"]["chosen"]["errors"]["test_loss"] > 0
+
+
+def test_the_error_on_the_test_part_is_that_of_groups():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([f"g{i}" for i in range(12)], 5)
+    own = np.repeat(rng.normal(size=12), 5)
+    losses = (own + 0.1 * rng.normal(size=60))[None]
+    scores = {"train_loss": np.zeros(1)}
+    by_group = errors_on_test({"test_loss": losses}, scores, np.ones(60), groups)["test_loss"]
+    sums = (losses[0] - losses.mean()).reshape(12, 5).sum(axis=1)
+    assert by_group == pytest.approx(np.sqrt(12 / 11 * (sums**2).sum()) / 60)
+    assert by_group > 1.8 * errors_on_test({"test_loss": losses}, scores, np.ones(60))["test_loss"]
+
+
+def test_a_table_that_judges_has_the_same_columns_in_any_order(table, tmp_path):
+    rows = rows_of(range(100, 120), seed=1)
+    order = [5, 3, 0, 2, 4, 1]
+    rows[0][3] = "once"  # A word that the other table does not have.
+    other = write(
+        tmp_path / "new.csv", [[row[i] for i in order] for row in rows], [HEADER[i] for i in order]
+    )
+    choose, test = load_choose_and_test(table, test=other, **ROLES)
+    assert len(choose.inputs) == 150 and len(test.inputs) == 75
+    assert test.columns == choose.columns and test.class_names == choose.class_names
+    straight = load_data(write(tmp_path / "same.csv", rows[1:]), **ROLES)
+    np.testing.assert_array_equal(test.inputs, straight.inputs)
+    np.testing.assert_array_equal(test.targets, straight.targets)
+    options = TrainOptions(
+        data=table, test=other, strength=0.1, out=str(tmp_path / "run"), **ROLES, **SMALL
+    )
+    results = run_train(options, say=lambda text: None)
+    assert results["data"]["num_test"] == 75 and results["data"]["num_choose"] == 150
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(groups="patients"), "`groups` 'patients' is no column of .* Did you mean 'patient'"),
+        (dict(drop=("patient",)), "`drop` 'patient' is named as `groups` as well"),
+        (dict(weights="age"), "column 'age' must hold numbers, got nothing in line"),
+        (dict(weights="smoker"), "column 'smoker' must hold numbers, got '(yes|no)' in line 2"),
+        (dict(groups="state"), "`target` was not given, and the last column, 'state', is named"),
+        (dict(drop=("id", "age", "smoker")), "no input columns are left; drop fewer"),
+        (dict(target="age", drop=("age",)), "`drop` 'age' is named as `target` as well"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused(table, change, words):
+    with pytest.raises(ValueError, match=words):
+        load_data(table, **{**ROLES, **change})
+
+
+def test_a_negative_weight_and_a_row_without_a_group_are_refused(tmp_path):
+    rows = rows_of(range(10))
+    rows[3][4] = "-1"
+    with pytest.raises(ValueError, match="`weights` .*-1"):
+        load_data(write(tmp_path / "a.csv", rows), **ROLES)
+    rows[3][4:5], rows[7][1] = ["1"], ""
+    with pytest.raises(ValueError, match="column 'patient' has no group in line 9; name it"):
+        load_data(write(tmp_path / "a.csv", rows), **ROLES)
+
+
+def test_a_table_that_cannot_judge_is_refused(table, tmp_path):
+    rows = rows_of(range(100, 110), seed=1)
+    load = lambda rows, header=HEADER: load_choose_and_test(
+        table, test=write(tmp_path / "new.csv", rows, header), **ROLES
+    )
+    with pytest.raises(ValueError, match="'p10' is a group of 'patients' and of the test table"):
+        load(rows_of(range(3, 13)))
+    rows[2][5] = "dead"
+    with pytest.raises(ValueError, match="holds the label 'dead', which 'patients' does not"):
+        load(rows)
+    header = ["years" if name == "age" else name for name in HEADER]
+    with pytest.raises(ValueError, match="has no column 'age', which the model was trained on"):
+        load(rows, header)
+    with pytest.raises(ValueError, match="`test` = 'iris' does not apply to data 'iris', only to"):
+        load_choose_and_test(table, test="iris", **ROLES)
+
+
+def test_fewer_groups_than_folds_are_told(tmp_path):
+    path = write(tmp_path / "few.csv", rows_of(range(6), each=12))
+    prepared = prepare(TrainOptions(data=path, strength=0.1, **ROLES, **SMALL))
+    with pytest.raises(ValueError, match="has 4 different groups, and 8 parts .* take fewer folds"):
+        draw_folds(prepared, SelectOptions(folds=8), jax.random.key(0))
+
+
+@pytest.mark.parametrize("option", ["--drop a", "--weights a", "--groups a", "--test new.csv"])
+def test_data_without_columns_refuse_what_columns_are_for(option, tmp_path, capsys):
+    words = f"train --data iris --strength 0.1 --out {tmp_path / 'run'} {option}"
+    assert main(words.split()) == 2
+    assert "does not apply to data 'iris', only to a table" in capsys.readouterr().err
+
+
+def test_help_shows_them_beside_a_table(capsys):
+    for words, there in ((["select", "--help"], 0), (["select", "--data", "a.csv", "--help"], 1)):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr().out
+        assert all((f"--{name} NAME" in shown) == there for name in ("drop", "weights", "groups"))
+        assert len(shown.splitlines()) <= 54, "help fits a screen"
