@@ -197,12 +197,13 @@ def test_what_is_no_results_file_is_refused_by_its_name(text, run):
         assert status == 1 and "'run/results.json'" in told and "Traceback" not in told
 
 
-def test_a_comparison_is_nothing_to_audit_to_report_or_to_predict_with(run):
+def test_a_comparison_is_nothing_to_audit_or_to_predict_with(run):
     results = {"schema": 2, "kind": "compare", "status": "complete", "config": {}, "data": {}}
     pathlib.Path("run/results.json").write_text(json.dumps(sealed(results)))
     status, told = run("audit --run run")
     assert status == 2 and "holds a 'compare', which keeps no params to audit; give" in told
     status, told = run("report run")
-    assert status == 2 and "holds a comparison, which has no page" in told
+    assert status == 0
+    assert "No comparison in these results" in pathlib.Path("run/report.html").read_text()
     status, told = run("predict run DATA")
     assert status == 2 and "comparison" in told

@@ -14,7 +14,7 @@ from wdjax.jobs.candidates import strength_grid
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import SelectOptions, option
 from wdjax.jobs.refit import OnProgress, Say
-from wdjax.jobs.results import Clock, header, write_json
+from wdjax.jobs.results import Clock, finish, header
 from wdjax.jobs.select import say_cached
 from wdjax.jobs.setup import (
     check_choose_by,
@@ -135,10 +135,9 @@ def _compare(
     clock.lap("grid")
     results["headline"] = _headline(options, comparison)
     results["comparison"] = comparison
-    results["timing"] = clock.timing | {"total": clock.total()}
     results["status"] = "complete"
     clear_earlier(largest.out)
-    write_json(largest.out, results)
+    finish(largest.out, results, clock)
     return results
 
 

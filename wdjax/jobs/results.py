@@ -55,6 +55,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
         "command": command,
         "config": dataclasses.asdict(options)
         | {"epochs": prepared.recipe.num_epochs, "loss": prepared.recipe.loss},
+        "told": _told(options),
         "versions": versions(),
         "devices": [str(device) for device in prepared.mesh.devices.flat],
         "seed": options.seed,
@@ -74,6 +75,11 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "sha256": hash_of(data),
         },
     }
+
+
+def _told(options: RunOptions) -> list[str]:
+    """The options that are not at their defaults."""
+    return [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
 
 
 def _about_columns(data: Any) -> list[dict[str, Any]]:
@@ -212,11 +218,6 @@ def run_report(folder: str) -> pathlib.Path:
     """
     run = pathlib.Path(folder)
     with opened_results(run) as results:
-        if results["kind"] == "compare":
-            raise ValueError(
-                f"`run` {folder!r} holds a comparison, which has no page: its table is printed by "
-                "`wdjax compare` and stands in results.json."
-            )
         check_files(run, results)
         for path in sorted(run.glob(f"*.csv{DIGEST}")):
             written = path.with_name(path.name.removesuffix(DIGEST))

@@ -110,12 +110,7 @@ def _select(
         rule=options.rule,
         value=options.choose_by,
         stepwise=recipes.recipe_stepwise(recipe),
-        how={
-            "mesh": prepared.mesh,
-            "progress": listener,
-            "cache": cache,
-            "groups": choose_data.groups,
-        },
+        how=dict(mesh=prepared.mesh, progress=listener, cache=cache, groups=choose_data.groups),
         start=timescale_start(prepared, grid, folds.train.shape[1]),
         annealed=SCHEDULE_KINDS[recipe.schedule].multiplier is not None,
     )

@@ -37,7 +37,7 @@ def summary(results: dict[str, Any]) -> str:
     """What the command prints at the end: the headline first, then the tables, then the files."""
     parts = [results["headline"], *results.get("advice", [])]
     if results["kind"] == "compare":
-        parts += ["", str(results["comparison"]), "", f"Results: {results['out']}/results.json"]
+        parts += ["", str(results["comparison"]), "", f"Report: {results['out']}/report.html"]
         return "\n".join(parts)
     if results["kind"] == "transfer":
         for table in results["tables"]:

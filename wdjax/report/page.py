@@ -1,13 +1,14 @@
 """The report's page: results.json in, one self-contained HTML file out."""
 
 import html
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from wdjax.report.compared import comparison_figures, comparison_table, read_comparison
+from wdjax.report.decayed import decay_table
 from wdjax.report.figures import Figure
 from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
 from wdjax.report.sweep import (
@@ -82,6 +83,8 @@ def render_report(results: Mapping[str, Any]) -> str:
         results.get("kind") == "search"
     ):  # Of a loop of one's own: what it did not give is no lack.
         sections = [*_strengths(results), *(_decay(results) if results.get("decay") else ())]
+    elif results.get("kind") == "compare":
+        sections = _comparison(results)
     elif results.get("kind") == "train":
         moved = _tables(results) if results.get("tables") else ()
         sections = [*_final_runs(results, "The run"), *moved]
@@ -163,6 +166,17 @@ def _strengths(results: Mapping[str, Any]) -> Iterable[str]:
     )
 
 
+def _comparison(results: Mapping[str, Any]) -> Iterable[str]:
+    yield "<h2>The choices, each at its best numbers</h2>"
+    found = read_comparison(results)
+    if found is None:
+        yield _missing("No comparison in these results.")
+        return
+    yield _scrolling(comparison_table(found))
+    yield from (_paragraph(f"{note[:1].upper()}{note[1:]}", "quiet") for note in found.notes)
+    yield from _figures(comparison_figures(found), "No figure: nothing to compare was trained.")
+
+
 def _tables(results: Mapping[str, Any]) -> Iterable[str]:
     """Of a transfer: the sizes and the law, then what rules say beside it; of a run that was tuned:
     how its numbers moved."""
@@ -232,7 +246,7 @@ def _each_part(results: Mapping[str, Any]) -> Iterable[str]:
     rows = [part for part in told.get("parts") or () if isinstance(part, Mapping)]
     if rows:
         names = ("part", "strength", "slope", "error", "z", "wants")
-        cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
+        cells = tuple(tuple(row.get(name) for name in names) for row in rows)
         yield _scrolling(Table(names, cells))
         yield _paragraph(
             f"Slope: d validation {told.get('value')} / d log strength of the part; z: what more "
@@ -248,16 +262,10 @@ def _decay(results: Mapping[str, Any]) -> Iterable[str]:
     if not rows:
         yield _missing("No table of decay in these results.")
         return
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    cells = tuple(tuple(_decay_cell(name, row) for name in names) for row in rows)
-    units = {
-        "rate": "rate a step",
-        "half_life": "half-life in steps",
-        "half_life_epochs": "half-life in epochs",
-        "equilibrium_norm": "predicted norm",
-        "equilibrium_angle": "predicted angle a step",
-    }
-    yield _scrolling(Table(tuple(units.get(n, n.replace("_", " ")) for n in names), cells))
+    table, left_out = decay_table(rows)
+    yield _scrolling(table)
+    if left_out:
+        yield _paragraph(left_out, "quiet")
     yield from (_paragraph(f"Warning: {line}") for line in results.get("warnings") or ())
 
 
@@ -285,15 +293,6 @@ def _telemetry(results: Mapping[str, Any]) -> Iterable[str]:
     yield from _figures(telemetry_figures(telemetry, sizes), "Nothing to draw.")
 
 
-def _decay_cell(name: str, row: Mapping[str, Any]) -> Any:
-    value = row.get(name)
-    if name == "shape" and isinstance(value, list):
-        return " \u00d7 ".join(map(str, value)) or "scalar"
-    if name in ("half_life", "equilibrium_norm") and value is None and row.get("rate") == 0:
-        return float("inf")
-    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
-
-
 def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
     yield "<h2>Circumstances</h2>"
     command = results.get("command")
@@ -313,18 +312,26 @@ def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
     data = _dict(results, "data")
     if results.get("kind") == "train":  # Nothing is chosen: these examples train.
         data = {"num_train" if name == "num_choose" else name: v for name, v in data.items()}
-    groups = {
-        "Configuration": _dict(results, "config"),
-        "Data": data,
-        "Versions and devices": machine,
-        "Timing": seconds,
-    }
+    config, told = _dict(results, "config"), results.get("told")
+    if isinstance(told, list):
+        yield _paragraph(f"Other than the defaults: {_told(config, told)}", "quiet")
+    groups = {"Configuration": config, "Data": data}
+    groups |= {"Versions and devices": machine, "Timing": seconds}
+    # What the defaults say is for who looks for it.
+    folded = isinstance(told, list)
+    yield "<details><summary>All options, data, versions and times</summary>" if folded else ""
     yield '<div class="facts">'
     for heading, facts in groups.items():
         rows = tuple((name, _fact(value)) for name, value in facts.items())
         body = Table(("", ""), rows)._repr_html_() if rows else _missing("Not recorded.")
         yield f"<section><h3>{heading}</h3>{body}</section>"
-    yield "</div>"
+    yield "</div></details>" if folded else "</div>"
+
+
+def _told(config: Mapping[str, Any], names: list[Any]) -> str:
+    """The options that differ from their defaults."""
+    words = [f"{str(n).replace('_', ' ')} {_fact(config[n])}" for n in names if n in config]
+    return "; ".join(words) + "." if words else "nothing but defaults."
 
 
 def _fact(value: Any) -> str:

@@ -16,7 +16,13 @@ from wdjax.selection.cross_validation import FitAndScore, Progress, cross_valida
 from wdjax.selection.folds import Folds
 from wdjax.selection.grids import GridLike
 from wdjax.selection.judged import Judged, confident_rows
-from wdjax.selection.over_zero import gains_over_best_zero, gains_over_zero
+from wdjax.selection.over_zero import (
+    LEVEL,
+    Gain,
+    gains_between,
+    gains_over_best_zero,
+    gains_over_zero,
+)
 from wdjax.selection.scores import Scores, standard_error_over_folds
 from wdjax.tables import Estimate, Table, format_number
 from wdjax.types import Batch
@@ -33,6 +39,10 @@ class Comparison(NamedTuple):
     """The best numbers of each choice, in the order given."""
     scores: dict[str, Scores]
     """All that was run, choice by choice."""
+    over_best: Mapping[str, Gain] = {}
+    """What the best row of each other choice gains over the best choice's: below 0 where it is
+    worse, with intervals that hold for all rows tried at once. Which are worse is told by
+    `told_apart`, whose one-sided test knows that the best was picked; these show by how much."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -135,6 +145,8 @@ class Comparison(NamedTuple):
             "best": self.best,
             "higher_is_better": self.higher_is_better,
             "told_apart": self.told_apart,
+            "over_best": {name: gain._asdict() for name, gain in self.over_best.items()},
+            "notes": self._note().splitlines(),
             "choices": choices,
         }
 
@@ -239,7 +251,37 @@ def compare_scores(
             chosen[name] = choose_row(judged[name], rule, simpler, own, over, inside)
         except ValueError as error:
             raise ValueError(f"choice {name!r}: {error}") from None
-    return Comparison(value, baseline, chosen, dict(scores))
+    found = Comparison(value, baseline, chosen, dict(scores))
+    return found._replace(over_best=_gains_over_best(judged, found))
+
+
+def _gains_over_best(judged: Mapping[str, Judged], found: Comparison) -> dict[str, Gain]:
+    """Of each other choice's row over the best one; simultaneous over the rows of all choices."""
+    searches = list(judged.values())
+    each = [search.each for search in searches]
+    joined = searches[0]._replace(
+        losses=np.concatenate([search.losses for search in searches]),
+        each=None if any(one is None for one in each) else np.concatenate(each),  # pyright: ignore[reportArgumentType, reportCallIssue]
+    )
+    begins = np.cumsum([0, *(len(search.losses) for search in searches)])[:-1]
+    row_of = {
+        name: int(begin) + found.chosen[name].index
+        for name, begin in zip(judged, begins, strict=True)
+    }
+    best = row_of[found.best]
+    finite = np.isfinite(joined.means)
+    others = [row for row in np.flatnonzero(finite).tolist() if row != best]
+    if not others or not finite[best]:
+        return {}
+    gains = gains_between([(joined, best, row) for row in others], LEVEL)
+    ends = {
+        row: (float(m), float(a), float(b)) for row, m, a, b in zip(others, *gains[:3], strict=True)
+    }
+    return {
+        name: Gain(*ends[row], LEVEL, len(others), gains.method)
+        for name, row in row_of.items()
+        if row in ends
+    }
 
 
 def _check_paired(judged: Mapping[str, Judged]) -> None:
