@@ -31,6 +31,7 @@ from wdjax.decay import (
     inflection_bound,
     initial_bound,
     lion,
+    lora_decay,
     make_optimizer,
     muon,
     project_max_norm,
@@ -48,6 +49,9 @@ from wdjax.decay import (
 from wdjax.parts import scale_by_parts
 
 ALL = {"*": 1.0}
+FROZEN = np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+PAIRS = {"pretrained": ("adapter/lora_a", "adapter/lora_b")}
+"""Of the factors in `params()`, which are leaves like any other to the other rows."""
 
 
 class Row(NamedTuple):
@@ -77,6 +81,12 @@ METHODS = {
     "huber_decay": Row(lambda s, parts=None: huber_decay(s, 0.5, 0.4, parts=parts)),
     "decay_to_tree": Row(
         lambda s, parts=None: decay_weights(s, parts=parts, reference=params(seed=1)),
+        any_tree=False,
+    ),
+    "lora_decay": Row(
+        lambda s, parts=None: lora_decay(
+            s, 0.5, frozen={"pretrained": FROZEN}, pairs=PAIRS, parts=parts
+        ),
         any_tree=False,
     ),
     "proximal_step": Row(lambda s, parts=None: proximal_step([s], soft_threshold, parts=parts)),
@@ -148,12 +158,13 @@ every_method = pytest.mark.parametrize("row", rows(METHODS | PLAIN))
 
 
 def params(dtype=jnp.float32, seed=0):
-    """Matrices, a vector and a scalar, in nested containers."""
+    """Matrices, a vector, a scalar and an adapter's two factors, in nested containers."""
     rng = np.random.default_rng(seed)
     array = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
     return {
         "dense": {"kernel": array(4, 3), "bias": array(3)},
         "rest": (array(2, 2), [array()]),
+        "adapter": {"lora_a": array(4, 2) / 2, "lora_b": array(2, 3) / 2},
     }
 
 

@@ -151,8 +151,8 @@ def test_integers_and_keys_are_left_alone(row):
 @every_method
 def test_it_works_in_chain_masked_and_partition(row):
     """Hidden leaves are left alone; the others see what they would see alone."""
-    w = params()
-    alone = run(row.make(row.strength, {"*/kernel": 1.0, "rest/0": 1.0, "*": 0.0}), w)[0]
+    w, matrices = params(), {"*/kernel": 1.0, "rest/0": 1.0, "adapter/*": 1.0, "*": 0.0}
+    alone = run(row.make(row.strength, matrices), w)[0]
     hidden = run(optax.identity(), w)[0]
     expected = jax.tree.map(lambda a, h: a if a.ndim >= 2 else h, alone, hidden)
     inner = row.make(row.strength)

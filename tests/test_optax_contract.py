@@ -11,7 +11,11 @@ from wdjax.decay import adamw, decay_weights, decoupled_decay, float32_master, s
 from wdjax.parts import matrices_only
 
 PATTERNS = {"*/kernel": 1.0, "*/bias": 0.5, "*": 0.0}
-TREE = {"dense": {"kernel": 1.0, "bias": 0.5}, "rest": (1.0, [0.0])}
+TREE = {
+    "dense": {"kernel": 1.0, "bias": 0.5},
+    "rest": (1.0, [0.0]),
+    "adapter": {"lora_a": 1.0, "lora_b": 0.5},
+}
 FORMS = (matrices_only, PATTERNS, TREE)
 
 WRAPPERS = {
@@ -52,7 +56,7 @@ def test_optax_finds_the_trees_like_the_params_in_its_state(row):
 def test_the_copies_in_a_state_are_given_what_their_params_are_given():
     """A partition spec a leaf, say."""
     w = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params())
-    numbers = jax.tree.unflatten(jax.tree.structure(w), range(4))
+    numbers = jax.tree.unflatten(jax.tree.structure(w), range(len(jax.tree.leaves(w))))
     for name, kept in (
         ("decay_to_initial", lambda state: state.reference),
         ("decay_to_average", lambda state: state.reference),
@@ -157,7 +161,7 @@ def test_an_abstract_state_keeps_the_sharding_of_what_it_copies():
         assert kept.sharding == rows_of
 
 
-NOT_TURNED = {"decay_to_one", "decay_to_tree", "muon"}
+NOT_TURNED = {"decay_to_one", "decay_to_tree", "lora_decay", "muon"}
 """Those to which a direction is special; Newton-Schulz is for real matrices."""
 
 

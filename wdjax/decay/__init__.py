@@ -45,6 +45,7 @@ from wdjax.decay.forms import (
     independent_decay,
     independent_rate,
 )
+from wdjax.decay.lora import lora_decay
 from wdjax.decay.optimizers import (
     MasterState,
     RoundingState,
@@ -114,6 +115,7 @@ __all__ = [
     "initial_bound",
     "initial_params",
     "lion",
+    "lora_decay",
     "make_optimizer",
     "muon",
     "mup_strength",
