@@ -92,6 +92,7 @@ if typing.TYPE_CHECKING:
 
     # Models, and a long run: its data, its loop, what it saves.
     from wdjax.checkpoint import Checkpoints as Checkpoints
+    from wdjax.checkpoint import load_pretrained as load_pretrained
     from wdjax.data.load import load_data as load_data
     from wdjax.data.stream import make_stream as make_stream
     from wdjax.loop.train_loop import TrainLoop as TrainLoop
@@ -139,7 +140,7 @@ _NAMES = {
         "nested_cross_validate_pure",
     ),
     "wdjax.exact": ("leave_one_out", "ridge_evidence", "softmax_evidence"),
-    "wdjax.checkpoint": ("Checkpoints",),
+    "wdjax.checkpoint": ("Checkpoints", "load_pretrained"),
     "wdjax.data.load": ("load_data",),
     "wdjax.data.stream": ("make_stream",),
     "wdjax.loop.train_loop": ("TrainLoop",),

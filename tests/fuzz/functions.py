@@ -146,6 +146,7 @@ def _calls_of_small_things(key, model, batch, state, step, loss) -> dict[str, An
         "l1_penalty": of(strength=0.1, parts=None),
         "l2_penalty": of(strength=0.1, parts=None),
         "load_data": of(name_or_path="iris", target=None, loss="cross_entropy", length=None),
+        "load_pretrained": of(params=params, pretrained=params, rules={"*": "*"}),
         "make_cnn": of(num_outputs=2, dropout=0.1),
         "make_fit": of(model=model, example_loss=error, make_tx=make_tx, **sizes),
         "make_fit_and_score": of(fit=fit, score=score),

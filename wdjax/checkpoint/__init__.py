@@ -7,4 +7,8 @@ from wdjax.checkpoint.manifest import DamagedCheckpointError as DamagedCheckpoin
 from wdjax.checkpoint.manifest import Restored as Restored
 from wdjax.checkpoint.manifest import check_same_config as check_same_config
 from wdjax.checkpoint.manifest import versions as versions
+from wdjax.checkpoint.partial import LoadedLeaf as LoadedLeaf
+from wdjax.checkpoint.partial import LoadReport as LoadReport
+from wdjax.checkpoint.partial import load_pretrained as load_pretrained
 from wdjax.checkpoint.store import Checkpoints as Checkpoints
+from wdjax.checkpoint.store import read_leaves as read_leaves

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from wdjax.checkpoint.arrays import read_arrays, write_arrays
@@ -307,22 +308,55 @@ class Checkpoints:
 
     def _read(self, step: int, like: PyTree) -> Restored:
         """In the writing thread, which has no event loop that orbax's own could meet."""
-        folder = self.folder / folder_name(step)
         facts = read_facts(self.folder, step)
         wanted = {path: described(leaf) for path, leaf in named_leaves(like)}
         check_same_leaves(facts["leaves"], wanted, f"the checkpoint of step {step}")
-        found = read_arrays(folder / _ARRAYS, facts["leaves"])
-        leaves = []
-        for path, leaf in named_leaves(like):
-            saved, array = facts["leaves"][path], found[path]
-            if hash_of_array(array) != saved["sha256"]:
-                raise DamagedCheckpointError(
-                    f"the bytes of leaf {path!r} in {str(folder / _ARRAYS)!r} are not those that "
-                    "were written (SHA-256)."
-                )
-            leaves.append(as_leaf(array, leaf))
+        found = _checked_arrays(self.folder, step, facts["leaves"])
+        leaves = [as_leaf(found[path], leaf) for path, leaf in named_leaves(like)]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, {k: v for k, v in facts.items() if k != "leaves"})
+
+
+def read_leaves(folder: str | os.PathLike[str], *, step: int | None = None) -> dict[str, Any]:
+    """`{path: array}` of a saved state, without its program; of a typed key its data.
+
+    Nothing in the folder is touched, and no other checkpoint is taken where one is damaged.
+
+    Args:
+      folder: as `Checkpoints` wrote it.
+      step: the newest by default.
+
+    Raises:
+      ImportError: if orbax is not installed.
+      FileNotFoundError: if there is none, or not the one asked for.
+      DamagedCheckpointError: if it is not what was written.
+      ValueError: if it was written in a later format.
+    """
+    root = pathlib.Path(check_path("folder", folder)).absolute()
+    steps = steps_in(root)
+    if not steps or (step is not None and step not in steps):
+        of = "" if step is None else f" of step {step}"
+        raise FileNotFoundError(f"{str(root)!r} holds no checkpoint{of}; it has {steps}.")
+    chosen = steps[-1] if step is None else step
+    # In a thread, which has no event loop that orbax's own could meet.
+    leaves = read_facts(root, chosen)["leaves"]
+    with ThreadPoolExecutor(1) as reader:
+        return reader.submit(_checked_arrays, root, chosen, leaves).result()
+
+
+def _checked_arrays(
+    root: pathlib.Path, step: int, leaves: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, each of the SHA-256 that was written."""
+    arrays = root / folder_name(step) / _ARRAYS
+    found = read_arrays(arrays, leaves)
+    for path, saved in leaves.items():
+        if hash_of_array(found[path]) != saved["sha256"]:
+            raise DamagedCheckpointError(
+                f"the bytes of leaf {path!r} in {str(arrays)!r} are not those that were written "
+                "(SHA-256)."
+            )
+    return found
 
 
 def _discard(path: pathlib.Path) -> None:

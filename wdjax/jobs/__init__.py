@@ -16,6 +16,7 @@ from wdjax.jobs.options import TrainOptions as TrainOptions
 from wdjax.jobs.predict import Predictor as Predictor
 from wdjax.jobs.predict import load_predictor as load_predictor
 from wdjax.jobs.predict import run_predict as run_predict
+from wdjax.jobs.pretrained import read_pretrained as read_pretrained
 from wdjax.jobs.results import run_report as run_report
 from wdjax.jobs.resume import resumed_options as resumed_options
 from wdjax.jobs.select import run_select as run_select
