@@ -202,6 +202,8 @@ def prepare_of(path, **options):
         ('a;y\n"x"z;0\n', "closing quote is followed by more than a semicolon"),
         ("a,y\n" + "".join(f"u{i},{i % 2}\n" for i in range(200)), "200 different words in 200"),
         ("a,y\nx,0\nz,\n", "'y' has no label in line 3"),
+        ("a,y\n1,0\n2,NA\n3,1\n", "'y' has no label in line 3"),
+        ("a,y\n1,0\n-3.4028235e38,1\n", "'a' must be finite, got -3.40282e.38 in line 3"),
     ],
 )
 def test_what_is_neither_numbers_nor_words_is_refused_by_line(tmp_path, text, words):

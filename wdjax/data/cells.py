@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from wdjax.data.encoding import HOLE
 from wdjax.data.table_files import RawTable, arrow, shown
 from wdjax.data.texts import quoted
 
@@ -100,7 +101,7 @@ def label_column(table: RawTable, place: int, loss: str) -> np.ndarray:
         found = _numbers_of(table, cells)
         if not isinstance(found, np.ndarray):
             return words
-        if np.isnan(found).any():  # Words for a hole are words here.
+        if np.isnan(found).all():  # Words for a hole, and no numbers beside them: they are words.
             return words
         cells = found
     _check_labelled(table, name, np.isnan(cells))
@@ -131,7 +132,8 @@ def _checked_numbers(
         )
     with np.errstate(over="ignore"):
         # As float32, in which runs compute.
-        too_large = np.isinf(numbers.astype(np.float32))
+        narrow = numbers.astype(np.float32)
+    too_large = np.isinf(narrow) | (narrow == HOLE)
     if too_large.any():
         row = int(np.argmax(too_large))
         raise ValueError(
