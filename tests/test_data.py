@@ -209,7 +209,7 @@ def test_a_known_number_of_classes_bounds_the_labels_and_forgives_absent_ones():
         ("digits", {"loss": "squared"}, "Did you mean 'squared_error'"),
         ("digits", {"loss": "squared_error"}, "targets are classes; use cross_entropy"),
         ("diabetes", {}, "targets are numbers; use squared_error"),
-        ("digits", {"target": "y"}, "only to a .csv file, whose column"),
+        ("digits", {"target": "y"}, r"only to a table \(.csv, .parquet\), whose column"),
         ("iris", {"download": True}, "`download` = True does not apply.*only to a TFDS set"),
         ("iris", {"data_dir": "here"}, "`data_dir` = 'here' does not apply"),
         ("iris", {"length": 5}, "`length` = 5 does not apply.*only to texts"),
