@@ -38,24 +38,26 @@ def rows_of(folder: str) -> list[str]:
 
 OF_THE_METHOD = ("verdict",)
 """Experiments about how often the method is wrong, not about what it found."""
+BEYOND_THE_ARTICLES = ("fine_tuning",)
+"""Experiments about what the articles do not speak of."""
 
 
 def claim_rows() -> list[dict[str, Any]]:
     """Every claim with its verdict, and that under Holm's correction over all claims.
 
     The claims of one kind of device are one family: another device is the same experiment again.
-    Those of the method itself, simulated, are a family of their own: they are no evidence about
-    the articles' claims.
+    Those of the method itself, simulated, are a family of their own, and so are those beyond the
+    articles: neither is evidence about the articles' claims.
     """
     rows = [
         {**claim, "folder": folder.name, "results": results}
         for folder, results in all_results()
         for claim in results["claims"]
     ]
-    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    families: dict[tuple[str, bool, bool], list[dict[str, Any]]] = {}
     for row in rows:
-        family = device_mark(row["results"]["device"]), row["folder"] in OF_THE_METHOD
-        families.setdefault(family, []).append(row)
+        kinds = (row["folder"] in kind for kind in (OF_THE_METHOD, BEYOND_THE_ARTICLES))
+        families.setdefault((device_mark(row["results"]["device"]), *kinds), []).append(row)
     for family in families.values():
         for row, p in zip(family, claims.holm([row["p"] for row in family]), strict=True):
             row["holm_p"] = p

@@ -95,6 +95,24 @@ def check_the_tree_is_that_of_the_model_in_plain_flax(ran):
     assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, params)
 
 
+def check_the_pretrained_layer_is_loaded_and_drawn_back_to_and_the_adapter_alone_moves(ran):
+    names = of(ran, "Fine-tuning")
+    loaded, there = names["params"]["hidden1"], names["pretrained"]
+    np.testing.assert_array_equal(loaded["kernel"], there["hidden1/kernel"])
+    assert set(names["report"].left) == {"head/kernel", "head/bias"}
+
+    def moved(strength):
+        tune, rows = names["tune"], names["few_rows"]
+        tuned = tune({"strength": strength}, rows, jax.random.key(0)).params["hidden1"]["kernel"]
+        return np.linalg.norm(tuned - there["hidden1/kernel"])
+
+    assert 0 < moved(30.0) < moved(3.0) < moved(0.0)
+    assert names["tuning"].of("loss").shape == (4, 3, 1)
+    layer = names["layer"]
+    np.testing.assert_array_equal(layer.kernel[...], names["kernel_before"])
+    assert np.all(layer.lora.lora_b[...] != 0)
+
+
 def check_the_run_that_was_stopped_goes_on_to_its_end(ran):
     names = of(ran, "Stop and go on in Python")
     assert names["number"] == 24 and np.isfinite(float(names["metrics"]["loss"]))
