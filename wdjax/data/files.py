@@ -87,25 +87,32 @@ def read_columns(
     return Columns(inputs, targets, tuple(found), table.names[place], *_of_rows(table, own))
 
 
-def read_test(path: Path, like: Columns, loss: str, *, weights: Any, groups: Any) -> Columns:
+def read_test(
+    path: Path,
+    columns: Sequence[InputColumn],
+    target: str,
+    loss: str,
+    *,
+    weights: str | None = None,
+    groups: str | None = None,
+) -> Columns:
     """A table of the columns of another, in any order: what a model is judged on.
 
     Raises:
       ValueError: as `read_inputs`; if the target, the weights or the groups are missing.
     """
-    names = [column.name for column in like.columns]
     table = read_table(path, needs_header=True)
-    wanted = [like.target, *(name for name in (weights, groups) if name is not None)]
-    places = find_columns(repr(str(path)), table.names, [*names, *wanted])
-    found = read_inputs(path, like.columns, len(names), like.target)
-    place = places[len(names)]
-    own = dict(
-        zip(
-            (n for n, c in _rows_named(weights, groups) if c), places[len(names) + 1 :], strict=True
-        )
-    )
+    roles = {"target": target} | {
+        name: column_name(column)
+        for name, column in _rows_named(weights, groups)
+        if column is not None
+    }
+    places = find_columns(repr(str(path)), table.names, [*roles.values()])
+    own = dict(zip(roles, places, strict=True))
+    place = own.pop("target")
+    found = _find_inputs(table, columns, len(columns), target)
     targets = label_column(table, place, loss) if has_classes(loss) else number_column(table, place)
-    return Columns(found.inputs, targets, like.columns, like.target, *_of_rows(table, own))
+    return Columns(found.inputs, targets, tuple(columns), target, *_of_rows(table, own))
 
 
 def _rows_named(weights: Any, groups: Any) -> tuple[tuple[str, Any], ...]:
@@ -192,7 +199,13 @@ def read_inputs(
         twice, or one too many to be taken in order; a cell is no finite number where a number must
         be. The message names file, column and line.
     """
-    table = read_table(path)
+    return _find_inputs(read_table(path), columns, number, target)
+
+
+def _find_inputs(
+    table: RawTable, columns: Sequence[InputColumn], number: int, target: str | None
+) -> Found:
+    path = table.path
     header, names = list(table.names), [column.name for column in columns]
     target = None if target is None else column_name(target)
     if table.has_header and names:

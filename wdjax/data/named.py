@@ -145,8 +145,7 @@ def load_test_table(name: str, like: Dataset, *, loss: str, **rows: Any) -> Data
         group that it has.
     """
     assert like.target_name is not None
-    columns = Columns(like.inputs, like.targets, like.columns, like.target_name)
-    read = read_test(Path(name), columns, loss, **rows)
+    read = read_test(Path(name), like.columns, like.target_name, loss, **rows)
     if like.class_names:
         labels = {word: label for label, word in enumerate(like.class_names)}
         unknown = sorted(set(read.targets.astype(str).tolist()) - labels.keys())
