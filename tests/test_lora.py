@@ -260,6 +260,17 @@ def test_the_audit_says_that_an_adapter_has_no_rate_of_its_own():
     assert told["head/kernel"].rate == pytest.approx(0.03, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-5])
+def test_the_audit_takes_no_small_adapter_for_a_leaf_that_decays(size):
+    """Near zero the pull is linear in both factors together, and is a decay of neither."""
+    params = jax.tree.map(lambda x: size * x, adapter(jnp.float32)[0])
+    tx = lora_decay(0.3, 0.1, frozen={"dense": {"kernel": normal(6, 5, dtype=jnp.float32)}})
+    for leaf in wdjax.audit(params, tx).leaves:
+        assert np.isnan(leaf.rate) and leaf.unmeasured.startswith("not a decay")
+    if size == 1e-5:
+        assert "(`lora_decay`)" in leaf.unmeasured
+
+
 # Refused.
 
 

@@ -24,6 +24,8 @@ class Decays(NamedTuple):
     """What is removed of as much again, put on top of the leaf."""
     moving: np.ndarray
     """The rates of the leaf that takes its updates."""
+    outward: np.ndarray
+    """The share of what is removed that points away from zero, weight by weight."""
     reference: float
     """How far, as a share of the leaf, what does not change sign with it has carried it."""
 
@@ -71,9 +73,9 @@ def measure_decay(tx: Any, params: Params, num_steps: int) -> list[Decays]:
 
 
 def _see(u: Any, w: Any) -> tuple[Any, Any]:
-    """The six numbers of `Decays`, and the weights of the lanes after the step."""
+    """The seven numbers of `Decays`, and the weights of the lanes after the step."""
     if not is_inexact(w) or not w.size:
-        return jnp.zeros(6), w
+        return jnp.zeros(7), w
     rows = jnp.concatenate([u.reshape(6, -1), w.reshape(5, -1)])
     seen = jnp.matmul(np.asarray(_SEEN, w.dtype), rows, precision="highest")
     products = gram(seen)
@@ -83,7 +85,9 @@ def _see(u: Any, w: Any) -> tuple[Any, Any]:
     tops = jnp.stack([products[0, 7], products[1, 8], products[2, 7], products[3, 9]])
     removed = -ratio(tops, squares[np.array([7, 8, 7, 9])])
     carried = ratio(products[10, 7], squares[7])
-    numbers = jnp.concatenate([removed[:2], away[None], removed[2:], carried[None]])
+    pushed = seen[0] * seen[7]
+    outward = ratio(jnp.sum(jnp.maximum(pushed, 0)), jnp.sum(jnp.abs(pushed)))
+    numbers = jnp.concatenate([removed[:2], away[None], removed[2:], outward[None], carried[None]])
     size = ratio(squares[5:7], squares[7]).reshape(2, *[1] * (w.ndim - 1))
     # Held once it is all but gone or has grown out of all bounds: what follows is seen on it.
     after = jnp.where((size > 1e-12) & (size < 1e12), w[3:] + u[3:5], w[3:])

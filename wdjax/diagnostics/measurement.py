@@ -30,6 +30,11 @@ BESIDE_GRADIENTS = (
     "what it removes depends on the gradients beside it, as under a trust ratio (LAMB, LARS) or a "
     "step size found on the way: it has no rate of its own"
 )
+BESIDE_OTHERS = (
+    "not a decay of the leaf by itself: without a gradient it shrinks some of its weights and lets "
+    "others grow, as the factors of an adapter are drawn by one another and by the weight that "
+    "they adapt (`lora_decay`)"
+)
 
 
 class Measured(NamedTuple):
@@ -157,6 +162,9 @@ def _rates_of(w: Any, seen: Decays) -> tuple[np.ndarray, np.ndarray, str | None]
             nothing,
             f"{_DISPROPORTIONATE}: of three times the weight it removes {times:.3g} times as much",
         )
+    # Where all points outward the weights grow, at a rate.
+    if size and 0.05 < float(seen.outward.mean()) < 0.95:
+        return nothing, nothing, BESIDE_OTHERS
     slopes = np.where(np.abs(seen.slopes) > rounding, seen.slopes, 0)
     if not size and np.any(slopes > 0.99):
         return nothing, nothing, KEEPS_WEIGHTS
