@@ -16,6 +16,7 @@ from wdjax.decay import (
     independent_decay,
     muon,
 )
+from wdjax.diagnostics import audit
 from wdjax.parts import matrices_only
 
 PARAMS = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -128,3 +129,12 @@ def test_integers_in_the_params_are_not_decayed():
     w = {"steps": jnp.array([1, 2]), "w": jnp.ones(1)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, w), tx.init(w), w)
     np.testing.assert_array_equal(updates["steps"], 0)
+
+
+@pytest.mark.parametrize("strength", [3e-6, 1e-3])
+def test_the_audit_warns_of_growth_however_slow(strength):
+    """Slower than the rounding of a float32 too, and it does not say that nothing decays."""
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9), optax.add_decayed_weights(strength))
+    report = audit({"kernel": jnp.full((2, 2), 3.0)}, tx)
+    assert [warning.kind for warning in report.warnings] == ["grows"]
+    assert report.leaves[0].rate == pytest.approx(-strength, rel=1e-4)

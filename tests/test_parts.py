@@ -215,6 +215,14 @@ def test_a_weight_elsewhere_stays_a_kernel(module):
     assert leaf_role(f"norm/{module}/weight", jnp.ones((3, 4))) == "kernel"
 
 
+def test_a_kernel_of_one_axis_in_a_norm_is_a_gain():
+    """So EasyLM calls the gains of its norms."""
+    assert leaf_role("attention_norm/kernel", jnp.ones(4)) == "gain"
+    assert leaf_role("attention_norm/kernel", jnp.ones((3, 4)), 1) == "gain"
+    assert leaf_role("attention_norm/kernel", jnp.ones((3, 4))) == "kernel"
+    assert leaf_role("wq/kernel", jnp.ones(4)) == "other"
+
+
 def test_embeddings_and_matrices_without_a_name_still_decay():
     tree = {"embed": {"embedding": jnp.ones((5, 4))}, "list": [jnp.ones((2, 2)), jnp.ones(2)]}
     assert multipliers(matrices_only, tree) == {"embed/embedding": 1, "list/0": 1, "list/1": 0}

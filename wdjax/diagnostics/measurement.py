@@ -165,7 +165,9 @@ def _rates_of(w: Any, seen: Decays) -> tuple[np.ndarray, np.ndarray, str | None]
     # Where all points outward the weights grow, at a rate.
     if size and 0.05 < float(seen.outward.mean()) < 0.95:
         return nothing, nothing, BESIDE_OTHERS
-    slopes = np.where(np.abs(seen.slopes) > rounding, seen.slopes, 0)
+    # A slope as small as a rounding is one, unless it is just what the rates say.
+    agrees = np.abs(seen.slopes - seen.rates) <= 0.05 * np.abs(seen.rates)
+    slopes = np.where(agrees | (np.abs(seen.slopes) > rounding), seen.slopes, 0)
     if not size and np.any(slopes > 0.99):
         return nothing, nothing, KEEPS_WEIGHTS
     return _settled(seen) + 0.0, slopes + 0.0, None  # no -0

@@ -92,7 +92,7 @@ def leaf_role(path: str, leaf: Any, layer_axes: int = 0) -> str:
     - `embedding`: the name, or that of the module, holds `embed`;
     - `gain` (of a norm): the name is `scale`, `gain` or `gamma`, or `weight` with one axis or
       in a module that normalises (its name holds `norm`, or is `ln`, `bn`, `gn` or `rms` with
-      or without a number);
+      or without a number), or `kernel` with one axis in such a module (EasyLM);
     - `head`: a kernel in a module called `head`, `lm_head`, `logits`, `classifier`, `output` or
       `readout`;
     - `kernel`: any other `kernel`, `weight` or `w` of two or more axes;
@@ -112,6 +112,8 @@ def leaf_role(path: str, leaf: Any, layer_axes: int = 0) -> str:
         return "embedding"
     normalises = bool(named) and _NORM.search(named[-1]) is not None
     if name in ("scale", "gain", "gamma") or (name == "weight" and (normalises or not is_matrix)):
+        return "gain"
+    if name == "kernel" and normalises and not is_matrix:
         return "gain"
     if is_matrix and (name == "w" or name.startswith(("kernel", "weight"))):
         return "head" if any(module in _HEADS for module in modules) else "kernel"
