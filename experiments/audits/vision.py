@@ -1,0 +1,155 @@
+"""Configurations of codebases for images and control."""
+
+import optax
+
+from experiments.audits import codebases as c
+from experiments.audits import trees
+from experiments.audits.codebases import FLAX, Codebase, always, times
+
+VISION = (
+    Codebase(
+        "big_vision, ViT-S/16",
+        *("google-research/big_vision", "0127fb6b337ee2a27bf4e54dea79cff176527356", "2025-05-19"),
+        "big_vision/optax.py:115-149",
+        "big_vision/configs/vit_s16_i1k.py:78-84",
+        "wd = 1e-4",
+        c.big_vision,
+        c.cosine(1e-3, 10_000, 111_476),
+        111_476,
+        trees.VIT_BIG_VISION,
+        lambda lr: 1e-4 * lr / 1e-3,
+        "wd x schedule, without the base rate",
+        "Added after the base learning rate, so that only the schedule, which peaks at 1, "
+        "multiplies it: 1e-4 here is what 0.1 is in optax's AdamW at this rate of 1e-3. Kernels "
+        "alone by default (`wd_mults`).",
+        compared=True,
+    ),
+    Codebase(
+        "Kauldron, ViT-B/16",
+        *("google-research/kauldron", "c9b3ec86316cdfcfadd3c79f9bce074ea6333c04", "2026-08-21"),
+        "examples/vit_b_i1k.py:84-89",
+        "examples/vit_b_i1k.py:75-89",
+        "weight_decay = 1e-4",
+        c.adamw(1e-4, clip=1.0),
+        c.cosine(1e-3, 10_000, 90_000),
+        90_000,
+        trees.VIT_KAULDRON,
+        times(1e-4),
+        "learning rate x 1e-4",
+        "The number, the learning rate and the warm-up of big_vision's ViT-S/16, but AdamW "
+        "multiplies decay by the learning rate: a thousandth of what the same 1e-4 does there, and "
+        "less than 1 % of a weight in the run. No mask.",
+    ),
+    Codebase(
+        "Scenic, ViT-B/16",
+        *("google-research/scenic", "4a38d475ee89cb821078c0e2bf2065ee030e1535", "2026-07-02"),
+        "scenic/train_lib/optimizers.py:78-100,140-144,204-207",
+        "scenic/projects/baselines/configs/imagenet/imagenet_vit_config.py:110-136",
+        "weight_decay = 0.3",
+        c.adamw(0.3),
+        c.cosine(3e-3, 10_000, 28_080),
+        28_080,
+        trees.VIT_SCENIC,
+        times(0.3),
+        "learning rate x 0.3",
+        "A mask is used only where `skip_scale_and_bias_regularization` is set, which this "
+        "configuration does not do: biases, norms, class token and positions decay. Where it is "
+        "set, it takes leaves whose number of axes is not 1, and the biases of queries, keys and "
+        "values have two: they go on decaying.",
+        compared=True,
+    ),
+    Codebase(
+        "vision_transformer, fine-tuning",
+        *("google-research/vision_transformer", "c6de1e5378c9831a8477feb30994971bdc409e46"),
+        "2024-05-21",
+        "vit_jax/train.py:138-145",
+        "vit_jax/configs/common.py:41,64-68; vit_jax/configs/vit.py:b16,cifar10",
+        "none",
+        c.without_decay_sgd,
+        c.cosine(0.01, 500, 10_000),
+        10_000,
+        trees.VIT_FINE_TUNED,
+        always(0.0),
+        "0",
+        "No decay in fine-tuning, and no option for it.",
+    ),
+    Codebase(
+        "flax imagenet, ResNet-50",
+        *FLAX,
+        "examples/imagenet/train.py:123-129,253-257",
+        "examples/imagenet/configs/default.py:28-35",
+        "weight_decay = 0.0001 (in the code)",
+        c.flax_imagenet,
+        c.cosine(0.05, 50_045, 1_000_900),
+        1_000_900,
+        trees.RESNET_FLAX,
+        lambda lr: 10 * 1e-4 * lr,
+        "learning rate x 1e-4 / (1 - momentum)",
+        "L2 in the loss, on leaves of two axes and more. Through momentum 0.9 it acts ten times: "
+        "its rate is that of a decoupled 1e-3. The configuration has no option for it.",
+        compared=True,
+    ),
+    Codebase(
+        "BYOL, ResNet-50",
+        *("deepmind/deepmind-research", "d8df4155dc72fc3dfff9f857412168993348ca23", "2021-07-06"),
+        "byol/utils/optimizers.py:30-35,182-188",
+        "byol/configs/byol.py:21-22,57-61",
+        "weight_decay = 1.5e-6",
+        c.byol_lars,
+        c.cosine(3.2, 3_127, 312_784),
+        312_784,
+        trees.BYOL,
+        None,
+        "none: depends on the gradient",
+        "Decay is in the gradient before LARS' trust ratio, which rescales both together: it turns "
+        "the step towards zero, and has no rate of its own. Biases and norms are left out.",
+        compared=True,
+    ),
+    Codebase(
+        "algorithmic-efficiency, NAdamW",
+        *("mlcommons/algorithmic-efficiency", "2c90454fc05d5bdf3598b0c7651e611f132a7060"),
+        "2025-09-05",
+        "algorithms/baselines/external_tuning/jax_nadamw_full_budget.py:70-74,191-197",
+        "algorithms/baselines/external_tuning/tuning_search_space.json:2-10",
+        "weight_decay = 0.164",
+        c.nesterov_adamw,
+        c.cosine(0.001308209823469072, 16_799, 167_999),
+        167_999,
+        trees.VIT_ALGOPERF,
+        times(0.16375311233774334),
+        "learning rate x 0.164",
+        "`weight_decay_mask` exists and is not passed: every leaf decays. The first of its five "
+        "settings, on the ImageNet ViT.",
+        compared=True,
+    ),
+    Codebase(
+        "Octo",
+        *("octo-models/octo", "241fb3514b7c40957a86d869fecb7c7fc353f540", "2024-07-30"),
+        "octo/utils/train_utils.py:314-335",
+        "scripts/configs/config.py:25-36; scripts/configs/octo_pretrain_config.py",
+        "weight_decay = 0.1",
+        c.octo,
+        c.octo_schedule(3e-4, 2_000, 10_000),
+        300_000,
+        trees.OCTO,
+        times(0.1),
+        "learning rate x 0.1",
+        "Kernels alone, by name; positions and embeddings are left out too. The frozen text "
+        "encoder keeps its weights: the freezing is outside of AdamW.",
+        compared=True,
+    ),
+    Codebase(
+        "Brax, PPO",
+        *("google/brax", "0b96d056328d15ea7ebfd3ce07f42be72ec76e40", "2026-06-29"),
+        "brax/training/agents/ppo/train.py:452-467",
+        "brax/training/agents/ppo/train.py:193",
+        "none",
+        lambda learning_rate: optax.adam(learning_rate),
+        lambda t: 1e-4 + 0.0 * t,
+        100_000,
+        trees.PPO_BRAX,
+        always(0.0),
+        "0",
+        "Adam without decay, and no option for it.",
+    ),
+)
