@@ -171,7 +171,8 @@ LANGUAGE = (
         times(0.1),
         "learning rate x 0.1",
         "By default norms, biases and embeddings are left out, by class; the embedding is also the "
-        "head of GPT-2, which therefore does not decay. 400,000 is the default number of steps.",
+        "head of GPT-2, which therefore does not decay. Its own mask, called on modules of "
+        "these classes, takes the same four. 400,000 is the default number of steps.",
     ),
     Codebase(
         "EasyLM, LLaMA 7B",
