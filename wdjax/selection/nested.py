@@ -17,7 +17,7 @@ Example:
   ...     ridge, grid, data, folds, key=jax.random.key(0), inner=4
   ... )
   >>> [choice.hparams["strength"] for choice in nested.choices], nested.values.shape
-  ([100.0, 100.0, 10.0], (3, 1))
+  ([100.0, 10.0, 100.0], (3, 1))
 """
 
 import functools
