@@ -76,7 +76,7 @@ def test_every_option_of_every_command_is_drawn():
     """A new option is fuzzed without being named here."""
     drawn = {
         (case.words[0], word.partition("=")[0])
-        for case in map(case_of, range(12_000))
+        for case in map(case_of, range(16_000))
         if case.words
         for word in case.words
     }

@@ -62,7 +62,7 @@ class Option(NamedTuple):
 @functools.cache
 def options() -> dict[str, tuple[Option, ...]]:
     """What each command can be told, by its name, as the parser has it."""
-    (commands,) = cli._parser(jobs, streaming=True)._subparsers._group_actions
+    (commands,) = cli._parser(jobs, frozenset({"streamed", "of_table"}))._subparsers._group_actions
     found = {}
     for name, parser in commands.choices.items():
         fields = getattr(jobs, f"{name.capitalize()}Options", None)
