@@ -203,12 +203,15 @@ def _predictor_of(
 
 
 def _columns_in(data: Mapping[str, Any]) -> tuple[InputColumn, ...]:
-    names, about = _names_in(data, "column_names"), data.get("columns") or [{}] * 10**9
+    """The columns by name, with their words and holes; of numbers alone neither is said."""
+    names = _names_in(data, "column_names")
+    about = data.get("columns") or [{} for _ in names]
+    if not isinstance(about, list) or len(about) != len(names):
+        raise TypeError(f"columns are {len(about)} of {len(names)}")
+    words = (own.get("words") for own in about)
     return tuple(
-        InputColumn(
-            name, None if own.get("words") is None else tuple(own["words"]), own.get("holes", False)
-        )
-        for name, own in zip(names, about, strict=False)
+        InputColumn(name, None if own is None else tuple(own), bool(of.get("holes", False)))
+        for name, own, of in zip(names, words, about, strict=True)
     )
 
 
