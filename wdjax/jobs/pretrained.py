@@ -9,6 +9,7 @@ from wdjax.checkpoint import read_leaves
 from wdjax.checkpoint.manifest import steps_in
 from wdjax.checks import check_path
 from wdjax.data.archive import read_arrays
+from wdjax.data.named import DATA_SOURCES
 from wdjax.jobs.results import RESULTS, opened_results, read_params
 
 
@@ -34,7 +35,8 @@ def read_pretrained(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if (where / RESULTS).is_file():
         with opened_results(where) as results:
             return read_params(where, results)
-    if where.is_dir() or where.suffix != ".npz":
+    kind = DATA_SOURCES.get(where.suffix)
+    if where.is_dir() or kind is None or not kind.has_arrays:
         raise ValueError(
             f"`path` must be a run's folder, a folder of checkpoints or an .npz file, got "
             f"{str(where)!r}. Read another format by its own library, such as "
