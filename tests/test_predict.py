@@ -268,6 +268,13 @@ def test_a_table_with_named_columns_is_taken_by_name_from_python_too(trained):
         predictor(frame)
 
 
+def test_a_path_that_a_line_cannot_show_is_quoted(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "new.csv", COLUMNS, trained[1].T)
+    assert main(["predict", str(trained[0]), "new.csv", "--out", "\t"]) == 0
+    assert capsys.readouterr().out == "Wrote '\\t'\n"
+
+
 def test_the_command_says_on_standard_error_what_it_passed_over(trained, tmp_path, capfd):
     write(tmp_path / "new.csv", ["id", *COLUMNS], [np.arange(20), *trained[1].T])
     arguments = ["predict", str(trained[0]), str(tmp_path / "new.csv"), "--out"]

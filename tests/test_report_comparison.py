@@ -115,7 +115,7 @@ def test_the_job_writes_the_page_and_says_what_was_told(tmp_path):
     )
     run_compare(options, say=lambda text: None)
     page = (tmp_path / "run/report.html").read_text("utf-8")
-    told = "Other than the defaults: data iris; epochs 1; batch size 32"
+    told = "Other than the defaults: data iris; loss cross_entropy; epochs 1; batch size 32"
     assert told in page and "How far behind" in page
     details = [tag for tag, _ in Texts(page).tags if tag == "details"]
     assert len(details) == 1 and "All options, data, versions and times" in page

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wdjax.ending import DONE, FAILED, INTERRUPTED, STATUSES, TERMINATED, end, ending_of, naming
-from wdjax.printing import let_go_of_outputs, one_line, write_error, write_out
+from wdjax.printing import let_go_of_outputs, named_path, one_line, write_error, write_out
 from wdjax.screen import Screen
 
 EXAMPLES = {
@@ -116,10 +116,11 @@ def _main(words: list[str]) -> int:
         if job in ("predict", "report") and isinstance(value, str):
             check_text(name, value)
     if job == "report":
-        write_out(f"Wrote {jobs.run_report(arguments['run'])}")
+        write_out(f"Wrote {named_path(jobs.run_report(arguments['run']))}")
     elif job == "predict":
         run, data = arguments.pop("run"), arguments.pop("data")
-        write_out(f"Wrote {jobs.run_predict(run, data, **arguments, say=write_error)}")
+        path = jobs.run_predict(run, data, **arguments, say=write_error)
+        write_out(f"Wrote {named_path(path)}")
     elif job == "audit":
         report = jobs.run_audit(jobs.AuditOptions(**arguments))
         write_out(str(report))

@@ -34,6 +34,12 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def named_path(path: object) -> str:
+    """A path as a line shows it: one with tabs or ends of lines in quotes, which escape them."""
+    text = str(path)
+    return repr(text) if set(text) & set("\t\n\r\v\f") else text
+
+
 def _escaped(found: re.Match[str]) -> str:
     number = ord(found.group())
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -40,6 +40,8 @@ FINAL = "final.npz"
 """The params of `select --final all`: of a model that saw every row, and that none is left to
 judge."""
 
+_HOW_BEGUN = "out", "name", "overwrite", "resume", "devices"
+
 SCHEMA = 2
 """Of `results.json`; since 2 it is sealed, and says in `files` what `params.npz` must be."""
 
@@ -78,8 +80,16 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
 
 
 def _told(options: RunOptions) -> list[str]:
-    """The options that are not at their defaults."""
-    return [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
+    """The options that are not at their defaults, but for where a run lies and how it was begun.
+
+    What `config` resolves is always among them: a run that goes on has it from its own folder.
+    """
+    return [
+        field.name
+        for field in dataclasses.fields(options)
+        if field.name in ("loss", "epochs")
+        or (field.name not in _HOW_BEGUN and getattr(options, field.name) != field.default)
+    ]
 
 
 def _about_columns(data: Any) -> list[dict[str, Any]]:
