@@ -22,7 +22,7 @@ from wdjax.data.encoding import (
     encode_columns,
     learn_encoding,
 )
-from wdjax.data.load import load_data
+from wdjax.data.load import load_choose_and_test, load_data
 from wdjax.jobs import TrainOptions, load_predictor, run_predict, run_train
 from wdjax.jobs.setup import prepare
 
@@ -204,6 +204,12 @@ def prepare_of(path, **options):
         ("a,y\nx,0\nz,\n", "'y' has no label in line 3"),
         ("a,y\n1,0\n2,NA\n3,1\n", "'y' has no label in line 3"),
         ("a,y\n1,0\n-3.4028235e38,1\n", "'a' must be finite, got -3.40282e.38 in line 3"),
+        ("a,y\n" + "".join(f"u{i % 31},{i % 2}\n" for i in range(60)), "31 different words in 60"),
+        ("d,y\nNA,0\n2026-01-31,0\n2026-02-28 10:00,1\n", "'d' holds dates, .*line 3.*--drop"),
+        ("d,y\n31/1/26,0\n28/02/26,1\n", "'d' holds dates, such as '28/02/26' in line 3; make num"),
+        ("d;y\n31.1.2026;0\n1.2.2026;1\n", "'d' holds dates, such as '1.2.2026' in line 3"),
+        ('d,y\n"[1, 2]",0\n"[]",1\n', r"'d' holds lists, such as '\[1, 2\]' in line 2; give"),
+        (",a,y\n0,5,0\n1,5,0\n2,6,1\n", "column 1 has no name and counts the rows.*--drop ''"),
     ],
 )
 def test_what_is_neither_numbers_nor_words_is_refused_by_line(tmp_path, text, words):
@@ -231,6 +237,91 @@ def test_broken_gzip_broken_parquet_and_dates_are_refused(tmp_path):
     frame.to_parquet(tmp_path / "inf.parquet")
     with pytest.raises(ValueError, match=r"'a' must be finite, got inf in row 1 \(counted from 0"):
         load_data(tmp_path / "inf.parquet")
+
+
+def test_words_that_only_look_like_dates_or_ids_are_words(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "a,b,c,y\n" + "".join(f"1.2.{i},{i}-7,w{i},{i % 2}\n" for i in range(20))
+    )
+    assert [len(c.words) for c in load_data(tmp_path / "t.csv").columns] == [20, 20, 20]
+
+
+def test_an_unnamed_column_that_counts_no_rows_is_a_column(tmp_path):
+    (tmp_path / "t.csv").write_text(",a,y\n0,5,0\n2,5,0\n1,6,1\n")
+    assert load_data(tmp_path / "t.csv").column_names == ("", "a")
+    (tmp_path / "t.csv").write_text(",a,y\n0,5,0\n1,5,0\n2,6,1\n")
+    assert load_data(tmp_path / "t.csv", drop=[""]).column_names == ("a",)
+
+
+def test_a_number_to_predict_that_never_varies_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("a,y\n1,3.5\n2,3.5\n")
+    with pytest.raises(ValueError, match="'y' is 3.5 in every row, so there is nothing to predict"):
+        load_data(tmp_path / "t.csv", loss="squared_error")
+    (tmp_path / "t.csv").write_text("a,y\n1,3.5\n2,4.5\n")
+    assert load_data(tmp_path / "t.csv", loss="squared_error").targets.tolist() == [3.5, 4.5]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_index_of_a_data_frame_is_no_target(tmp_path, named):
+    """Parquet has it as the last column, which is the target where none is named."""
+    frame = pandas.DataFrame({"a": np.arange(30.0), "y": [0, 1] * 15})
+    frame = frame.drop(index=[0, 1, 3, 4, 20])  # No range of numbers: kept as a column.
+    if named:
+        frame.index.name = "patient"
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load_data(tmp_path / "t.parquet", groups="patient" if named else None)
+    assert data.target_name == "y" and data.column_names == ("a",)
+    assert data.targets.tolist() == frame["y"].tolist() and data.inputs[:2, 0].tolist() == [2, 5]
+    if named:
+        assert data.groups.tolist() == frame.index.astype(str).tolist()
+        whole = load_data(tmp_path / "t.parquet")
+        frame.to_csv(tmp_path / "t.csv")
+        assert whole.column_names == load_data(tmp_path / "t.csv").column_names == ("patient", "a")
+
+
+def test_a_word_of_the_test_part_alone_is_unseen_and_holes_keep_their_column(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({"c": rng.choice(["x", "y"], 50), "a": rng.normal(size=50)})
+    frame["y"] = np.arange(50) % 2
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    _, test = load_choose_and_test(tmp_path / "t.csv")
+    row = np.flatnonzero(np.isclose(frame["a"], test.inputs[3, 1]))[0]
+    frame.loc[row, ["c", "a"]] = ["rare", np.nan]
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    choose, test = load_choose_and_test(tmp_path / "t.csv")
+    assert choose.columns == test.columns
+    assert choose.columns == (InputColumn("c", ("x", "y")), InputColumn("a", None, True))
+    assert test.inputs[3].tolist() == [UNSEEN, HOLE] and (test.inputs == HOLE).sum() == 1
+    # The others say what they said.
+    for part in (choose, test):
+        known = part.inputs[part.inputs[:, 0] >= 0]
+        places = [np.abs(frame["a"] - a).argmin() for a in known[:, 1]]
+        words = [choose.columns[0].words[int(code)] for code in known[:, 0]]
+        assert words == frame["c"].iloc[places].tolist()
+
+
+def test_the_plan_names_columns_that_never_vary(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "a,k,l,y\n" + "".join(f"{i},7,same,{i // 2 % 2}\n" for i in range(60))
+    )
+    assert (
+        "The same in every row, so of no use (--drop): 'k', 'l'."
+        in prepare_of(tmp_path / "t.csv").describe()
+    )
+
+
+def test_what_words_take_in_memory_is_counted_before(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text(
+        "a,y\n" + "".join(f"w{i % 90},{i // 3 % 2}\n" for i in range(2000))
+    )
+    monkeypatch.setattr("wdjax.jobs.bound.memory_within_reach", lambda: 700_000)
+    with pytest.raises(ValueError, match="and there are .* of memory|needs at least .* of memory"):
+        prepare_of(tmp_path / "t.csv")
+    # 2,000 rows of 90 columns, 0.72 MB; of numbers alone the same rows fit.
+    (tmp_path / "n.csv").write_text(
+        "a,y\n" + "".join(f"{i % 90},{i // 3 % 2}\n" for i in range(2000))
+    )
+    prepare_of(tmp_path / "n.csv")
 
 
 # ------------------------------------------------------------------------------ the command
@@ -261,6 +352,7 @@ def test_words_that_training_did_not_see_are_counted(run, tmp_path):
         str(run[0] / "run"), str(tmp_path / "new.csv"), out=str(tmp_path / "o.csv"), say=said.append
     )
     assert "'city': 3 cells hold words that training did not see ('Bonn', 'Kiel')" in "".join(said)
+    assert "and count as other words" in "".join(said)
     table = pandas.read_csv(path)
     frame = pandas.DataFrame(
         {
@@ -301,6 +393,22 @@ def test_a_word_where_training_had_numbers_is_refused_by_line(run, tmp_path):
     (tmp_path / "new.csv").write_text("town,age,size\nOslo,1,1\n")
     with pytest.raises(ValueError, match="no column 'city', which the model was trained on"):
         run_predict(str(run[0] / "run"), str(tmp_path / "new.csv"), out=str(tmp_path / "o.csv"))
+
+
+def test_columns_without_names_cannot_be_words_or_holes(run, tmp_path):
+    """The places of an array's numbers would be taken for those of words."""
+    rows = np.array([[1.0, 0.5, 2.0]], np.float32)
+    np.savez(tmp_path / "new.npz", inputs=rows)
+    with pytest.raises(ValueError, match="must name their columns, .*'size', 'age', 'city'"):
+        run_predict(str(run[0] / "run"), str(tmp_path / "new.npz"), out=str(tmp_path / "o.csv"))
+    with pytest.raises(ValueError, match="in Python a data frame"):
+        load_predictor(run[0] / "run")(rows)
+
+
+def test_predictions_of_a_compressed_table_are_called_as_it_is(run):
+    write_csv(run[0] / "new.csv.gz")
+    path = run_predict(str(run[0] / "run"), str(run[0] / "new.csv.gz"), say=lambda text: None)
+    assert path.name == "predictions-new.csv"
 
 
 def test_a_streamed_run_says_that_it_does_not_encode(run, tmp_path, capsys):

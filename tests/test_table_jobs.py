@@ -10,7 +10,7 @@ from wdjax.cli import main
 from wdjax.data.load import load_choose_and_test, load_data
 from wdjax.jobs import SelectOptions, TrainOptions, run_select, run_train
 from wdjax.jobs.setup import draw_folds, prepare
-from wdjax.jobs.verdict import errors_on_test
+from wdjax.jobs.verdict import errors_on_test, refit_table
 from wdjax.selection import cross_validate as real
 
 HEADER = ["id", "patient", "age", "smoker", "count", "state"]
@@ -86,6 +86,7 @@ def test_parts_and_folds_keep_groups_whole_and_the_verdict_counts_groups(
     options = SelectOptions(data=table, out=str(out), **told, **ROLES, **SMALL)
     results = run_select(options, say=lambda text: None)
     np.testing.assert_array_equal(seen["groups"], choose)
+    assert f"over their {len(np.unique(test))} groups" in refit_table(results).note
     assert results["refit"]["chosen"]["errors"]["test_loss"] > 0
 
 
@@ -163,6 +164,12 @@ def test_a_table_that_cannot_judge_is_refused(table, tmp_path):
         load(rows, header)
     with pytest.raises(ValueError, match="`test` = 'iris' does not apply to data 'iris', only to"):
         load_choose_and_test(table, test="iris", **ROLES)
+
+
+def test_too_few_groups_for_a_test_part_are_told(tmp_path):
+    path = write(tmp_path / "few.csv", rows_of(range(3), each=12))
+    with pytest.raises(ValueError, match="3 different groups, and 5 parts .* of its own .--test"):
+        prepare(TrainOptions(data=path, strength=0.1, **ROLES, **SMALL))
 
 
 def test_fewer_groups_than_folds_are_told(tmp_path):

@@ -1,10 +1,11 @@
 """The cells of a table as numbers, words or labels; what does not fit is named by its line."""
 
+import re
 from typing import Any
 
 import numpy as np
 
-from wdjax.data.encoding import HOLE
+from wdjax.data.encoding import HOLE, Words
 from wdjax.data.table_files import RawTable, arrow, shown
 from wdjax.data.texts import quoted
 
@@ -17,17 +18,32 @@ HOLES = (
 )
 """What stands for a number that is missing, in any file."""
 
+FEW_DIFFERENT = 20
+"""Words of one column that may stand in a row each: so few cost little."""
+
+_SHAPES = {
+    "dates": re.compile(
+        r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/]\d{1,2}[-/]\d{2,4}|\d{1,2}\.\d{1,2}\.\d{4})"
+        r"([T ]\d.*)?"
+    ),
+    "lists": re.compile(r"\[.*\]|\{.*\}", re.DOTALL),
+}
+_INSTEAD = {
+    "dates": "make numbers of them (the days since one of them, or the month)",
+    "lists": "give what they hold a column each",
+}
+
 _NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity))$"
 
 
-def input_column(table: RawTable, place: int) -> np.ndarray:
+def input_column(table: RawTable, place: int) -> np.ndarray | Words:
     """A column of inputs: float64 with NaN where a number is missing, or words, "" for a hole.
 
     Numbers, if all that is there are numbers; words, if more are none than are.
 
     Raises:
       ValueError: for a column without a single value, some words among numbers, a number that is
-        not finite, dates and other types, and words of which there are too many.
+        not finite, dates, lists and other types, and words of which there are too many.
     """
     name, cells = table.names[place], _as_text_or_numbers(table, place)
     if isinstance(cells, np.ndarray):
@@ -45,7 +61,7 @@ def input_column(table: RawTable, place: int) -> np.ndarray:
             "are numbers; turn it into a number, leave the cell empty, leave the column out "
             "(--drop), or name it as the `target`."
         )
-    words = np.array(cells.to_pylist(), str)
+    words = _words_of(cells)
     _check_words(table, name, words)
     return words
 
@@ -75,7 +91,7 @@ def number_column(table: RawTable, place: int, *, holes: bool = False) -> np.nda
     return _checked_numbers(table, name, found, may_be_empty=holes)
 
 
-def word_column(table: RawTable, place: int) -> np.ndarray:
+def word_column(table: RawTable, place: int) -> Words:
     """A column as words, whatever it holds; "" where there is none.
 
     Raises:
@@ -84,8 +100,8 @@ def word_column(table: RawTable, place: int) -> np.ndarray:
     cells = _as_text_or_numbers(table, place)
     if isinstance(cells, np.ndarray):
         # As a `.csv` has them: 3, not 3.0.
-        return np.array(["" if np.isnan(x) else f"{x:.17g}" for x in cells.tolist()], str)
-    return np.array(cells.to_pylist(), str)
+        return Words.of(["" if np.isnan(x) else f"{x:.17g}" for x in cells.tolist()])
+    return _words_of(cells)
 
 
 def label_column(table: RawTable, place: int, loss: str) -> np.ndarray:
@@ -143,9 +159,28 @@ def _checked_numbers(
     return numbers
 
 
-def _check_words(table: RawTable, name: str, words: np.ndarray) -> None:
-    num_words, num_rows = len(np.unique(words)), len(words)
-    if num_words > MOST_DIFFERENT or (num_words > 100 and num_words > num_rows / 2):
+def _words_of(cells: Any) -> Words:
+    """Of pyarrow's words: of a million rows only the different ones become Python's."""
+    held = cells.dictionary_encode()
+    held = held.combine_chunks() if hasattr(held, "combine_chunks") else held
+    words = np.array(held.dictionary.to_pylist(), str)
+    order = np.argsort(words)
+    place = np.empty(len(words), np.int32)
+    place[order] = np.arange(len(words))
+    return Words(place[held.indices.to_numpy()], words[order])
+
+
+def _check_words(table: RawTable, name: str, words: Words) -> None:
+    there = [word for word in words.words.tolist() if word not in HOLES]
+    for what, shape in _SHAPES.items():
+        if all(map(shape.fullmatch, there)):
+            row = int(np.argmax(words.codes == np.flatnonzero(words.words == there[0])[0]))
+            raise ValueError(
+                f"{str(table.path)!r}, {shown(name)} holds {what}, such as {quoted(there[0])} in "
+                f"{table.where(row)}; {_INSTEAD[what]}, or leave it out (--drop)."
+            )
+    num_words, num_rows = len(words.words), len(words.codes)
+    if num_words > MOST_DIFFERENT or num_words > max(FEW_DIFFERENT, num_rows / 2):
         raise ValueError(
             f"{str(table.path)!r}, {shown(name)} holds {num_words} different words in {num_rows} "
             "rows: it tells rows apart, or is text. Leave it out (--drop), or make fewer words of "

@@ -33,6 +33,21 @@ class InputColumn(NamedTuple):
     """Whether numbers are missing."""
 
 
+class Words(NamedTuple):
+    """The cells of a column of words: each word once, however many rows there are."""
+
+    codes: np.ndarray
+    """`[row]`: the place of its word."""
+    words: np.ndarray
+    """`[word]`: strings, sorted, each in some row; a hole is ""."""
+
+    @classmethod
+    def of(cls, cells: ArrayLike | Sequence[str]) -> "Words":
+        """Those of cells that are strings."""
+        words, codes = np.unique(np.asarray(cells, str), return_inverse=True)
+        return cls(codes, words)
+
+
 class Encoding(NamedTuple):
     """What becomes of the columns of a table, in order: how many words each has, 0 of numbers."""
 
@@ -89,8 +104,10 @@ def learn_encoding(encoding: Encoding, inputs: ArrayLike, weights: ArrayLike) ->
     inputs, weights = jnp.asarray(inputs), jnp.asarray(weights)
     known = (inputs != HOLE) & (weights > 0)[:, None]
     shares = jnp.where(known, weights[:, None], 0)
-    total = jnp.sum(shares, axis=0)
-    mean = jnp.sum(shares * jnp.where(known, inputs, 0), axis=0) / jnp.where(total > 0, total, 1)
+    total = jnp.sum(shares, axis=0, keepdims=True)
+    # Divided first: a sum of large numbers would not be finite where their mean is.
+    shares = shares / jnp.where(total > 0, total, 1)
+    mean = jnp.sum(shares * jnp.where(known, inputs, 0), axis=0)
     is_number = jnp.asarray(np.asarray(encoding.num_words) == 0)
     places = [jnp.zeros(0, jnp.int32)]
     for column, count in enumerate(encoding.num_words):
@@ -138,30 +155,60 @@ def apply_encoding(encoding: Encoding, learnt: Learnt, inputs: ArrayLike) -> Arr
 
 
 def encode_columns(
-    columns: Sequence[InputColumn], values: Sequence[np.ndarray]
+    columns: Sequence[InputColumn], values: Sequence[ArrayLike | Words]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The columns of another table as `[row, column]`, and by column the words that are unseen.
 
     Args:
       columns: those that were trained on.
-      values: of each, numbers with NaN where one is missing, or words.
+      values: of each, numbers with NaN where one is missing, or words (`Words`, or strings).
     """
-    inputs = np.empty((len(values[0]), len(columns)), np.float32)
+    first = values[0]
+    num_rows = len(first.codes if isinstance(first, Words) else np.asarray(first))
+    inputs = np.empty((num_rows, len(columns)), np.float32)
     unseen: dict[str, np.ndarray] = {}
     for place, (column, own) in enumerate(zip(columns, values, strict=True)):
         if column.words is None:
             with np.errstate(over="ignore"):
-                numbers = np.asarray(own, np.float64).astype(np.float32)
+                numbers = np.asarray(own).astype(np.float32)
             inputs[:, place] = np.where(np.isnan(numbers), HOLE, numbers)
             continue
+        held = own if isinstance(own, Words) else Words.of(own)
         codes = {word: code for code, word in enumerate(column.words)}
-        words, which = np.unique(np.asarray(own, str), return_inverse=True)
-        code = np.array([codes.get(word, UNSEEN) for word in words.tolist()], np.float32)
-        inputs[:, place] = code[which]
-        strange = np.asarray(own, str)[inputs[:, place] == UNSEEN]
+        code = np.array([codes.get(word, UNSEEN) for word in held.words.tolist()], np.float32)
+        inputs[:, place] = code[held.codes]
+        strange = held.codes[inputs[:, place] == UNSEEN]
         if len(strange):
-            unseen[column.name] = strange
+            unseen[column.name] = held.words[strange]
     return inputs, unseen
+
+
+def known_of(
+    columns: Sequence[InputColumn], inputs: np.ndarray, others: np.ndarray
+) -> tuple[tuple[InputColumn, ...], np.ndarray, np.ndarray]:
+    """The columns with the words of `inputs` alone, and both inputs by the words' new places.
+
+    What else stands in the others is unseen, as in a table that nobody knew before.
+
+    Args:
+      columns: of all the inputs.
+      inputs: `[row, column]`, as `encode_columns` makes them.
+      others: of the same columns.
+    """
+    known, parts = [], (inputs.copy(), others.copy())
+    for place, column in enumerate(columns):
+        if column.words is None:
+            known.append(column)
+            continue
+        there = np.unique(inputs[:, place]).astype(int)
+        there = there[there >= 0]
+        # One more, where an unseen word, -1, looks.
+        new = np.full(len(column.words) + 1, UNSEEN, np.float32)
+        new[there] = np.arange(len(there))
+        for part in parts:
+            part[:, place] = new[part[:, place].astype(int)]
+        known.append(column._replace(words=tuple(column.words[i] for i in there)))
+    return tuple(known), *parts
 
 
 def _codes(inputs: Array, column: int, count: int) -> Array:

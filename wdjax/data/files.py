@@ -9,7 +9,7 @@ import numpy as np
 from wdjax.checks import nearest
 from wdjax.data.archive import read_arrays
 from wdjax.data.cells import input_column, label_column, number_column, word_column
-from wdjax.data.encoding import Encoding, InputColumn, encode_columns
+from wdjax.data.encoding import Encoding, InputColumn, Words, encode_columns
 from wdjax.data.table_files import RawTable, read_table, shown
 from wdjax.data.texts import column_name, named, quoted, twice
 from wdjax.loss_kinds import has_classes
@@ -81,8 +81,14 @@ def read_columns(
     for i in others:
         values.append(input_column(table, i))
         found.append(_described(table.names[i], values[-1]))
+        _check_no_index(table, i, values[-1])
         values[-1], table.columns[i] = _narrow(values[-1]), None
     targets = label_column(table, place, loss) if has_classes(loss) else number_column(table, place)
+    if not has_classes(loss) and len(targets) > 1 and (targets == targets[0]).all():
+        raise ValueError(
+            f"{str(path)!r}, {shown(table.names[place])} is {targets[0]:g} in every row, so there "
+            "is nothing to predict; name another column as the `target`."
+        )
     inputs, _ = encode_columns(found, values)
     return Columns(inputs, targets, tuple(found), table.names[place], *_of_rows(table, own))
 
@@ -124,8 +130,11 @@ def _of_rows(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The weights and the groups of the rows, of the columns that say them."""
     weights = number_column(table, own["weights"]) if "weights" in own else None
-    groups = word_column(table, own["groups"]) if "groups" in own else None
-    if groups is not None and (groups == "").any():
+    if "groups" not in own:
+        return weights, None
+    held = word_column(table, own["groups"])
+    groups = held.words[held.codes]
+    if (groups == "").any():
         row = int(np.argmax(groups == ""))
         raise ValueError(
             f"{str(table.path)!r}, {shown(table.names[own['groups']])} has no group in "
@@ -174,15 +183,26 @@ def _roles(
     return place, own
 
 
-def _described(name: str, values: np.ndarray) -> InputColumn:
-    if values.dtype.kind == "U":
-        return InputColumn(name, tuple(np.unique(values).tolist()))
+def _check_no_index(table: RawTable, place: int, values: np.ndarray | Words) -> None:
+    """A column without a name that counts the rows is what pandas writes of its own accord."""
+    if table.names[place] or isinstance(values, Words):
+        return
+    if np.array_equal(values, np.arange(len(values))) and len(values) > 1:
+        raise ValueError(
+            f"{str(table.path)!r}: column {place + 1} has no name and counts the rows, as pandas "
+            "writes its index; write the table with index=False, or leave it out (--drop '')."
+        )
+
+
+def _described(name: str, values: np.ndarray | Words) -> InputColumn:
+    if isinstance(values, Words):
+        return InputColumn(name, tuple(values.words.tolist()))
     return InputColumn(name, None, bool(np.isnan(values).any()))
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
+def _narrow(values: np.ndarray | Words) -> np.ndarray | Words:
     """Numbers as a run has them: of a million rows the columns lie there side by side."""
-    return values if values.dtype.kind == "U" else values.astype(np.float32)
+    return values if isinstance(values, Words) else values.astype(np.float32)
 
 
 def read_inputs(

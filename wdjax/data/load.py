@@ -6,6 +6,7 @@ from typing import Any
 
 from wdjax.checks import check_positive_int
 from wdjax.data.dataset import Dataset, as_floats
+from wdjax.data.encoding import known_of
 from wdjax.data.named import find_source, load_test_table
 from wdjax.data.split import split_off_test
 from wdjax.loss_kinds import has_classes
@@ -137,4 +138,17 @@ def load_choose_and_test(
         return dataset, load_test_table(test, dataset, loss=loss, weights=weights, groups=groups)
     if test_name is not None:
         return dataset, load(test_name)
-    return split_off_test(dataset, fraction=fraction, seed=seed, stratify=stratify)
+    parts = split_off_test(dataset, fraction=fraction, seed=seed, stratify=stratify)
+    return _knowing_nothing_of_test(*parts)
+
+
+def _knowing_nothing_of_test(choose: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
+    """A word that stands in the test part alone is unseen, as it will be where one predicts."""
+    if choose.encoding is None:
+        return choose, test
+    columns, *inputs = known_of(choose.columns, choose.inputs, test.inputs)
+    choose, test = (
+        part._replace(inputs=own, columns=columns)
+        for part, own in zip((choose, test), inputs, strict=True)
+    )
+    return choose, test

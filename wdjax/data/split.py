@@ -64,7 +64,8 @@ def group_splits(
     if num_groups < num_parts:
         raise ValueError(
             f"`groups` has {num_groups} different groups, and {num_parts} parts of whole groups "
-            "are needed: take fewer folds, or another column."
+            "are needed: take fewer folds, judge on a table of its own (--test), or give another "
+            "column."
         )
     kind = select.GroupKFold if labels is None else select.StratifiedGroupKFold
     splitter = kind(num_parts, shuffle=True, random_state=seed)

@@ -146,8 +146,26 @@ def _read_parquet(path: Path, needs_header: bool) -> RawTable:
         ) from None
     if table.num_rows == 0 or table.num_columns == 0:
         raise ValueError(f"{str(path)!r} is empty; give at least one row and column.")
-    names = tuple(column_name(name) for name in table.column_names)
-    return RawTable(path, names, table.columns, True, None)
+    order = _without_index(table.schema)
+    names = tuple(column_name(table.column_names[i]) for i in order)
+    if not names:
+        raise ValueError(f"{str(path)!r} is empty; give at least one row and column.")
+    return RawTable(path, names, [table.columns[i] for i in order], True, None)
+
+
+def _without_index(schema: Any) -> list[int]:
+    """The columns as pandas has them in a `.csv`: its index first, or left out if it has no name.
+
+    Parquet has the index of a data frame at the end, where the target is looked for.
+    """
+    try:
+        index = (schema.pandas_metadata or {}).get("index_columns", [])
+    except (ValueError, AttributeError):  # Metadata that nobody wrote for pandas.
+        index = []
+    names = schema.names
+    own = {i for i, name in enumerate(names) if name in [x for x in index if isinstance(x, str)]}
+    unnamed = {i for i in own if re.fullmatch(r"__index_level_\d+__", names[i])}
+    return [*sorted(own - unnamed), *(i for i in range(len(names)) if i not in own)]
 
 
 def _scan(path: Path) -> tuple[str, bool]:

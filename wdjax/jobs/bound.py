@@ -60,7 +60,7 @@ def check_fits(
     seeds = _whole(getattr(options, "seeds", None), default_seeds)
     at_once, notes = _runs_and_notes(options, recipe, len(devices), seeds, params, dataset)
     arrays = {id(x): np.asarray(x).nbytes for d in parts for x in (d.inputs, d.targets)}
-    data = sum(arrays.values())
+    data = sum(arrays.values()) + _encoded_bytes(options, recipe, parts)
     if (at_once + 1) * MOST_OF_STATE * _bytes(params) + notes + data <= there:
         return
     state, gradient = _state_bytes(options, recipe, dataset)
@@ -117,6 +117,13 @@ def _state_bytes(options: RunOptions, recipe: Recipe, dataset: Dataset) -> tuple
         return _bytes(state.params), 0
     matrices = [_bytes(leaf) for leaf in jax.tree.leaves(state.params) if len(leaf.shape) > 1]
     return _bytes((state.params, state.opt_state, state.model_state)), max(matrices, default=0)
+
+
+def _encoded_bytes(options: RunOptions, recipe: Recipe, parts: Sequence[Dataset]) -> int:
+    """Of a table with words as a model sees it, beside the table as it is held."""
+    if recipe.encoding is None or isinstance(options, AuditOptions):
+        return 0
+    return sum(len(part.inputs) for part in parts) * 4 * recipe.encoding.width
 
 
 def _whole(value: Any, default: int) -> int:

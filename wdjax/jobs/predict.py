@@ -29,6 +29,7 @@ from wdjax.data.images import as_images_32
 from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling, undo_scaling
+from wdjax.data.table_files import ending_of
 from wdjax.data.texts import named, quoted, text_cell
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
@@ -88,15 +89,31 @@ class Predictor(NamedTuple):
           ValueError: if an example has another shape than those of the training data, a named
             column is missing or there twice, or a value is not finite.
         """
+        is_encoded = Encoding.of(self.columns) is not None
         if self.column_names and hasattr(inputs, "columns"):
             header = list(inputs.columns)
             places = find_columns("`inputs`", header, self.column_names)
             own = [np.asarray(inputs[header[i]]) for i in places]
-            if Encoding.of(self.columns) is None:
+            if not is_encoded:
                 inputs = np.stack(own, axis=1)
             else:
                 cells = [_cells(column, x) for column, x in zip(self.columns, own, strict=True)]
                 inputs, _ = encode_columns(self.columns, cells)
+        elif is_encoded:
+            raise ValueError(
+                "`inputs` must name their columns, as the model was trained on a table with words "
+                f"or holes: {named(self.column_names)}. Give a table (.csv, .csv.gz, .parquet), or "
+                "in Python a data frame."
+            )
+        return self.of_encoded(inputs)
+
+    def of_encoded(self, inputs: Any) -> np.ndarray:
+        """The outputs for inputs that are held as `load_data` holds them.
+
+        Raises:
+          ValueError: if an example has another shape than those of the training data, or a value
+            is not finite.
+        """
         inputs = plain_array("inputs", inputs)
         nothing = np.zeros(len(inputs))
         dataset = make_dataset(inputs, nothing, loss=loss_for(NUMBERS), kind=self.kind)
@@ -289,10 +306,9 @@ def run_predict(
       WriteError: if the file cannot be written; what stood there before stays.
     """
     predictor = load_predictor(run, model=model, final=final)
-    inputs = _inputs_of(data, predictor, data_dir, say)
     with naming(repr(data), data):
-        outputs = predictor(inputs)
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in pathlib.Path(data).stem)
+        outputs = _outputs_for(data, predictor, data_dir, say)
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in _stem(data))
     path = pathlib.Path(run) / f"predictions-{name}.csv" if out is None else pathlib.Path(out)
     if path.is_dir():
         raise ValueError(f"`out` {str(path)!r} is a folder; give the name of a file.")
@@ -329,7 +345,13 @@ def _csv_line(cells: list[str]) -> str:
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _inputs_of(
+def _stem(data: str) -> str:
+    """`new` of `new.csv` and of `new.csv.gz`."""
+    name = pathlib.Path(data).name
+    return name[: len(name) - len(ending_of(pathlib.Path(data)))]
+
+
+def _outputs_for(
     data: str, predictor: Predictor, data_dir: str | None, say: Callable[[str], None]
 ) -> np.ndarray:
     path, names = pathlib.Path(data), predictor.column_names
@@ -352,14 +374,15 @@ def _inputs_of(
         for name, words in found.unseen.items():
             say(
                 f"{data!r}, column {quoted(name)}: {len(words)} cells hold words that training did "
-                f"not see ({named(np.unique(words).tolist(), 3)})."
+                f"not see ({named(np.unique(words).tolist(), 3)}), and count as other words."
             )
-        return found.inputs
+        return predictor.of_encoded(found.inputs)
     if source.has_arrays:
+        outputs = predictor(read_arrays(path, ("inputs",))["inputs"])
         if is_table and names:
             say(f"{data!r} names no columns: {_in_order(names)}")
-        return read_arrays(path, ("inputs",))["inputs"]
-    return load_data(data, loss=predictor.loss, data_dir=data_dir).inputs
+        return outputs
+    return predictor(load_data(data, loss=predictor.loss, data_dir=data_dir).inputs)
 
 
 def _in_order(names: tuple[str, ...]) -> str:

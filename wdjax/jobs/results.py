@@ -48,7 +48,7 @@ SCHEMA = 2
 
 def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[str, Any]:
     """What every results file says first: what ran, on what, with which versions."""
-    data = prepared.choose_data
+    data, groups = prepared.choose_data, prepared.test_data.groups
     return {
         "schema": SCHEMA,
         "kind": kind,
@@ -68,6 +68,7 @@ def header(kind: str, options: RunOptions, prepared: Any, command: str) -> dict[
             "targets": prepared.loss.targets,
             "num_choose": prepared.num_choose,
             "num_test": prepared.num_test,
+            "num_test_groups": None if groups is None else len(np.unique(groups)),
             "num_outputs": data.num_outputs,
             "class_names": list(data.class_names),
             "column_names": list(data.column_names),

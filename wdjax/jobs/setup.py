@@ -19,6 +19,7 @@ from wdjax.data.load import does_not_apply, load_choose_and_test
 from wdjax.data.named import find_source
 from wdjax.data.split import add_label_noise, check_folds, group_splits
 from wdjax.jobs.bound import check_fits
+from wdjax.jobs.descriptions import about_columns, about_weights
 from wdjax.jobs.options import SINGLE_SLOPE, SLOPES, RunOptions, SelectOptions
 from wdjax.jobs.results import named_arrays
 from wdjax.loss_kinds import MEASURE_KINDS, fits_measure
@@ -41,7 +42,6 @@ from wdjax.recipe.parse import parse_names, parse_parts, parse_sigmoid
 from wdjax.runners import num_cores
 from wdjax.selection.folds import Folds, folds_from_splits, kfold
 from wdjax.selection.grids import check_axis
-from wdjax.tables import format_number
 from wdjax.types import Batch, Fit
 
 _KINDS_OF_DATA = {"image": "images", "table": "tables", "text": "sequences"}
@@ -89,36 +89,12 @@ class Prepared:
             shared = f" ({len(here)} CPU devices share {cores} core{'s' * (cores > 1)}: no faster "
             shared += "than one a core)"
         about = f" {self.choose_data.about}" if self.choose_data.about else ""
-        about += self._about_weights() + self._about_columns()
+        about += about_weights(self.choose_data) + about_columns(self.choose_data)
         return (
             f"{self.choose_data.name}: {self.num_choose} examples to {purpose} on, "
             f"{self.num_test} to test on.{about} Devices: {', '.join(names)}"
             f"{shared}."
         )
-
-    def _about_weights(self) -> str:
-        """Of data that say how much each example counts."""
-        weights = self.choose_data.weights
-        if weights is None:
-            return ""
-        left_out = self.choose_data.num_left_out
-        without = f"; {left_out} of weight 0 are left out" if left_out else ""
-        low, high = (format_number(float(w)) for w in (weights.min(), weights.max()))
-        return f" They count by their weights, {low} to {high}{without}."
-
-    def _about_columns(self) -> str:
-        """Of a table with words, holes or groups."""
-        data, found = self.choose_data, []
-        num_words = sum(column.words is not None for column in data.columns)
-        num_holes = sum(column.holes for column in data.columns)
-        if num_words or num_holes:
-            found.append(
-                f" Of {len(data.columns)} columns {num_words} of words and {num_holes} with holes, "
-                "encoded as each training part says."
-            )
-        if data.groups is not None:
-            found.append(f" Parts and folds keep {len(np.unique(data.groups))} groups whole.")
-        return "".join(found)
 
 
 def load_parts(options: RunOptions, loss: str) -> tuple[Dataset, Dataset]:

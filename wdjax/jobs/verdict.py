@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from wdjax.jobs.descriptions import judged_over
 from wdjax.jobs.results import has_classes_in
 from wdjax.jobs.told_parts import each_part_table
 from wdjax.loss_kinds import LOSS_KINDS
@@ -415,7 +416,7 @@ def refit_table(results: dict[str, Any]) -> Table:
     num_seeds = len(runs["chosen"]["test_loss"])
     noisy = results["config"]["label_noise"]
     clean = f" with clean labels (training labels: {noisy:.0%} wrong)" if noisy else ""
-    spread = "mean +- standard error over the test examples"
+    spread = f"mean +- standard error over {judged_over(results['data'])}"
     spread += f" and {num_seeds} seeds" if num_seeds > 1 else "; one seed"
     loss = LOSS_KINDS.get(results["config"]["loss"])
     scaled = not has_classes_in(results) and (loss is None or loss.standardizes)
