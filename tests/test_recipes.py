@@ -41,6 +41,24 @@ def of(ran, title):
     return names
 
 
+def check_a_table_is_encoded_by_each_training_part(ran):
+    names = of(ran, "A table with words")
+    assert names["choose_on"].column_names == ("age", "smoker")
+    data = names["to_batch"](names["choose_on"])
+    train = data._replace(weights=np.arange(len(data.weights)) < 150)
+    train, valid = names["scale"](train, data)
+    assert data.inputs.shape[1] == 2 and valid.inputs.shape[1] == 5
+    frame = names["visits"]
+    known = np.asarray(data.inputs[:150, 0])
+    known = known[known > -1e30]
+    holes = np.asarray(valid.inputs[:, 1]) > 0
+    # A hole is the mean of the training part, so 0 once standardised.
+    np.testing.assert_allclose(np.asarray(valid.inputs)[holes, 0], 0, atol=1e-5)
+    assert holes.sum() == frame["age"].isna().sum() - (names["judge_on"].inputs[:, 0] < -1e30).sum()
+    scores = names["by_table"].of("accuracy").mean(axis=(1, 2))
+    assert scores.max() > 0.75 > max(frame["ill"].mean(), 1 - frame["ill"].mean())
+
+
 def check_optunas_batches_are_lanes_of_a_program_compiled_once(ran):
     names = of(ran, "Any other search")
     assert names["compiled"] == 1

@@ -14,6 +14,9 @@ from wdjax.data.dataset import hash_of as hash_of
 from wdjax.data.dataset import make_dataset as make_dataset
 from wdjax.data.dataset import take as take
 from wdjax.data.dataset import to_batch as to_batch
+from wdjax.data.encoding import Encoding as Encoding
+from wdjax.data.encoding import InputColumn as InputColumn
+from wdjax.data.encoding import encode as encode
 from wdjax.data.images import SIDE as SIDE
 from wdjax.data.images import as_images_32 as as_images_32
 from wdjax.data.load import load_choose_and_test as load_choose_and_test

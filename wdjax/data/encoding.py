@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from wdjax.types import Batch
+
 HOLE = float(np.finfo(np.float32).min)
 """What stands where a number is missing. It is finite, and no table is known to hold it."""
 UNSEEN = -1.0
@@ -152,6 +154,27 @@ def apply_encoding(encoding: Encoding, learnt: Learnt, inputs: ArrayLike) -> Arr
         parts.append(jax.nn.one_hot(place, width, dtype=inputs.dtype))
         begin += count
     return jnp.concatenate(parts, axis=1)
+
+
+def encode(encoding: Encoding | None, train: Batch, *others: Batch) -> tuple[Batch, ...]:
+    """Fills holes and turns words into columns, as `train` says, in it and in the others.
+
+        inputs[row, column] -> inputs[row, encoding.width]
+
+    Pure, so that a fold can be encoded inside the compiled program: see `learn_encoding` for what
+    is learnt of `train`. What has no encoding (None: numbers alone) stays as it is.
+
+    Args:
+      encoding: of the data set that the batches are of, `Dataset.encoding`.
+      train: whose rows of weight above 0 are learnt of.
+      *others: of the same columns.
+    """
+    parts = (train, *others)
+    if encoding is None:
+        return parts
+    learnt = learn_encoding(encoding, train.inputs, train.weights)
+    apply = lambda part: part._replace(inputs=apply_encoding(encoding, learnt, part.inputs))
+    return tuple(map(apply, parts))
 
 
 def encode_columns(

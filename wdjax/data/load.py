@@ -48,9 +48,9 @@ def load_data(
       how much each example counts (rows of weight 0 are left out, unread);
     - `FILE.csv` (with commas, semicolons or tabs; also `.csv.gz`) has a header, and `FILE.parquet`
       names its columns; the target is the last one, or the one named `target`. Columns may be of
-      words, and numbers may be missing (`Dataset.columns`). `drop` names columns to leave out,
-      `weights` one that says how much each row counts, `groups` one of what rows share that belong
-      together;
+      words, and numbers may be missing: `Dataset.columns` says which, and `encode` fills and widens
+      them by each training part. `drop` names columns to leave out, `weights` one that says how
+      much each row counts, `groups` one of what rows share that belong together;
     - `tfds:NAME`, such as `tfds:cifar10` or `tfds:mnist@train[:10%]`: see `open_tfds`, which
       also says what `data_dir`, `download` and `length` mean.
 

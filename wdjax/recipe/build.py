@@ -13,7 +13,7 @@ from jaxtyping import Array
 from wdjax.checks import check_one_of, check_positive_int
 from wdjax.data.augment import Augmentation, compose
 from wdjax.data.dataset import as_floats
-from wdjax.data.encoding import Encoding, apply_encoding, learn_encoding
+from wdjax.data.encoding import Encoding, encode, learn_encoding
 from wdjax.data.scale import measure_scaling, standardize
 from wdjax.decay import decay_weights
 from wdjax.decay.composition import chain_by
@@ -343,18 +343,9 @@ def recipe_score(recipe: Recipe) -> Score:
 
 def recipe_scale(recipe: Recipe, train: Batch, valid: Batch) -> tuple[Batch, Batch]:
     """Encodes and standardises what the recipe does, by the training part alone."""
-    train, valid = _encoded(recipe, train, valid)
+    train, valid = encode(recipe.encoding, train, valid)
     targets = LOSS_KINDS[recipe.loss].standardizes
     return standardize(train, valid, inputs=recipe.scale_inputs, targets=targets)
-
-
-def _encoded(recipe: Recipe, train: Batch, *others: Batch) -> tuple[Batch, ...]:
-    encoding = recipe.encoding
-    if encoding is None:
-        return (train, *others)
-    learnt = learn_encoding(encoding, train.inputs, train.weights)
-    apply = lambda part: part._replace(inputs=apply_encoding(encoding, learnt, part.inputs))
-    return tuple(map(apply, (train, *others)))
 
 
 def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Any]:
@@ -367,7 +358,7 @@ def recipe_scaling(recipe: Recipe, train: Batch) -> dict[str, Any]:
     if recipe.encoding is not None:
         learn = jax.jit(functools.partial(learn_encoding, recipe.encoding))
         found["encoding"] = learn(train.inputs, train.weights)
-        (train,) = jax.jit(functools.partial(_encoded, recipe))(train)
+        (train,) = jax.jit(functools.partial(encode, recipe.encoding))(train)
     return found | {
         field: jax.jit(measure_scaling)(getattr(train, field), train.weights)
         for field, wanted in scaled.items()
