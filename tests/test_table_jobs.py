@@ -4,11 +4,12 @@ import csv
 
 import jax
 import numpy as np
+import pandas
 import pytest
 
 from wdjax.cli import main
 from wdjax.data.load import load_choose_and_test, load_data
-from wdjax.jobs import SelectOptions, TrainOptions, run_select, run_train
+from wdjax.jobs import SelectOptions, TrainOptions, run_predict, run_select, run_train
 from wdjax.jobs.setup import draw_folds, prepare
 from wdjax.jobs.verdict import errors_on_test, refit_table
 from wdjax.selection import cross_validate as real
@@ -193,3 +194,52 @@ def test_help_shows_them_beside_a_table(capsys):
         shown = capsys.readouterr().out
         assert all((f"--{name} NAME" in shown) == there for name in ("drop", "weights", "groups"))
         assert len(shown.splitlines()) <= 54, "help fits a screen"
+
+
+def plan_of(path):
+    return prepare(TrainOptions(data=str(path), strength=0.1, batch_size=8))
+
+
+def test_the_plan_names_columns_that_never_vary(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "a,k,l,y\n" + "".join(f"{i},7,same,{i // 2 % 2}\n" for i in range(60))
+    )
+    assert (
+        "The same in every row, so of no use (--drop): 'k', 'l'."
+        in plan_of(tmp_path / "t.csv").describe()
+    )
+
+
+def test_what_words_take_in_memory_is_counted_before(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text(
+        "a,y\n" + "".join(f"w{i % 90},{i // 3 % 2}\n" for i in range(2000))
+    )
+    monkeypatch.setattr("wdjax.jobs.bound.memory_within_reach", lambda: 700_000)
+    with pytest.raises(ValueError, match="and there are .* of memory|needs at least .* of memory"):
+        plan_of(tmp_path / "t.csv")
+    # 2,000 rows of 90 columns, 0.72 MB; of numbers alone the same rows fit.
+    (tmp_path / "n.csv").write_text(
+        "a,y\n" + "".join(f"{i % 90},{i // 3 % 2}\n" for i in range(2000))
+    )
+    plan_of(tmp_path / "n.csv")
+
+
+def test_columns_that_training_took_for_no_inputs_are_passed_over_silently(table, tmp_path):
+    run = str(tmp_path / "run")
+    run_train(
+        TrainOptions(data=table, strength=0.1, out=run, **ROLES, **SMALL), say=lambda text: None
+    )
+    said = []
+    new = write(tmp_path / "new.csv", [[*row, "x"] for row in rows_of(range(5))], [*HEADER, "more"])
+    run_predict(run, new, say=said.append)
+    assert said == [f"{new!r}: columns that the model does not know are passed over: 'more'."]
+
+
+def test_yes_and_no_of_parquet_are_the_words_that_a_csv_has(tmp_path):
+    frame = pandas.DataFrame({"old": [True, False, None, True] * 10, "sick": [True, False] * 20})
+    for name in ("t.parquet", "t.csv"):
+        (frame.to_parquet if name == "t.parquet" else frame.to_csv)(tmp_path / name, index=False)
+        data = load_data(tmp_path / name)
+        assert data.columns[0].words == ("", "False", "True")
+        assert data.inputs[:4, 0].tolist() == [2, 1, 0, 2]
+        assert data.class_names == ("False", "True") and data.targets[:2].tolist() == [1, 0]

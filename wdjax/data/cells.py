@@ -199,10 +199,9 @@ def _as_text_or_numbers(table: RawTable, place: int) -> Any:
         kind = column.type
     if kinds.is_null(kind):
         return np.full(len(column), np.nan)
-    if kinds.is_boolean(kind):
-        column = column.cast(pa.uint8())
-    is_number = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
-    if is_number or kinds.is_boolean(kind):
+    if kinds.is_boolean(kind):  # As a `.csv` has them, so that either reads the other's model.
+        return pc.fill_null(pc.if_else(column, "True", "False"), "")
+    if kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind):
         numbers = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan)
         return numbers.to_numpy()
     if kinds.is_string(kind) or kinds.is_large_string(kind):

@@ -30,7 +30,7 @@ from wdjax.data.load import load_data
 from wdjax.data.named import find_source
 from wdjax.data.scale import Scaling, undo_scaling
 from wdjax.data.table_files import ending_of
-from wdjax.data.texts import named, quoted, text_cell
+from wdjax.data.texts import column_name, named, quoted, text_cell
 from wdjax.ending import naming
 from wdjax.jobs.lock import locked
 from wdjax.jobs.results import (
@@ -364,9 +364,11 @@ def _outputs_for(
             )
         number = predictor.input_shape[0]
         found = read_inputs(path, predictor.columns, number, predictor.target_name)
-        if found.others:
-            unknown = named(found.others)
-            say(f"{data!r}: columns that the model does not know are passed over: {unknown}.")
+        unknown = [name for name in found.others if name not in _no_inputs(predictor.config)]
+        if unknown:
+            say(
+                f"{data!r}: columns that the model does not know are passed over: {named(unknown)}."
+            )
         if not names:
             say(f"The run keeps no column names: the columns of {data!r} are taken in their order.")
         elif not found.has_header:
@@ -383,6 +385,12 @@ def _outputs_for(
             say(f"{data!r} names no columns: {_in_order(names)}")
         return outputs
     return predictor(load_data(data, loss=predictor.loss, data_dir=data_dir).inputs)
+
+
+def _no_inputs(config: Mapping[str, Any]) -> set[str]:
+    """The columns that training was told to take for something else than inputs."""
+    told = [*(config.get("drop") or ()), config.get("weights"), config.get("groups")]
+    return {column_name(name) for name in told if name is not None}
 
 
 def _in_order(names: tuple[str, ...]) -> str:
