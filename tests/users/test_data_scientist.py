@@ -81,3 +81,23 @@ def test_a_table_with_words_and_holes_is_chosen_on_judged_and_predicted(shell):
         "--batch-size 32 --out compared"
     )
     assert "adam" in told and "sgd" in told
+
+
+def test_rows_that_count_more_are_trained_on_and_judged_as_more(shell):
+    table = visits(60, 3)
+    table["count"] = np.arange(len(table)) % 4  # Of weight 0: not there.
+    table.to_csv("visits.csv.gz", index=False)
+
+    told = shell(
+        "wdjax train --data visits.csv.gz --target outcome --drop visit --groups patient "
+        "--weights count --strength 0.1 --epochs 20 --batch-size 32 --out trained"
+    )
+    assert "They count by their weights, 1 to 3; " in told and "over their 12 groups" in told
+    results = json.loads(pathlib.Path("trained/results.json").read_text())
+    assert results["data"]["num_choose"] + results["data"]["num_test"] == 180
+    assert results["data"]["column_names"] == ["age", "smoker", "pressure"]
+
+    visits(5, 4).drop(columns="outcome").to_csv("new.csv.gz", index=False)
+    told = shell("wdjax predict trained new.csv.gz")
+    assert "passed over" not in told
+    assert len(pandas.read_csv("trained/predictions-new.csv")) == 20
