@@ -1,13 +1,17 @@
 """What columns of a table are for: dropped, weights, groups, a table that judges."""
 
 import csv
+import decimal
 
 import jax
 import numpy as np
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from wdjax.cli import main
+from wdjax.data.encoding import HOLE
 from wdjax.data.load import load_choose_and_test, load_data
 from wdjax.jobs import SelectOptions, TrainOptions, run_predict, run_select, run_train
 from wdjax.jobs.setup import draw_folds, prepare
@@ -243,3 +247,26 @@ def test_yes_and_no_of_parquet_are_the_words_that_a_csv_has(tmp_path):
         assert data.columns[0].words == ("", "False", "True")
         assert data.inputs[:4, 0].tolist() == [2, 1, 0, 2]
         assert data.class_names == ("False", "True") and data.targets[:2].tolist() == [1, 0]
+
+
+def test_words_and_numbers_of_parquet_are_read_in_every_form_that_they_are_written_in(tmp_path):
+    words, y = ["b", None, "a", "b"] * 5, pyarrow.array([0, 1] * 10)
+    forms = [
+        pyarrow.array(words, pyarrow.string()),
+        pyarrow.array(words, pyarrow.large_string()),
+        pyarrow.array(words, pyarrow.string_view()),
+        pyarrow.array(words, pyarrow.string()).dictionary_encode(),
+    ]
+    numbers = [1.5, None, -2.0, 0.25] * 5
+    decimals = [None if x is None else decimal.Decimal(str(x)) for x in numbers]
+    forms += [pyarrow.array(numbers), pyarrow.array(decimals), pyarrow.array(numbers, "float32")]
+    for form in forms:
+        pyarrow.parquet.write_table(pyarrow.table({"a": form, "y": y}), tmp_path / "t.parquet")
+        data = load_data(tmp_path / "t.parquet")
+        is_words = data.columns[0].words == ("", "a", "b")
+        assert data.inputs[:4, 0].tolist() == ([2, 0, 1, 2] if is_words else [1.5, HOLE, -2, 0.25])
+    for odd in ([[1, 2]] * 20, [{"q": 1}] * 20, [b"a"] * 20):
+        table = pyarrow.table({"a": pyarrow.array(odd), "y": y})
+        pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match="'a' holds .* neither numbers nor words.*--drop"):
+            load_data(tmp_path / "t.parquet")

@@ -204,6 +204,8 @@ def _as_text_or_numbers(table: RawTable, place: int) -> Any:
     if kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind):
         numbers = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan)
         return numbers.to_numpy()
+    if str(kind) == "string_view":  # Few of pyarrow's functions take these.
+        column, kind = column.cast(pa.string()), pa.string()
     if kinds.is_string(kind) or kinds.is_large_string(kind):
         return pc.fill_null(pc.utf8_trim_whitespace(column), "")
     raise ValueError(
