@@ -389,8 +389,9 @@ def _outputs_for(
 
 def _no_inputs(config: Mapping[str, Any]) -> set[str]:
     """The columns that training was told to take for something else than inputs."""
-    told = [*(config.get("drop") or ()), config.get("weights"), config.get("groups")]
-    return {column_name(name) for name in told if name is not None}
+    drop = config.get("drop")
+    told = [*(drop if isinstance(drop, list) else ()), config.get("weights"), config.get("groups")]
+    return {column_name(name) for name in told if isinstance(name, str)}
 
 
 def _in_order(names: tuple[str, ...]) -> str:
