@@ -203,7 +203,7 @@ def _predictor_of(
         fit, scaling = _read_fit(folder, results, shapes, file)
     _check_scaling(folder / file, scaling, {"inputs": example.shape[1:]})
 
-    outputs_of = jax.jit(_outputs_of(network, fit, scaling, kind_of_loss, encoding))
+    outputs_of = jax.jit(make_outputs(network, fit, scaling, kind_of_loss, encoding))
 
     def apply(inputs: np.ndarray) -> np.ndarray:
         with jax.enable_x64(is_wide):
@@ -247,7 +247,7 @@ def _names_in(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _outputs_of(
+def make_outputs(
     network: Model,
     fit: Fit,
     scaling: Mapping[str, Any],

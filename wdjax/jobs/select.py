@@ -17,6 +17,7 @@ from wdjax.jobs.by_part import EachPart, each_part_of, tell_each_part
 from wdjax.jobs.candidates import strength_grid, timescale_start
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import FINALS, SelectOptions
+from wdjax.jobs.predictions import predictions_on_test
 from wdjax.jobs.refit import OnProgress, Say, final_fit, refit_runs
 from wdjax.jobs.results import FINAL, Clock, finish, header, write_json, write_params
 from wdjax.jobs.setup import (
@@ -135,8 +136,9 @@ def _select(
             finish(prepared.out, results, clock)
             say(f"Stopped. What had finished is in {prepared.out}.")
         raise
-    results["status"] = "complete"
-    results["files"] = write_params(prepared.out, fit, recipes.recipe_scaling(recipe, data))
+    scaling = recipes.recipe_scaling(recipe, data)
+    results |= {"status": "complete", "predictions": predictions_on_test(prepared, fit, scaling)}
+    results["files"] = write_params(prepared.out, fit, scaling)
     if options.final == "all":
         _add_final(results, prepared, chosen, jax.random.split(refit_key, num_seeds)[0])
         clock.lap("final")

@@ -17,6 +17,7 @@ from wdjax.data.dataset import hash_of, to_batch
 from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import TrainOptions
+from wdjax.jobs.predictions import predictions_on_test
 from wdjax.jobs.refit import (
     OnProgress,
     Say,
@@ -128,9 +129,9 @@ def _train(
     results["telemetry"] = telemetry_results(run.pop("telemetry"), steps, prepared)
     if not training.has_folder:  # Else it was cleared at the first save, or is gone on in.
         clear_earlier(prepared.out)
-    results["files"] = write_params(
-        prepared.out, fit, recipes.recipe_scaling(prepared.recipe, data)
-    )
+    scaling = recipes.recipe_scaling(prepared.recipe, data)
+    results["predictions"] = predictions_on_test(prepared, fit, scaling)
+    results["files"] = write_params(prepared.out, fit, scaling)
     finish(prepared.out, results, clock)
     return results
 

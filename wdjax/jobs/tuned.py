@@ -20,6 +20,7 @@ from wdjax.jobs.audit import audit_results, audit_run
 from wdjax.jobs.candidates import timescale_start
 from wdjax.jobs.folder import claimed, clear_earlier
 from wdjax.jobs.options import TrainOptions
+from wdjax.jobs.predictions import predictions_on_test
 from wdjax.jobs.refit import OnProgress, Say, judged, repeated_keys, run_results
 from wdjax.jobs.results import Clock, finish, header, stopped, write_params
 from wdjax.jobs.resume import check_not_streamed, restored, run_config, saved_step, start_anew
@@ -154,6 +155,7 @@ def _tuned(
     results["headline"] = f"{tuned_words(tuned, options)}: test loss {loss}."
     if not run.has_folder:  # Else it was cleared at the first save, or is gone on in.
         clear_earlier(out)
+    results["predictions"] = predictions_on_test(prepared, fit, run.scaling)
     results["files"] = write_params(out, fit, run.scaling)
     finish(out, results, clock)
     return results

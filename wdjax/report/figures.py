@@ -325,9 +325,41 @@ def draw_axes(
     right: float,
     top: float,
     left: float = 46.0,
+    bottom: float = BOTTOM,
     height: float = HEIGHT,
 ) -> str:
-    """One pair of axes as an `<svg>` element; matplotlib's own settings are left as found."""
+    """One pair of axes as an `<svg>` element, with so many points around it.
+
+    Matplotlib's own settings are left as found.
+    """
+
+    def paint_figure(figure: Any) -> None:
+        size = (WIDTH - left - right) / WIDTH, (height - top - bottom) / height
+        ax = figure.add_axes((left / WIDTH, bottom / height, *size))
+        quiet_axes(ax)
+        paint(ax)
+
+    return draw_figure(name, title, description, paint_figure, height=height)
+
+
+def quiet_axes(ax: Any) -> None:
+    """Lines at the left and below, thin and muted."""
+    ax.spines[["top", "right"]].set_visible(False)
+    for spine in ax.spines.values():
+        spine.set(color=MUTED, linewidth=0.8)
+    ax.tick_params(color=MUTED, labelcolor=MUTED, width=0.8, length=3)
+
+
+def draw_figure(
+    name: str,
+    title: str,
+    description: str,
+    paint: Callable[[Any], None],
+    *,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> str:
+    """What `paint(figure)` puts on an empty figure, as an `<svg>` element under its title."""
     need("matplotlib", what="a report")
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -342,21 +374,15 @@ def draw_axes(
     with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
         # The reader's browser has the glyphs that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure = Figure(figsize=(WIDTH / 72, height / 72))
-        size = (WIDTH - left - right) / WIDTH, (height - top - BOTTOM) / height
-        ax = figure.add_axes((left / WIDTH, BOTTOM / height, *size))
-        ax.spines[["top", "right"]].set_visible(False)
-        for spine in ax.spines.values():
-            spine.set(color=MUTED, linewidth=0.8)
-        ax.tick_params(color=MUTED, labelcolor=MUTED, width=0.8, length=3)
-        paint(ax)
+        figure = Figure(figsize=(width / 72, height / 72))
+        paint(figure)
         figure.text(0, 1 - 12 / height, title, color=INK, fontsize=11)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), name, title, description, height)
+    return _inline(buffer.getvalue(), name, title, description, (width, height))
 
 
-def _inline(svg: str, name: str, title: str, description: str, height: float) -> str:
+def _inline(svg: str, name: str, title: str, description: str, size: tuple[float, float]) -> str:
     """The body of matplotlib's file under our own opening tag, every id made this figure's own."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     body = body[body.index(">", body.index("<svg")) + 1 :]
@@ -365,7 +391,7 @@ def _inline(svg: str, name: str, title: str, description: str, height: float) ->
     for colour, variable in _THEME.items():
         body = body.replace(colour, variable)
     return (
-        f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
+        f'<svg viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{html.escape(title)}</title>'
         f'<desc id="{name}-desc">{html.escape(description)}</desc>{body}'

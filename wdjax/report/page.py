@@ -10,6 +10,7 @@ import numpy as np
 from wdjax.report.compared import comparison_figures, comparison_table, read_comparison
 from wdjax.report.decayed import decay_table
 from wdjax.report.figures import Figure
+from wdjax.report.predicted import prediction_figures, prediction_words
 from wdjax.report.runs import read_runs, run_figures, runs_table, what_decay_bought
 from wdjax.report.sweep import (
     Sweep,
@@ -88,11 +89,12 @@ def render_report(results: Mapping[str, Any]) -> str:
     elif results.get("kind") == "train":
         moved = _tables(results) if results.get("tables") else ()
         sections = [*_final_runs(results, "The run"), *moved]
-        sections += [*_decay(results), *_telemetry(results)]
+        sections += [*_predictions(results), *_decay(results), *_telemetry(results)]
     else:
         sections = [
             *_strengths(results),
             *_final_runs(results, "What decay bought on the test part"),
+            *_predictions(results),
             *_each_part(results),
             *_decay(results),
             *_telemetry(results),
@@ -235,6 +237,17 @@ def _final_runs(results: Mapping[str, Any], heading: str) -> Iterable[str]:
     over = "of the test part over its examples and the seeds" if held else "over seeds"
     yield _paragraph(f"Mean \u00b1 standard error {over}, where there are several.", "quiet")
     yield from _figures(run_figures(runs), "No learning curves in these results.")
+
+
+def _predictions(results: Mapping[str, Any]) -> Iterable[str]:
+    """Of results that hold them; those of texts, of a stream and of earlier versions do not."""
+    drawn, words = prediction_figures(results), prediction_words(results)
+    if not drawn and not words:
+        return
+    yield "<h2>Predicted and true, on the test part</h2>"
+    if words:
+        yield _paragraph(words[:1].upper() + words[1:])
+    yield from _figures(drawn, "Too many classes for a matrix.")
 
 
 def _each_part(results: Mapping[str, Any]) -> Iterable[str]:
