@@ -14,7 +14,6 @@ from synthetic_results import SMALL, synthetic_results
 
 from wdjax.report import figures, heat, render_report
 from wdjax.report.runs import what_decay_bought
-from wdjax.report.telemetry import COLUMNS, read_telemetry, telemetry_table
 from wdjax.tables import Estimate, format_number, to_json
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path", "rect", "ellipse", "circle"}
@@ -233,58 +232,6 @@ def test_a_training_run_shows_its_curves_and_nothing_of_a_grid():
     assert page.tags.count("figure") == 1
 
 
-def telemetry_of(paths=("a/kernel", "a/bias"), num_seeds=2):
-    """Three points of every measure; the bias is not decayed, so two of them are null."""
-    steps = [1, 11, 21]
-    rising = [[0.5 + seed, 1.5 + seed, 2.25 + seed] for seed in range(num_seeds)]
-    nothing, zero = [[None] * 3] * num_seeds, [[0.0] * 3] * num_seeds
-    kernel = dict.fromkeys(COLUMNS, rising) | {"gated_share": zero, "timescale": [[40.0] * 3] * 2}
-    bias = kernel | {"timescale": nothing, "equilibrium_norm": nothing, "equilibrium_angle": zero}
-    return {"steps": steps, "parts": {p: bias if "bias" in p else kernel for p in paths}}
-
-
-def trained(**more):
-    results = synthetic_results(**SMALL) | {"kind": "train", "telemetry": telemetry_of()}
-    return {**results, "refit": {"run": results["refit"]["chosen"]}, **more}
-
-
-def test_telemetry_has_a_table_of_the_last_point_and_figures_of_what_changed():
-    page = read(trained())
-    assert "What the parts did on the way" in page.text
-    assert "Measured in 3 of the steps" in page.text
-    for figure in ("a/kernel: norm", "a/kernel: angle a step", "a/bias: norm", "Unmoved"):
-        assert figure in page.text
-    assert "Gated" not in page.text.split("unmoved")[-1], "it stayed 0, so it has no figure"
-    assert "predicted ends at 2.75" in page.text, "the mean of two seeds"
-    assert "No decay by the optimiser, so none is predicted." in page.text
-    row = telemetry_table(read_telemetry(trained())).rows[1]
-    assert row == ("a/bias", 2.75, np.inf, 2.75, 0.0, np.inf, 2.75, 0.0, 2.75)
-
-
-def test_telemetry_draws_the_largest_parts_and_tells_of_all():
-    paths = [f"layer{i}/kernel" for i in range(9)]
-    decay = [{"path": path, "size": 10 * i} for i, path in enumerate(paths)]
-    page = read(trained(telemetry=telemetry_of(paths), decay=decay))
-    assert "layer3/kernel: norm" in page.text and "layer2/kernel: norm" not in page.text
-    assert all(path in page.text for path in paths)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        None,
-        [],
-        {"steps": [1], "parts": 3},
-        {"steps": [1, 2], "parts": {"a": {"norm": [[1.0]]}}},
-        {"steps": [], "parts": {}},
-        {"steps": [1], "parts": {"a": {"norm": ["x"]}}},
-    ],
-)
-def test_telemetry_that_cannot_be_read_is_a_word_and_of_a_selection_nothing(broken):
-    assert "No telemetry in these results." in read(trained(telemetry=broken)).text
-    assert "telemetry" not in read(synthetic_results(**SMALL)).text
-
-
 def test_a_regression_shows_r2_where_a_classification_shows_accuracy():
     page = read(synthetic_results(second="r2", **SMALL))
     assert "Validation r2" in page.text and "accuracy" not in page.text
@@ -406,6 +353,9 @@ def test_names_at_the_ends_of_lines_keep_their_order_and_their_distance():
     spread = figures.spread(np.array([5.0, 0.0, 0.1, 5.0]), 1.0)
     assert spread[1] < spread[2] < spread[0] < spread[3]
     assert np.diff(np.sort(spread)).min() >= 1.0 - 1e-12
+    for heights in ([0.0, 0.1, 0.2], [9.8, 9.9, 10.0], [0.0, 5.0, 10.0]):
+        inside = figures.spread(np.array(heights), 1.0, (0.0, 10.0))
+        assert inside.min() >= 0 and inside.max() <= 10 and np.diff(inside).min() >= 1 - 1e-12
 
 
 def test_what_decay_bought_is_paired_over_seeds():

@@ -84,7 +84,7 @@ def draw_series(
     def paint(ax: Any) -> None:
         shown = [_shown(s) for s in series]
         bands = [v for s in shown for v in (s.mean, s.mean - s.error, s.mean + s.error)]
-        _limit(ax, [*bands, np.array([] if level is None else [level])])
+        limit_height(ax, [*bands, np.array([] if level is None else [level])])
         _horizontal(ax, scale, axis)
         _shade(ax, np.unique(np.concatenate([s.x for s in series])), shaded, scale)
         if level is not None:
@@ -142,7 +142,7 @@ def draw_epochs(
     places = np.arange(1, longest + 1) if at is None else at
 
     def paint(ax: Any) -> None:
-        _limit(ax, [values for _, values, _ in runs])
+        limit_height(ax, [values for _, values, _ in runs])
         first, last = float(places[0]), float(places[-1])
         ax.set_xlim(first - 0.03 * last, last + 0.03 * last)
         ticks = [t for t in ax.get_xticks() if first <= t <= last and t == int(t)] or [first]
@@ -178,7 +178,7 @@ def off_scale(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values) & (np.abs(values) > (limit or np.inf))
 
 
-def _limit(ax: Any, values: Iterable[np.ndarray]) -> None:
+def limit_height(ax: Any, values: Iterable[np.ndarray]) -> None:
     """Vertical limits around the finite values, log where they are positive and spread far."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
@@ -279,14 +279,17 @@ def _draw_marks(ax: Any, marks: Sequence[Mark], scale: Scale) -> None:
 
 
 def _label_ends(ax: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Each line's name at its end, spread so that no two stand on each other."""
+    """Each line's name at its end, spread so that no two stand on each other.
+
+    Of more lines than there is room for, the coloured ones and some between have theirs.
+    """
+    box, gap = ax.bbox, 11.0 * ax.figure.dpi / 72
+    ends = _thinned(ends, int(box.height / gap) + 1)
     if not ends:
         return
     points = np.array([ax.transData.transform((x, y)) for _, x, y, _ in ends])
-    gap = 11.0 * ax.figure.dpi / 72
-    for (label, x, y, colour), point, height in zip(
-        ends, points, spread(points[:, 1], gap), strict=True
-    ):
+    heights = spread(points[:, 1], gap, (box.y0, box.y1))
+    for (label, x, y, colour), point, height in zip(ends, points, heights, strict=True):
         lift = (height - point[1]) * 72 / ax.figure.dpi
         ax.annotate(
             label if len(label) <= 14 else f"{label[:11]}...",
@@ -299,13 +302,31 @@ def _label_ends(ax: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
         )
 
 
-def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """The heights, moved to stand at least `gap` apart, in their order and about their mean."""
+def _thinned(
+    ends: Sequence[tuple[str, float, float, str]], most: int
+) -> list[tuple[str, float, float, str]]:
+    quiet = [i for i, end in enumerate(ends) if end[3] == MUTED]
+    room = max(most - (len(ends) - len(quiet)), 0)
+    evenly = np.linspace(0, len(quiet) - 1, min(room, len(quiet))).round().astype(int)
+    kept = {quiet[i] for i in evenly} | set(range(len(ends))) - set(quiet)
+    return [ends[i] for i in sorted(kept)[:most]]
+
+
+def spread(
+    heights: np.ndarray, gap: float, within: tuple[float, float] = (-np.inf, np.inf)
+) -> np.ndarray:
+    """The heights, moved to stand at least `gap` apart, in their order and about their mean.
+
+    They stay within two ends as far as these have room for them; the lower end holds before the
+    upper.
+    """
     order = np.argsort(heights, kind="stable")
     spread = np.array(heights, float)
     for below, above in zip(order[:-1], order[1:], strict=True):
         spread[above] = max(spread[above], spread[below] + gap)
-    return spread - (spread.mean() - heights.mean())
+    spread -= spread.mean() - heights.mean()
+    spread -= max(spread.max() - within[1], 0.0)
+    return spread + max(within[0] - spread.min(), 0.0)
 
 
 def import_drawing() -> None:
@@ -358,8 +379,12 @@ def draw_figure(
     *,
     width: float = WIDTH,
     height: float = HEIGHT,
+    shown: str | None = None,
 ) -> str:
-    """What `paint(figure)` puts on an empty figure, as an `<svg>` element under its title."""
+    """What `paint(figure)` puts on an empty figure, as an `<svg>` element under its title.
+
+    `shown` stands for a title that is too long to be written.
+    """
     need("matplotlib", what="a report")
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -376,7 +401,8 @@ def draw_figure(
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure(figsize=(width / 72, height / 72))
         paint(figure)
-        figure.text(0, 1 - 12 / height, title, color=INK, fontsize=11)
+        size = 11 if width == WIDTH else 9.5
+        figure.text(0, 1 - 12 / height, shown or title, color=INK, fontsize=size)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue(), name, title, description, (width, height))

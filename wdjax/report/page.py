@@ -24,7 +24,12 @@ from wdjax.report.sweep import (
     sweep_figures,
     sweep_table,
 )
-from wdjax.report.telemetry import read_telemetry, telemetry_figures, telemetry_table
+from wdjax.report.telemetry import (
+    read_telemetry,
+    telemetry_panels,
+    telemetry_table,
+    telemetry_words,
+)
 from wdjax.tables import Table, format_number, to_plain
 from wdjax.writing import write_whole
 
@@ -62,7 +67,9 @@ tr.chosen { background: var(--wash); }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); }
 .figures { display: grid; gap: 2rem 2.5rem; margin-top: 1.75rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-figure { margin: 0; }
+.panels { display: grid; gap: 1.25rem 1.5rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 10.75rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 summary { font-size: .875rem; color: var(--muted); margin: .6rem 0; cursor: pointer; }
 pre { overflow-x: auto; font-size: .8rem; margin: .5rem 0; }
@@ -291,19 +298,14 @@ def _telemetry(results: Mapping[str, Any]) -> Iterable[str]:
     if telemetry is None:
         yield _missing("No telemetry in these results.")
         return
-    yield _paragraph(
-        f"Measured in {len(telemetry.steps)} of the steps; the table shows the last of them. A "
-        "prediction is meant for parts whose gradient is orthogonal to them, those before a norm; "
-        "for others it is a scale. Gated: the share of the weights that a gate spares; unmoved: "
-        "of those whose dtype could not take the update.",
-        "quiet",
-    )
+    yield _paragraph(telemetry_words(telemetry), "quiet")
     if telemetry.note:
         yield _paragraph(telemetry.note)
     yield _scrolling(telemetry_table(telemetry))
     rows = [row for row in results.get("decay") or () if isinstance(row, Mapping)]
-    sizes = {str(row.get("path")): row.get("size") or 0 for row in rows}
-    yield from _figures(telemetry_figures(telemetry, sizes), "Nothing to draw.")
+    panels, words = telemetry_panels(telemetry, rows)
+    yield from _figures(panels, "Nothing to draw.", "panels")
+    yield _paragraph(words, "quiet") if words else ""
 
 
 def _circumstances(results: Mapping[str, Any]) -> Iterable[str]:
@@ -357,13 +359,14 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-def _figures(drawn: list[Figure], otherwise: str) -> Iterable[str]:
+def _figures(drawn: list[Figure], otherwise: str, kind: str = "figures") -> Iterable[str]:
     if not drawn:
         yield _missing(otherwise)
         return
-    yield '<div class="figures">'
+    yield f'<div class="{kind}">'
     for figure in drawn:
-        yield f"<figure>{figure.svg}<figcaption>{_text(figure.caption)}</figcaption></figure>"
+        words = f"<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
+        yield f"<figure>{figure.svg}{words}</figure>"
     yield "</div>"
 
 

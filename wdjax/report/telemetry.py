@@ -1,16 +1,16 @@
 """What the parts did on the way, as the report shows it: norms, rotation, what was predicted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from wdjax.report import figures
-from wdjax.report.figures import Figure
+from wdjax.report.figures import FIRST, MUTED, Figure
+from wdjax.report.panels import Strip, draw_panel
 from wdjax.tables import Table, format_number
 
-MOST_PARTS = 6
-"""Parts drawn: the largest; the table holds all of them."""
+MOST_PARTS = 12
+"""Kernels drawn: the largest; the table holds every part."""
 
 COLUMNS = {
     "norm": "norm",
@@ -27,7 +27,8 @@ COLUMNS = {
 _MAY_BE_INFINITE = ("timescale", "equilibrium_norm")
 """Null in a results file for want of the word; of a run that diverged so is the norm."""
 
-_PAIRS = (("norm", "equilibrium_norm"), ("angle", "equilibrium_angle"))
+_PREDICTED = {"norm": "equilibrium_norm", "angle": "equilibrium_angle"}
+_STRIPS = (*_PREDICTED, "gradient_ratio", "timescale", "gated_share", "stuck_share")
 
 
 class Telemetry(NamedTuple):
@@ -58,9 +59,22 @@ def read_telemetry(results: Mapping[str, Any]) -> Telemetry | None:
     return Telemetry(steps, parts, str(found.get("note") or ""))
 
 
+def always_zero(telemetry: Telemetry) -> list[str]:
+    """The shares that were 0 in every part at every point."""
+    return [
+        name
+        for name in ("gated_share", "stuck_share")
+        if not any(np.any(part.get(name, 0.0)) for part in telemetry.parts.values())
+    ]
+
+
 def telemetry_table(telemetry: Telemetry) -> Table:
-    """A row a part: what was measured last, the mean over seeds."""
+    """A row a part: what was measured last, the mean over seeds.
+
+    Shares that stayed 0 in every part, see `always_zero`, have no column.
+    """
     names = [name for name in COLUMNS if any(name in part for part in telemetry.parts.values())]
+    names = [name for name in names if name not in always_zero(telemetry)]
 
     def last(part: dict[str, np.ndarray], name: str) -> float | None:
         value = float(part[name][:, -1].mean()) if name in part else np.nan
@@ -74,61 +88,81 @@ def telemetry_table(telemetry: Telemetry) -> Table:
     return Table(("part", *(COLUMNS[name] for name in names)), rows)
 
 
-def telemetry_figures(telemetry: Telemetry, sizes: Mapping[str, int]) -> list[Figure]:
-    """Norm and angle of each part beside what was predicted; the rest with a line a part.
+def telemetry_words(telemetry: Telemetry) -> str:
+    """What the table shows, and which of its columns it does not."""
+    words = f"Measured in {len(telemetry.steps)} of the steps; the table shows the last of them. A "
+    words += "prediction is meant for parts whose gradient is orthogonal to them, those before a "
+    words += "norm; for others it is a scale."
+    shares = {
+        "gated_share": "the share of the weights that a gate spares",
+        "stuck_share": "the share whose dtype could not take the update",
+    }
+    zero = always_zero(telemetry)
+    for name, meaning in shares.items():
+        always = ", 0 in every part at every point" if name in zero else ""
+        words += f" {COLUMNS[name].capitalize()}: {meaning}{always}."
+    return words
+
+
+def telemetry_panels(
+    telemetry: Telemetry, decay: Sequence[Mapping[str, Any]]
+) -> tuple[list[Figure], str]:
+    """A panel a kernel: its norm and angle beside what was predicted, then what else varies.
 
     Args:
       telemetry: as `read_telemetry` gives it.
-      sizes: how many weights each part holds: the largest parts are drawn.
+      decay: the rows of the table of decay: the role and the size of each part. The largest
+        kernels are drawn; where no part is one, the largest parts.
+
+    Returns:
+      `(panels, the words under them)`.
     """
-    ranked = sorted(telemetry.parts, key=lambda path: -sizes.get(path, 0))[:MOST_PARTS]
-    drawn = [path for path in telemetry.parts if path in ranked]
-    return [*_pair_figures(telemetry, drawn), *_line_figures(telemetry, drawn)]
+    about = {str(row.get("path")): row for row in decay}
+    roles = {path: about.get(path, {}).get("role") for path in telemetry.parts}
+    kernels = [p for p, role in roles.items() if role == "kernel" or (not role and "kernel" in p)]
+    of_these, called = (kernels, "kernels") if kernels else (list(telemetry.parts), "parts")
+    size = lambda path: about.get(path, {}).get("size") or 0
+    ranked = sorted(of_these, key=lambda path: -size(path))[:MOST_PARTS]
+    drawn = [path for path in of_these if path in ranked]
+    names = [name for name in _STRIPS if _varies(telemetry, drawn, name)]
+    panels = [_panel(telemetry, path, names, i) for i, path in enumerate(drawn)]
+    if not panels or not names:
+        return [], ""
+    words = "In colour what was measured, in grey what is predicted: where decay and steps of this "
+    words += "size balance, were the steps directionless. Each strip has a scale of its own."
+    if any(_prediction(telemetry.parts[path], "norm") is None for path in drawn):
+        words += " Where no grey line stands, the optimiser does not decay."
+    if len(drawn) < len(telemetry.parts):
+        some = f"{len(drawn)} largest " if len(drawn) < len(of_these) else ""
+        words += f" Drawn are the {some}{called}; the table holds every part."
+    if any(len(part[names[0]]) > 1 for part in telemetry.parts.values() if names[0] in part):
+        words += " Thin lines are seeds."
+    return panels, words
 
 
-def _pair_figures(telemetry: Telemetry, drawn: list[str]) -> Iterator[Figure]:
-    for i, path in enumerate(drawn):
-        for measured, predicted in _PAIRS:
-            part = telemetry.parts[path]
-            lines = [
-                (label, part[name], colour)
-                for label, name, colour in (
-                    ("measured", measured, figures.FIRST),
-                    ("predicted", predicted, figures.MUTED),
-                )
-                if name in part and np.isfinite(part[name]).any()
-            ]
-            has_prediction = len(lines) > 1 and bool((lines[1][1] > 0).any())
-            lines = lines if has_prediction else lines[:1]
-            caption = (
-                "Where decay and steps of this size balance, were the steps directionless."
-                if has_prediction
-                else "No decay by the optimiser, so none is predicted."
-            )
-            if lines:
-                title = f"{path or 'the weights'}: {COLUMNS[measured]}"
-                yield _figure(f"part-{i}-{measured}", title, lines, telemetry.steps, caption)
+def _varies(telemetry: Telemetry, drawn: list[str], name: str) -> bool:
+    """Norm and angle always; of the rest what changes on the way, as the table has the others."""
+    found = [part[name] for p in drawn if name in (part := telemetry.parts[p])]
+    known = [v[np.isfinite(v)] for v in found if np.isfinite(v).any()]
+    return bool(known) and (name in _PREDICTED or any(v.max() > v.min() for v in known))
 
 
-def _line_figures(telemetry: Telemetry, drawn: list[str]) -> Iterator[Figure]:
-    """What varies on the way; what stays as it was is in the table."""
-    colours = (figures.FIRST, figures.SECOND, figures.INK, figures.MUTED)
-    for name in ("gradient_ratio", "timescale", "gated_share", "stuck_share"):
-        values = [
-            (path, part[name])
-            for path in drawn
-            if name in (part := telemetry.parts[path]) and np.isfinite(part[name]).any()
-        ]
-        values = [(path, v) for path, v in values if np.nanmax(v) > np.nanmin(v)]
-        lines = [(path, v, colours[i % len(colours)]) for i, (path, v) in enumerate(values)]
-        if lines:
-            title = COLUMNS[name].capitalize()
-            yield _figure(f"parts-{name}", title, lines, telemetry.steps, "A line for each part.")
+def _prediction(part: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+    values = part.get(_PREDICTED.get(name, ""))
+    return values if values is not None and bool((values > 0).any()) else None
 
 
-def _figure(name: str, title: str, lines: list, steps: np.ndarray, caption: str) -> Figure:
-    ends = (f"{label} ends at {format_number(float(v[:, -1].mean()))}" for label, v, _ in lines)
-    if any(len(v) > 1 for _, v, _ in lines):
-        caption += " Thin lines are seeds."
-    svg = figures.draw_epochs(name, title, "; ".join(ends) + ".", lines, axis="step", at=steps)
-    return Figure(svg, caption)
+def _panel(telemetry: Telemetry, path: str, names: list[str], i: int) -> Figure:
+    part, strips, ends = telemetry.parts[path], [], []
+    for name in names:
+        values = part.get(name, np.full((1, len(telemetry.steps)), np.nan))
+        predicted = _prediction(part, name)
+        lines = [(values, FIRST), *([] if predicted is None else [(predicted, MUTED)])]
+        strips.append(Strip(COLUMNS[name], lines))
+        for label, line in zip(("", " predicted"), lines, strict=False):
+            end = format_number(float(line[0][:, -1].mean()))
+            ends.append(f"{COLUMNS[name]}{label} ends at {end}")
+    svg = draw_panel(
+        f"part-{i}", path or "the weights", "; ".join(ends) + ".", strips, telemetry.steps
+    )
+    return Figure(svg, "")
