@@ -11,7 +11,7 @@ import pytest
 
 import wdjax
 from wdjax.jobs.compare import CompareOptions, run_compare
-from wdjax.report import render_report
+from wdjax.report import render_report, results_of_comparison
 from wdjax.report.compared import comparison_figures, comparison_table, read_comparison
 from wdjax.report.decayed import decay_table
 from wdjax.selection.evidence import gains_by_example
@@ -88,9 +88,62 @@ def test_the_page_shows_each_choice_with_its_interval_and_its_verdict(num):
     assert heights == [70 + 22 * num]
     assert "hold for all rows tried" in figure.caption
     table = comparison_table(found)
-    assert [row[-1] for row in table.rows].count("best") == 1
-    worse = {row[0] for row in table.rows if row[-1] == "worse"}
+    assert [row[1] for row in table.rows].count("best") == 1
+    worse = {row[0] for row in table.rows if row[1] == "worse"}
     assert worse == set(found.worse) and (num < 4 or worse)
+
+
+@pytest.mark.parametrize("num", [2, 12])
+def test_dots_and_whiskers_stand_where_the_numbers_of_the_results_are(num):
+    """Places are affine in the numbers, so two of them tell where all others must be."""
+    results = to_plain({"comparison": comparison(num)})
+    (figure,) = comparison_figures(read_comparison(results))
+    gains = results["comparison"]["over_best"].values()
+    behind = sorted((-g["mean"], -g["high"], -g["low"]) for g in gains)
+    lines = re.findall(r'd="M (\S+) (\S+)\s+L (\S+) \2\s+"[^>]*width: 1.1', figure.svg)
+    whiskers = [(float(y), float(left), float(right)) for left, y, right in lines]
+    assert len(whiskers) == num - 1
+    places = np.array([ends for _, *ends in sorted(whiskers)])
+    expected = np.array([ends for _, *ends in behind])
+    slope, start = np.polyfit(expected.ravel(), places.ravel(), 1)
+    assert slope > 0
+    np.testing.assert_allclose(places, slope * expected + start, atol=0.01)
+    dots = re.findall(r'<use [^>]* x="(\S+)" y="(\S+)"[^>]*width: 1.1', figure.svg)
+    found = [x for _, x in sorted((float(y), float(x)) for x, y in dots)]
+    means = [0.0, *(mean for mean, *_ in behind)]
+    np.testing.assert_allclose(found, slope * np.array(means) + start, atol=0.01)
+
+
+def test_the_page_of_a_comparison_in_python_says_what_the_terminal_does_and_no_circumstances():
+    found = comparison(3)
+    results = results_of_comparison(found, name="noise", what="model", notes=["Of my loop."])
+    texts = Texts(render_report(results)).texts
+    words = found.in_words("model")
+    assert words in [text.replace("\u00b1", "+-") for text in texts]
+    assert words.startswith("Best model: choice 0 (strength 0), validation loss ")
+    assert "over all 6 rows tried" in words and "Of my loop." in texts
+    assert "Circumstances" not in texts and "wdjax compare noise" in texts
+
+
+def test_the_verdict_names_the_worse_and_those_that_cannot_be_told():
+    found = comparison(4)
+    words = found.in_words()
+    behind, _, worse = words.partition("; worse: ")
+    for name in found.chosen:
+        if name != found.best:
+            assert (name in worse) == (name in found.told_apart)
+            assert (name in behind) == (name not in found.told_apart)
+
+
+def test_sentences_about_many_choices_are_folded():
+    def page(num):
+        return render_report(results_of_comparison(comparison(num)))
+
+    few, many = page(3), page(12)
+    assert "<details>" not in few and "Choice 2 is worse" not in few.partition("<figure")[2]
+    folded = many.partition("<details>")[2].partition("</details>")[0]
+    assert "Each choice in words" in folded and folded.count(" choice 0 (") == 11
+    assert "over 5 folds, 2 seeds each. Difference: to choice 0" in many
 
 
 def test_a_choice_that_diverged_or_was_not_finished_leaves_a_page():

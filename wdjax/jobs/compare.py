@@ -26,9 +26,8 @@ from wdjax.moved import moved_keywords
 from wdjax.recipe import build as recipes
 from wdjax.recipe.kinds import COMPARED, NOTHING, OPTIMIZER_KINDS
 from wdjax.selection.choice import RULES
-from wdjax.selection.comparison import Comparison, compare
+from wdjax.selection.comparison import compare
 from wdjax.selection.cross_validation import Progress
-from wdjax.tables import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _compare(
         groups=choose_data.groups,
     )
     clock.lap("grid")
-    results["headline"] = _headline(options, comparison)
+    results["headline"] = comparison.in_words(options.vary)
     results["comparison"] = comparison
     results["status"] = "complete"
     clear_earlier(largest.out)
@@ -167,20 +166,3 @@ def _single(options: CompareOptions, name: str) -> CompareOptions:
     check_one_of("optimizer", single.optimizer, OPTIMIZER_KINDS)
     rates = OPTIMIZER_KINDS[single.optimizer].learning_rates
     return dataclasses.replace(single, learning_rates=rates)
-
-
-def _headline(options: CompareOptions, comparison: Comparison) -> str:
-    best = comparison.best
-    tied = [n for n in comparison.chosen if n != best and n not in comparison.told_apart]
-    worse = [name for name in comparison.chosen if name in comparison.told_apart]
-    numbers = ", ".join(f"{k} {v:g}" for k, v in comparison.chosen[best].hparams.items())
-    choice = comparison.chosen[best]
-    score = f"validation {options.choose_by} {Estimate(choice.mean, choice.standard_error)}"
-    words = f"Best {options.vary}: {best} ({numbers}), {score}"
-    words += f"; it cannot be told from {', '.join(tied)}" if tied else ""
-    words += f"; worse: {', '.join(worse)}" if worse else ""
-    return f"{words} (with 95 % confidence, over all {_num_rows(comparison)} rows tried)."
-
-
-def _num_rows(comparison: Comparison) -> int:
-    return sum(scores.of(scores.names[0]).shape[0] for scores in comparison.scores.values())

@@ -59,22 +59,33 @@ def read_comparison(results: Mapping[str, Any]) -> Compared | None:
 
 
 def comparison_table(found: Compared) -> Table:
-    """One row a choice: its best numbers, its score, the difference to the baseline."""
+    """One row a choice: the verdict, its best numbers, its score, the difference to the baseline.
+
+    The verdict stands beside the name, where a phone shows it without scrolling.
+    """
     names = list(dict.fromkeys(n for numbers in found.numbers.values() for n in numbers))
     rows = [
         (
             name,
+            "best" if name == found.best else "worse" if name in found.worse else "not told apart",
             *(numbers.get(n) for n in names),
             found.score[name],
             None if name == found.baseline else found.difference[name],
-            "best" if name == found.best else "worse" if name in found.worse else "not told apart",
         )
         for name, numbers in found.numbers.items()
     ]
-    headers = ("choice", *(n.replace("_", " ") for n in names), found.value)
-    headers += (f"difference to {found.baseline}", "verdict")
+    headers = ("choice", "verdict", *(n.replace("_", " ") for n in names), found.value)
+    headers += (f"difference to {found.baseline}",)
     marked = list(found.numbers).index(found.best) if found.best in found.numbers else None
     return Table(headers, tuple(rows), marked=marked)
+
+
+def comparison_words(found: Compared) -> tuple[str, list[str]]:
+    """What the table rests on, and what is said of single choices, a sentence each."""
+    of_one = [n for n in found.notes if n.startswith(tuple(f"{name} " for name in found.numbers))]
+    shared = [note for note in found.notes if note not in of_one]
+    words = ". ".join(f"{note[:1].upper()}{note[1:]}" for note in shared)
+    return f"{words.rstrip('.')}." if words else "", of_one
 
 
 def comparison_figures(found: Compared) -> list[Figure]:

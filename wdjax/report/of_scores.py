@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wdjax.diagnostics import AuditReport
-from wdjax.selection import Choice, Scores, choose
+from wdjax.selection import Choice, Comparison, Scores, choose
 from wdjax.tables import to_plain
 
 
@@ -63,3 +63,37 @@ def results_of(
         found["decay"] = [leaf._asdict() for leaf in audit.leaves]
         found["warnings"] = [warning.text for warning in audit.warnings]
     return to_plain(found)
+
+
+def results_of_comparison(
+    comparison: Comparison, *, name: str = "", what: str = "choice", notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The results dict of a comparison, for `write_report`: what `wdjax compare` draws its page of.
+
+    The page says `comparison.in_words(what)`, and shows the table of the choices, each at its best
+    numbers, and how far each is behind the best, with paired intervals.
+
+    Args:
+      comparison: of `wdjax.compare` or `wdjax.selection.compare_scores`.
+      name: of the data, for the page's title.
+      what: differs between the choices, in a word: `optimizer`.
+      notes: sentences that stand under the headline.
+
+    Example:
+      >>> from wdjax.report import results_of_comparison
+      >>> from wdjax.selection import compare_scores
+      >>> of = lambda losses: wdjax.Scores.of({"loss": losses}, {"strength": [0.0, 0.1]})
+      >>> scores = {"sgd": of([[0.9, 1.1], [0.5, 0.6]]), "adam": of([[0.8, 1.0], [0.7, 0.8]])}
+      >>> results_of_comparison(compare_scores(scores))["comparison"]["best"]
+      'sgd'
+    """
+    return to_plain(
+        {
+            "kind": "compare",
+            "status": "complete",
+            "headline": comparison.in_words(what),
+            "advice": list(notes),
+            "data": {"name": name} if name else {},
+            "comparison": comparison,
+        }
+    )

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from wdjax.report.compared import comparison_figures, comparison_table, read_comparison
+from wdjax.report.compared import (
+    comparison_figures,
+    comparison_table,
+    comparison_words,
+    read_comparison,
+)
 from wdjax.report.decayed import decay_table
 from wdjax.report.figures import Figure
 from wdjax.report.predicted import prediction_figures, prediction_words
@@ -32,6 +37,9 @@ from wdjax.report.telemetry import (
 )
 from wdjax.tables import Table, format_number, to_plain
 from wdjax.writing import write_whole
+
+MOST_NOTES = 4
+"""Sentences about single choices that are shown; more are folded, as the table says it too."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fffefa; --ink: #1c1c1a; --muted: #63635d;
@@ -118,7 +126,7 @@ def render_report(results: Mapping[str, Any]) -> str:
             f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
             *_opening(results, title),
             *sections,
-            *(_circumstances(results) if results.get("kind") != "search" else ()),
+            *(() if _is_of_ones_own(results) else _circumstances(results)),
             "</main></body></html>\n",
         ]
     )
@@ -131,6 +139,12 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> No
       WriteError: if it cannot be written; what stood there before stays.
     """
     write_whole(path, render_report(results))
+
+
+def _is_of_ones_own(results: Mapping[str, Any]) -> bool:
+    """Whether no command wrote them: what circumstances it had, its author knows."""
+    kind = results.get("kind")
+    return kind == "search" or (kind == "compare" and not results.get("config"))
 
 
 def _opening(results: Mapping[str, Any], title: str) -> Iterable[str]:
@@ -182,7 +196,12 @@ def _comparison(results: Mapping[str, Any]) -> Iterable[str]:
         yield _missing("No comparison in these results.")
         return
     yield _scrolling(comparison_table(found))
-    yield from (_paragraph(f"{note[:1].upper()}{note[1:]}", "quiet") for note in found.notes)
+    shared, of_one = comparison_words(found)
+    yield _paragraph(shared, "quiet") if shared else ""
+    long = len(of_one) > MOST_NOTES
+    yield "<details><summary>Each choice in words</summary>" if long else ""
+    yield from (_paragraph(note, "quiet") for note in of_one)
+    yield "</details>" if long else ""
     yield from _figures(comparison_figures(found), "No figure: nothing to compare was trained.")
 
 

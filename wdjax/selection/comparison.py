@@ -78,6 +78,20 @@ class Comparison(NamedTuple):
         error = standard_error_over_folds(difference)[0]
         return Estimate(float(difference.mean()), float(error))
 
+    def in_words(self, what: str = "choice") -> str:
+        """The verdict in one sentence: the best `what`, from which it cannot be told, which are
+        worse."""
+        best, choice = self.best, self.chosen[self.best]
+        tied = [name for name in self.chosen if name != best and name not in self.told_apart]
+        worse = [name for name in self.chosen if name in self.told_apart]
+        numbers = ", ".join(f"{name} {value:g}" for name, value in choice.hparams.items())
+        score = f"validation {self.value} {Estimate(choice.mean, choice.standard_error)}"
+        words = f"Best {what}: {best} ({numbers}), {score}"
+        words += f"; it cannot be told from {', '.join(tied)}" if tied else ""
+        words += f"; worse: {', '.join(worse)}" if worse else ""
+        num_rows = sum(len(_values(scores, self.value)) for scores in self.scores.values())
+        return f"{words} (with 95 % confidence, over all {num_rows} rows tried)."
+
     def table(self) -> Table:
         """One row a choice: its best numbers, its scores there, the difference to the baseline."""
         numbers = list(dict.fromkeys(n for c in self.chosen.values() for n in c.hparams))
