@@ -174,6 +174,9 @@ def test_the_job_writes_the_page_and_says_what_was_told(tmp_path):
     assert len(details) == 1 and "All options, data, versions and times" in page
 
 
+SCHEDULE = "first_rate", "peak_rate", "last_rate"
+
+
 def leaves(num=12):
     same = {"shape": [64, 64], "rate": 1e-4, "half_life": 6931.1, "role": "kernel", "size": 4096}
     row = lambda path, **own: {
@@ -198,13 +201,25 @@ def test_repeated_blocks_are_one_row_and_idle_columns_are_told():
         "rate a step",
         "half-life in steps",
         "role",
-        "size",
         "norm",
     }
     assert table.rows[0][table.headers.index("norm")] == pytest.approx(np.arange(12).mean())
     assert (
         left_out == "In every row: warned no. 0 or unknown in every row: penalty share, unmeasured."
     )
+
+
+def test_a_size_without_a_shape_is_shown_and_a_schedule_where_it_moves():
+    rows = [{n: v for n, v in row.items() if n != "shape"} for row in leaves(2)]
+    assert "size" in decay_table(rows)[0].headers
+    steady = [row | dict.fromkeys(SCHEDULE, row["rate"]) for row in rows]
+    table, left_out = decay_table(steady)
+    assert "peak rate" not in table.headers
+    assert left_out.endswith("The rate is the same at every step.")
+    steady[0]["peak_rate"] = 2e-4
+    table, left_out = decay_table(steady)
+    assert {"first rate", "peak rate", "last rate"} < {*table.headers}
+    assert "same at every step" not in left_out
 
 
 def test_a_block_that_is_decayed_otherwise_stands_alone():

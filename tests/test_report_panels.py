@@ -59,6 +59,7 @@ def test_a_part_without_decay_has_no_line_of_a_prediction():
 def test_telemetry_draws_the_largest_kernels_and_tells_of_all():
     paths = [f"layer{i}/kernel" for i in range(MOST_PARTS + 3)]
     decay = [{"path": path, "size": 10 * i, "role": "kernel"} for i, path in enumerate(paths)]
+    decay[-1]["role"] = "head"
     decay += [{"path": "big/bias", "size": 10**6, "role": "bias"}]
     page = read(trained(telemetry=telemetry_of([*paths, "big/bias"]), decay=decay))
     titles = re.findall(r"layer(\d+)/kernelnorm ends", page.text)

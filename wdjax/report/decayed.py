@@ -17,15 +17,22 @@ UNITS = {
 _ALWAYS = "path", "rate"
 _OF_A_LEAF = "norm", "equilibrium_norm", "equilibrium_angle"
 """Measured, so that they differ between leaves that are decayed alike."""
+_OF_A_SCHEDULE = "first_rate", "peak_rate", "last_rate"
 
 
 def decay_table(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, str]:
     """The leaves' decay, and what the table does not show because it says the same everywhere.
 
     Leaves whose paths differ in numbers alone, and which are decayed alike, are one row: their
-    number stands in place of the numbers, and what was measured of them is the mean.
+    number stands in place of the numbers, and what was measured of them is the mean. The size is
+    left to the shape, and the rates along a schedule to the rate where they are the same.
     """
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    if all(isinstance(row.get("shape"), list) for row in rows):
+        names = [name for name in names if name != "size"]
+    steady = [n for n in _OF_A_SCHEDULE if n in names and _is_the_rate(rows, n)]
+    is_steady = len(steady) == len(_OF_A_SCHEDULE)
+    names = [name for name in names if not (is_steady and name in steady)]
     folded = _folded(rows, names)
     shown, same, nothing = [], [], []
     for name in names:
@@ -44,7 +51,12 @@ def decay_table(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, str]:
     )
     left_out = [f"In every row: {', '.join(same)}." if same else ""]
     left_out += [f"0 or unknown in every row: {', '.join(nothing)}." if nothing else ""]
+    left_out += ["The rate is the same at every step." if is_steady else ""]
     return table, " ".join(filter(None, left_out))
+
+
+def _is_the_rate(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(_shown(row.get(name)) == _shown(row.get("rate")) for row in rows)
 
 
 def _folded(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

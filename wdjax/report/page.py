@@ -65,6 +65,7 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th { font-weight: normal; font-style: italic; border-bottom: 1px solid var(--muted);
   position: sticky; top: 0; background: var(--paper); vertical-align: bottom; }
 th, td { padding: .14rem .8rem .14rem 0; white-space: nowrap; }
+th { white-space: normal; }
 th:last-child, td:last-child { padding-right: .2rem; }
 tr.chosen { background: var(--wash); }
 .facts table { border: 0; }

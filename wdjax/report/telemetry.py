@@ -28,6 +28,7 @@ _MAY_BE_INFINITE = ("timescale", "equilibrium_norm")
 """Null in a results file for want of the word; of a run that diverged so is the norm."""
 
 _PREDICTED = {"norm": "equilibrium_norm", "angle": "equilibrium_angle"}
+_NO_KERNELS = ("bias", "gain")
 _STRIPS = (*_PREDICTED, "gradient_ratio", "timescale", "gated_share", "stuck_share")
 
 
@@ -119,7 +120,8 @@ def telemetry_panels(
     """
     about = {str(row.get("path")): row for row in decay}
     roles = {path: about.get(path, {}).get("role") for path in telemetry.parts}
-    kernels = [p for p, role in roles.items() if role == "kernel" or (not role and "kernel" in p)]
+    plain = lambda path: roles[path] or ("kernel" if "kernel" in path else "bias")
+    kernels = [path for path in telemetry.parts if plain(path) not in _NO_KERNELS]
     of_these, called = (kernels, "kernels") if kernels else (list(telemetry.parts), "parts")
     size = lambda path: about.get(path, {}).get("size") or 0
     ranked = sorted(of_these, key=lambda path: -size(path))[:MOST_PARTS]
